@@ -1,0 +1,1 @@
+//! The engine of pocketlm: graph to plan, thread pool, KV cache, `step`.

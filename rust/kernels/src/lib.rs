@@ -1,0 +1,1 @@
+//! Operations of pocketlm on slices: no Python, no files, no threads.

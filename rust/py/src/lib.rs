@@ -1,0 +1,14 @@
+//! The Python binding of pocketlm: the module `pocketlm._core`, and nothing else.
+
+use pyo3::prelude::*;
+
+/// The compiled part of pocketlm.
+#[pymodule]
+mod _core {
+    use super::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}
