@@ -1,0 +1,384 @@
+"""The model as data: a dozen kinds of operation, and the graph that holds them in order.
+
+A family (``pocketlm.families``) turns a ``config.json`` into a :class:`Graph`. Three interpreters run it: the Rust engine
+(fast), :mod:`pocketlm.interpret.reference` (NumPy, the oracle of the tests) and :mod:`pocketlm.interpret.jax` (gradients).
+An operation refers to its inputs by the index of the operation that made them; every value is a float matrix
+``[tokens, width]``. Operations carry the canonical name of their site (``layers.7.ffn.down``), by which the profiler, the
+adapters, the bit recipe and error messages speak of them; weights carry the tensor name of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+ActivationKind = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+NormKind = Literal["rms", "layer"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of the checkpoint: its name there and the shape that it must have.
+
+    ``shared_with`` names the tensor whose bytes this one repeats (checkpoints of models with shared layers store
+    copies). ``transposed`` marks matrices stored as [inputs, outputs] (the Conv1D of GPT-2); ``shape`` is always
+    [outputs, inputs].
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+    shared_with: str | None = None
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding (Su et al., arXiv 2104.09864).
+
+    ``frequencies`` holds the inverse frequencies in radians per token, one for each rotated pair; the first
+    ``2 * len(frequencies)`` channels of each head are rotated, the rest pass through. ``scale`` multiplies cosine and
+    sine (the attention factor of YaRN and LongRoPE). Pairs are (i, i + n/2), or (2i, 2i + 1) when ``interleaved``.
+    """
+
+    frequencies: tuple[float, ...]
+    scale: float = 1.0
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of all operations. ``name`` is the site's canonical name, ``width`` the channels of the result."""
+
+    kind: ClassVar[str] = ""
+    name: str
+    width: int
+
+    def inputs(self) -> tuple[int, ...]:
+        """Indices of the operations whose results this one reads."""
+        return tuple(
+            value
+            for key in ("x", "a", "b", "q", "k", "v", "gate", "up")
+            if (value := getattr(self, key, None)) is not None
+        )
+
+    def weights(self) -> tuple[Weight, ...]:
+        """The tensors that this operation reads."""
+        return tuple(
+            value for field in dataclasses.fields(self) if isinstance(value := getattr(self, field.name), Weight)
+        )
+
+
+@dataclass(frozen=True)
+class Embed(Op):
+    """Rows of ``weight`` [vocabulary, width] at the token ids, times ``scale``."""
+
+    kind: ClassVar[str] = "embed"
+    weight: Weight
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Positions(Op):
+    """Rows of ``weight`` [context, width] at the tokens' positions (learned absolute positions)."""
+
+    kind: ClassVar[str] = "positions"
+    weight: Weight
+
+
+@dataclass(frozen=True)
+class Norm(Op):
+    """RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450) over channels.
+
+    With ``group`` each run of that many channels is normalised by itself (per-head query and key norms; ``weight`` is then
+    [group]). The gain is ``weight + offset`` (Gemma stores w - 1), or 1 without a weight.
+    """
+
+    kind: ClassVar[str] = "norm"
+    x: int
+    norm: NormKind
+    eps: float
+    weight: Weight | None = None
+    bias: Weight | None = None
+    offset: float = 0.0
+    group: int | None = None
+
+
+@dataclass(frozen=True)
+class Linear(Op):
+    """``x @ weight.T + bias`` with ``weight`` [width, inputs]."""
+
+    kind: ClassVar[str] = "linear"
+    x: int
+    weight: Weight
+    bias: Weight | None = None
+
+
+@dataclass(frozen=True)
+class Slice(Op):
+    """Channels ``start`` to ``start + width`` of ``x`` (the parts of a fused projection)."""
+
+    kind: ClassVar[str] = "slice"
+    x: int
+    start: int
+
+
+@dataclass(frozen=True)
+class Rope(Op):
+    """Rotates each head of ``x`` by its token's position."""
+
+    kind: ClassVar[str] = "rope"
+    x: int
+    head_dim: int
+    rotary: Rotary
+
+
+@dataclass(frozen=True)
+class Attention(Op):
+    """Causal grouped-query attention (arXiv 2305.13245) over the cache of layer ``cache``.
+
+    ``q`` is [tokens, heads * head_dim]; ``k`` and ``v`` are [tokens, kv_heads * head_dim], or both ``None`` where a layer
+    attends to the keys and values that an earlier layer left in ``cache``. Scores are multiplied by ``scale``, then passed
+    through ``softcap * tanh(s / softcap)`` if given. A ``window`` of w sees the last w tokens, its own included.
+    """
+
+    kind: ClassVar[str] = "attention"
+    q: int
+    k: int | None
+    v: int | None
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    cache: int
+    window: int | None = None
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class Add(Op):
+    """``a + b``."""
+
+    kind: ClassVar[str] = "add"
+    a: int
+    b: int
+
+
+@dataclass(frozen=True)
+class Activation(Op):
+    """``activation(x)``, elementwise."""
+
+    kind: ClassVar[str] = "activation"
+    x: int
+    activation: ActivationKind
+
+
+@dataclass(frozen=True)
+class Gated(Op):
+    """``activation(gate) * up``, elementwise (arXiv 2002.05202)."""
+
+    kind: ClassVar[str] = "gated"
+    gate: int
+    up: int
+    activation: ActivationKind
+
+
+@dataclass(frozen=True)
+class Scale(Op):
+    """``x * factor``."""
+
+    kind: ClassVar[str] = "scale"
+    x: int
+    factor: float
+
+
+@dataclass(frozen=True)
+class Softcap(Op):
+    """``cap * tanh(x / cap)``."""
+
+    kind: ClassVar[str] = "softcap"
+    x: int
+    cap: float
+
+
+@dataclass(frozen=True)
+class Clip(Op):
+    """``x`` limited to [-limit, limit]."""
+
+    kind: ClassVar[str] = "clip"
+    x: int
+    limit: float
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model: its operations in order of execution. The last one yields the logits.
+
+    ``vocab_size`` is the number of logits, ``context_length`` the number of positions that the model was made for.
+    """
+
+    model_type: str
+    vocab_size: int
+    context_length: int
+    ops: tuple[Op, ...]
+
+    def weights(self) -> dict[str, Weight]:
+        """Every tensor that the graph reads, by name, in order of first use."""
+        found: dict[str, Weight] = {}
+        for op in self.ops:
+            for weight in op.weights():
+                found.setdefault(weight.name, weight)
+        return found
+
+    def linears(self) -> Iterator[Linear]:
+        """The matrix products, in order."""
+        return (op for op in self.ops if isinstance(op, Linear))
+
+    def to_json(self) -> str:
+        """The graph as the engine reads it: ``{"ops": [{"kind": ..., field: value, ...}], ...}``."""
+        ops = [{"kind": op.kind, **dataclasses.asdict(op)} for op in self.ops]
+        head = {key: getattr(self, key) for key in ("model_type", "vocab_size", "context_length")}
+        return json.dumps({**head, "ops": ops})
+
+
+class GraphBuilder:
+    """Collects operations. Each method appends one and returns its index."""
+
+    def __init__(self, model_type: str, vocab_size: int, context_length: int) -> None:
+        self._header = (model_type, vocab_size, context_length)
+        self._ops: list[Op] = []
+        self._prefix = ""
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[None]:
+        """Names operations ``layers.<index>.<name>`` inside the ``with`` block."""
+        self._prefix = f"layers.{index}."
+        try:
+            yield
+        finally:
+            self._prefix = ""
+
+    def width(self, value: int) -> int:
+        """Channels of a value."""
+        return self._ops[value].width
+
+    def build(self) -> Graph:
+        """The finished graph."""
+        return Graph(*self._header, tuple(self._ops))
+
+    def _append(self, cls: type[Op], name: str, width: int, **fields: Any) -> int:
+        self._ops.append(cls(self._prefix + name, width, **fields))
+        return len(self._ops) - 1
+
+    def embed(self, name: str, weight: Weight, scale: float = 1.0) -> int:
+        return self._append(Embed, name, weight.shape[1], weight=weight, scale=scale)
+
+    def positions(self, name: str, weight: Weight) -> int:
+        return self._append(Positions, name, weight.shape[1], weight=weight)
+
+    def norm(
+        self,
+        x: int,
+        name: str,
+        weight: str | None,
+        eps: float,
+        *,
+        norm: NormKind = "rms",
+        bias: str | None = None,
+        offset: float = 0.0,
+        group: int | None = None,
+    ) -> int:
+        shape = (group or self.width(x),)
+        return self._append(
+            Norm,
+            name,
+            self.width(x),
+            x=x,
+            norm=norm,
+            eps=eps,
+            weight=Weight(weight, shape) if weight else None,
+            bias=Weight(bias, shape) if bias else None,
+            offset=offset,
+            group=group,
+        )
+
+    def linear(self, x: int, name: str, weight: str, width: int, *, bias: str | None = None, transposed: bool = False) -> int:
+        return self._append(
+            Linear,
+            name,
+            width,
+            x=x,
+            weight=Weight(weight, (width, self.width(x)), transposed=transposed),
+            bias=Weight(bias, (width,)) if bias else None,
+        )
+
+    def slice(self, x: int, name: str, start: int, width: int) -> int:
+        return self._append(Slice, name, width, x=x, start=start)
+
+    def split(self, x: int, *parts: tuple[str, int]) -> tuple[int, ...]:
+        """Consecutive slices of ``x``, each given as (name, width)."""
+        start, values = 0, []
+        for name, width in parts:
+            values.append(self.slice(x, name, start, width))
+            start += width
+        return tuple(values)
+
+    def rope(self, x: int, name: str, head_dim: int, rotary: Rotary) -> int:
+        return self._append(Rope, name, self.width(x), x=x, head_dim=head_dim, rotary=rotary)
+
+    def attention(
+        self,
+        q: int,
+        k: int | None,
+        v: int | None,
+        name: str,
+        *,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        cache: int,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> int:
+        return self._append(
+            Attention,
+            name,
+            heads * head_dim,
+            q=q,
+            k=k,
+            v=v,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            scale=scale,
+            cache=cache,
+            window=window,
+            softcap=softcap,
+        )
+
+    def add(self, a: int, b: int, name: str) -> int:
+        return self._append(Add, name, self.width(a), a=a, b=b)
+
+    def activation(self, x: int, name: str, activation: ActivationKind) -> int:
+        return self._append(Activation, name, self.width(x), x=x, activation=activation)
+
+    def gated(self, gate: int, up: int, name: str, activation: ActivationKind) -> int:
+        return self._append(Gated, name, self.width(up), gate=gate, up=up, activation=activation)
+
+    def scale(self, x: int, name: str, factor: float) -> int:
+        return self._append(Scale, name, self.width(x), x=x, factor=factor)
+
+    def softcap(self, x: int, name: str, cap: float) -> int:
+        return self._append(Softcap, name, self.width(x), x=x, cap=cap)
+
+    def clip(self, x: int, name: str, limit: float) -> int:
+        return self._append(Clip, name, self.width(x), x=x, limit=limit)
+
+    def head(self, x: int, weight: Weight | str, vocab_size: int, *, bias: str | None = None) -> int:
+        """The projection to logits; give the embedding's :class:`Weight` where it is tied."""
+        name = weight.name if isinstance(weight, Weight) else weight
+        return self.linear(x, "head", name, vocab_size, bias=bias)
