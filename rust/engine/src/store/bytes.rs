@@ -1,0 +1,149 @@
+//! Bytes of a tensor: a range of a mapped file, or memory of our own, aligned alike.
+
+use std::fs::{self, File};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+use super::error::StoreError;
+
+/// Alignment of codes in files and in memory: one line of a tile, one cache line.
+pub const LINE: usize = 64;
+
+/// A file mapped for reading. Pages are shared with every other process that maps it.
+#[derive(Debug)]
+pub(super) struct MappedFile {
+    pub path: Arc<Path>,
+    map: Mmap,
+}
+
+impl MappedFile {
+    /// Maps a regular file.
+    ///
+    /// The length is taken once, here. A file that another program cuts short afterwards makes the system end the process
+    /// at the first read of a lost page (SIGBUS), as with every mapped file; writers must replace files, not change them.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        // Asked before opening: to open a named pipe would wait for its writer.
+        let about = fs::metadata(path).map_err(|error| StoreError::io(path, &error))?;
+        if !about.is_file() {
+            let reason = if about.is_dir() {
+                "is a directory, not a file"
+            } else {
+                "is not a regular file"
+            };
+            return Err(StoreError::Missing {
+                file: path.to_owned(),
+                reason: reason.into(),
+            });
+        }
+        if about.len() == 0 {
+            return Err(StoreError::format(path, "the file is empty"));
+        }
+        let file = File::open(path).map_err(|error| StoreError::io(path, &error))?;
+        // SAFETY: the map is only read, as bytes, every value of which is valid. That the file is not changed while mapped is
+        // the condition stated above; all lengths are checked against the map's own length.
+        let map = unsafe { Mmap::map(&file) }.map_err(|error| StoreError::io(path, &error))?;
+        Ok(Self {
+            path: path.into(),
+            map,
+        })
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+/// Bytes that live as long as anyone holds them. Cloning shares them.
+#[derive(Debug, Clone)]
+pub enum Bytes {
+    /// Part of a mapped file.
+    Mapped(MappedRange),
+    /// Memory of our own.
+    Owned(OwnedBytes),
+}
+
+/// A range of a mapped file.
+#[derive(Debug, Clone)]
+pub struct MappedRange {
+    file: Arc<MappedFile>,
+    range: Range<usize>,
+}
+
+/// Memory aligned to [`LINE`].
+#[derive(Debug, Clone)]
+pub struct OwnedBytes {
+    lines: Arc<[Line]>,
+    len: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; LINE]);
+
+impl Bytes {
+    /// `range` must lie inside the file: the header's validation sees to it.
+    pub(super) fn mapped(file: &Arc<MappedFile>, range: Range<usize>) -> Self {
+        debug_assert!(range.start <= range.end && range.end <= file.bytes().len());
+        Self::Mapped(MappedRange {
+            file: Arc::clone(file),
+            range,
+        })
+    }
+
+    /// A copy of `source` in aligned memory.
+    pub fn copy(source: &[u8]) -> Self {
+        let lines = source.chunks(LINE).map(|chunk| {
+            let mut line = Line([0; LINE]);
+            line.0[..chunk.len()].copy_from_slice(chunk);
+            line
+        });
+        Self::Owned(OwnedBytes {
+            lines: lines.collect(),
+            len: source.len(),
+        })
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Mapped(part) => &part.file.bytes()[part.range.clone()],
+            Self::Owned(own) => {
+                // SAFETY: `lines` is contiguous, initialised, `Line` is 64 plain bytes without padding, and `len` is at most
+                // the bytes that the lines hold.
+                unsafe { std::slice::from_raw_parts(own.lines.as_ptr().cast::<u8>(), own.len) }
+            }
+        }
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        self.as_slice().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the first byte's address is a multiple of `alignment`.
+    pub fn is_aligned(&self, alignment: usize) -> bool {
+        self.as_slice().as_ptr().addr().is_multiple_of(alignment)
+    }
+
+    /// The bytes as 16-bit words, if they are aligned to two and even in number.
+    pub fn as_u16(&self) -> Option<&[u16]> {
+        // SAFETY: every pattern of bits is a valid u16.
+        let (head, words, tail) = unsafe { self.as_slice().align_to::<u16>() };
+        (head.is_empty() && tail.is_empty()).then_some(words)
+    }
+
+    /// The bytes as signed 8-bit integers.
+    pub fn as_i8(&self) -> &[i8] {
+        let bytes = self.as_slice();
+        // SAFETY: i8 and u8 have the same size and alignment, and every pattern of bits is a valid i8.
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<i8>(), bytes.len()) }
+    }
+}

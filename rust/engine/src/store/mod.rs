@@ -1,0 +1,180 @@
+//! The weights of a model, by name: mapped from safetensors files, or added from memory.
+//!
+//! The file is the memory: opening a file maps it, checks its header and the few small parts that kernels rely on, and
+//! reads nothing else. Whatever a file holds, opening it ends in a store or in an error that names file and tensor, and
+//! allocates no more than a small multiple of the header.
+
+mod bytes;
+mod error;
+mod finite;
+mod header;
+mod kind;
+mod palettes;
+mod tensor;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use bytes::{Bytes, LINE, MappedRange, OwnedBytes};
+pub use error::StoreError;
+pub use kind::{PaletteKind, TILE_ROWS};
+pub use palettes::{FORMAT_VERSION, PALETTES_KEY, VERSION_KEY};
+pub use tensor::{DenseType, Tensor, TensorData};
+
+use bytes::MappedFile;
+use palettes::Geometry;
+
+/// Tensors by name. Cloning is cheap and shares all bytes.
+#[derive(Debug, Clone, Default)]
+pub struct WeightStore {
+    tensors: BTreeMap<Arc<str>, Arc<Tensor>>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl WeightStore {
+    /// A store without tensors.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Maps one safetensors file and adds its tensors, all of them or (in case of an error) none.
+    pub fn open(&mut self, path: &Path) -> Result<(), StoreError> {
+        let file = Arc::new(MappedFile::open(path)?);
+        let mut header = header::parse(path, file.bytes())?;
+        let mut found = palettes::take(&file, &mut header)?;
+        found.extend(header.tensors.into_iter().map(|(name, slot)| {
+            let bytes = Bytes::mapped(&file, slot.start..slot.end);
+            let data = match DenseType::from_dtype(slot.dtype) {
+                Some(dtype) => TensorData::Dense { dtype, bytes },
+                None => TensorData::Opaque {
+                    dtype: slot.dtype.to_string().into(),
+                    bytes,
+                },
+            };
+            Tensor {
+                name: name.into(),
+                file: Some(Arc::clone(&file.path)),
+                shape: slot.shape,
+                data,
+            }
+        }));
+        for tensor in &found {
+            if let Some(other) = self.tensors.get(&tensor.name) {
+                let place = other
+                    .file()
+                    .map_or("memory".into(), |file| file.display().to_string());
+                return Err(StoreError::tensor(
+                    path,
+                    &tensor.name,
+                    format!("is in {place} too"),
+                ));
+            }
+        }
+        self.tensors.extend(
+            found
+                .into_iter()
+                .map(|tensor| (Arc::clone(&tensor.name), Arc::new(tensor))),
+        );
+        for (key, value) in header.metadata {
+            self.metadata.entry(key).or_insert(value);
+        }
+        Ok(())
+    }
+
+    /// Adds a dense tensor from memory. `bytes` are its elements, row-major and little-endian.
+    pub fn add_dense(
+        &mut self,
+        name: &str,
+        dtype: DenseType,
+        shape: &[usize],
+        bytes: Bytes,
+    ) -> Result<(), StoreError> {
+        let len = shape
+            .iter()
+            .try_fold(dtype.size(), |product, &size| product.checked_mul(size));
+        if len != Some(bytes.len()) {
+            let reason = format!(
+                "{} bytes for type {} and shape {shape:?}",
+                bytes.len(),
+                dtype.name()
+            );
+            return Err(StoreError::weight(name, None, reason));
+        }
+        self.add(Tensor {
+            name: name.into(),
+            file: None,
+            shape: shape.to_vec(),
+            data: TensorData::Dense { dtype, bytes },
+        })
+    }
+
+    /// Adds a palettized tensor from memory; see [`TensorData::Palette`] for its parts.
+    pub fn add_palette(
+        &mut self,
+        name: &str,
+        kind: PaletteKind,
+        shape: [usize; 2],
+        codes: &[u8],
+        codebook: &[u8],
+        scale: &[u8],
+    ) -> Result<(), StoreError> {
+        let [rows, cols] = shape;
+        let size = Geometry::new(kind, rows, cols)
+            .map_err(|reason| StoreError::weight(name, None, reason))?;
+        for (part, bytes, expected) in [
+            ("codes", codes.len(), size.tiles * size.bytes_per_tile),
+            ("codebook", codebook.len(), size.tiles * kind.codebook_len()),
+            ("scale", scale.len(), rows * 2),
+        ] {
+            if bytes != expected {
+                let reason = format!(
+                    "{bytes} bytes of {part} for {} of shape {shape:?}, must be {expected}",
+                    kind.name()
+                );
+                return Err(StoreError::weight(name, None, reason));
+            }
+        }
+        let [codes, codebook, scale] = [codes, codebook, scale].map(Bytes::copy);
+        self.add(palettes::palette(
+            name.into(),
+            None,
+            kind,
+            shape,
+            codes,
+            codebook,
+            scale,
+        )?)
+    }
+
+    fn add(&mut self, tensor: Tensor) -> Result<(), StoreError> {
+        if self.tensors.contains_key(&tensor.name) {
+            return Err(tensor.error("is in the store already"));
+        }
+        self.tensors
+            .insert(Arc::clone(&tensor.name), Arc::new(tensor));
+        Ok(())
+    }
+
+    /// The tensor of that name.
+    pub fn get(&self, name: &str) -> Result<&Arc<Tensor>, StoreError> {
+        self.tensors
+            .get(name)
+            .ok_or_else(|| StoreError::weight(name, None, "is missing"))
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// All tensors, by ascending name.
+    pub fn tensors(&self) -> impl Iterator<Item = &Arc<Tensor>> {
+        self.tensors.values()
+    }
+
+    /// The files' metadata, first file first, without the description of palettized tensors.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+}
