@@ -1,0 +1,106 @@
+"""OpenELM (arXiv 2404.14619): layers that are not alike.
+
+Unusual: heads and feed-forward widths grow with depth (layer-wise scaling), queries and keys are RMS-normalised per head
+before the rotation, query, key and value are one projection, and so are gate and up; the embedding is the head.
+"""
+
+from __future__ import annotations
+
+from pocketlm.families import family
+from pocketlm.families.config import ACTIVATIONS, MAX_LAYERS, Config
+from pocketlm.families.rope import base_frequencies
+from pocketlm.graph import Graph, GraphBuilder, Rotary, Weight
+
+NORM_EPS = 1e-6  # fixed in the published code, absent from its configuration
+
+
+def make_divisible(value: float, divisor: int) -> int:
+    """The multiple of ``divisor`` nearest to ``value``, but not below 90 % of it (MobileNet's rule)."""
+    result = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return result + divisor if result < 0.9 * value else result
+
+
+def multipliers(config: Config, key: str, layers: int) -> list[float]:
+    """One factor per layer, from a list of that length or from the two ends of a linear ramp (rounded to 2 digits)."""
+    value = config.raw(key)
+    values = value if isinstance(value, list) else [value] * layers
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < 1000 for v in values):
+        raise config.error(key, f"must hold positive numbers, not {value!r:.60}")
+    if len(values) == layers:
+        return [float(v) for v in values]
+    if len(values) != 2:
+        raise config.error(key, f"must hold 2 or {layers} numbers, not {len(values)}")
+    low, high = values
+    return [round(low + (high - low) * i / (layers - 1), 2) for i in range(layers)]
+
+
+def per_layer(config: Config, key: str, expected: list[int]) -> list[int]:
+    """A list of sizes that the configuration may state, checked against what its multipliers give."""
+    stated = config.raw(key, expected)
+    if isinstance(stated, int):
+        stated = [stated] * len(expected)
+    if stated != expected:
+        raise config.error(key, f"is {stated!r:.80}, but the multipliers give {expected!r:.80}")
+    return expected
+
+
+@family("openelm")
+def build(config: Config) -> Graph:
+    """Builds the graph from ``OpenELMConfig``."""
+    vocab, width = config.size("vocab_size"), config.size("model_dim")
+    layers = config.size("num_transformer_layers", most=MAX_LAYERS)
+    head_dim = config.size("head_dim", 128)
+    if head_dim % 2:
+        raise config.error("head_dim", f"must be even, not {head_dim}")
+    groups = config.size("num_gqa_groups", 1)
+    ratios = multipliers(config, "qkv_multipliers", layers)
+    heads = [make_divisible(width * ratio, head_dim * groups) // head_dim for ratio in ratios]
+    heads = per_layer(config, "num_query_heads", heads)
+    kv_heads = per_layer(config, "num_kv_heads", [h // groups for h in heads])
+    divisor = config.size("ffn_dim_divisor", 256)
+    ffn = [make_divisible(width * ratio, divisor) for ratio in multipliers(config, "ffn_multipliers", layers)]
+    gated = config.flag("ffn_with_glu", True)
+    activation = config.choice("activation_fn_name", ACTIVATIONS, "swish")
+    config.expect("normalization_layer_name", "rms_norm")
+    normalize_qk = config.flag("normalize_qk_projections", True)
+    tied = config.flag("share_input_output_layers", True)
+    rope = Rotary(tuple(base_frequencies(config.number("rope_freq_constant", 10000), head_dim)))
+    config.ignore("rope_max_length")  # the length of a precomputed table, not a change of numerics
+
+    graph = GraphBuilder("openelm", vocab, config.size("max_context_length", 2048))
+    embedding = Weight("transformer.token_embeddings.weight", (vocab, width))
+    x = graph.embed("embed", embedding)
+    for i in range(layers):
+        p = f"transformer.layers.{i}"
+        q_width, kv_width = heads[i] * head_dim, kv_heads[i] * head_dim
+        with graph.layer(i):
+            h = graph.norm(x, "attn.norm", f"{p}.attn_norm.weight", NORM_EPS)
+            qkv = graph.linear(h, "attn.qkv", f"{p}.attn.qkv_proj.weight", q_width + 2 * kv_width)
+            q, k, v = graph.split(qkv, ("attn.q", q_width), ("attn.k", kv_width), ("attn.v", kv_width))
+            if normalize_qk:
+                q = graph.norm(q, "attn.q.norm", f"{p}.attn.q_norm.weight", NORM_EPS, group=head_dim)
+                k = graph.norm(k, "attn.k.norm", f"{p}.attn.k_norm.weight", NORM_EPS, group=head_dim)
+            a = graph.attention(
+                graph.rope(q, "attn.q.rope", head_dim, rope),
+                graph.rope(k, "attn.k.rope", head_dim, rope),
+                v,
+                "attn",
+                heads=heads[i],
+                kv_heads=kv_heads[i],
+                head_dim=head_dim,
+                scale=head_dim**-0.5,
+                cache=i,
+            )
+            x = graph.add(x, graph.linear(a, "attn.out", f"{p}.attn.out_proj.weight", width), "attn.residual")
+            h = graph.norm(x, "ffn.norm", f"{p}.ffn_norm.weight", NORM_EPS)
+            if gated:
+                both = graph.linear(h, "ffn.gate_up", f"{p}.ffn.proj_1.weight", 2 * ffn[i])
+                gate, up = graph.split(both, ("ffn.gate", ffn[i]), ("ffn.up", ffn[i]))
+                h = graph.gated(gate, up, "ffn.act", activation)
+            else:
+                h = graph.linear(h, "ffn.up", f"{p}.ffn.proj_1.weight", ffn[i])
+                h = graph.activation(h, "ffn.act", activation)
+            x = graph.add(x, graph.linear(h, "ffn.down", f"{p}.ffn.proj_2.weight", width), "ffn.residual")
+    x = graph.norm(x, "norm", "transformer.norm.weight", NORM_EPS)
+    graph.head(x, embedding if tied else "lm_head.weight", vocab)
+    return graph.build()
