@@ -1,1 +1,19 @@
 //! Operations of pocketlm on slices: no Python, no files, no threads.
+//!
+//! [`Kernels::best`] gives the kernels of this machine; every operation is a method that checks its arguments.
+
+pub mod cpu;
+mod error;
+pub mod formats;
+mod kernels;
+mod matmul;
+mod quantized;
+pub mod registry;
+mod scratch;
+
+pub use cpu::{Level, level};
+pub use error::KernelError;
+pub use formats::{Dense, DenseType, Kind, Palette, TILE};
+pub use kernels::Kernels;
+pub use quantized::{ACT_BLOCK, QuantBuffer, QuantRowMut, QuantRows, QuantRowsMut, blocks, padded_cols};
+pub use scratch::Scratch;

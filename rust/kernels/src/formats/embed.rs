@@ -1,0 +1,17 @@
+//! One row of a palettized table: the lookup of a token's embedding.
+
+use super::pack::decode_row;
+use super::palette::Palette;
+use crate::cpu::Level;
+use crate::registry::{KernelFn, Row};
+
+/// A row is a few kilobytes per token, so portable code serves every level.
+unsafe fn embed(w: &Palette<'_>, row: usize, out: &mut [f32]) {
+    decode_row(w, row, out);
+}
+
+const fn row(kind: &'static str) -> Row {
+    Row { kind, variant: "row", level: Level::Scalar, func: KernelFn::EmbedPalette(embed) }
+}
+
+pub(crate) const ROWS: &[Row] = &[row("p2"), row("p3"), row("p4"), row("p8")];

@@ -1,0 +1,13 @@
+//! Weight formats: palettized tiles and dense rows.
+
+mod dense;
+mod embed;
+mod kind;
+mod pack;
+mod palette;
+
+pub use dense::{Dense, DenseType};
+pub(crate) use embed::ROWS as EMBED_ROWS;
+pub use kind::{Kind, TILE};
+pub use pack::{dequantize, pack, unpack};
+pub use palette::Palette;

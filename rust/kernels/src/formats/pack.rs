@@ -1,0 +1,118 @@
+//! Codes in row-major order to tiles and back, and to float32.
+
+use super::kind::{Kind, TILE};
+use super::palette::{Palette, f16_to_f32};
+use crate::error::{KernelError, expect_len, product};
+
+/// Packs codes (`[rows, cols]` row-major; for `P8` the int8 values' bits) into tiles. Padding is zero.
+///
+/// # Errors
+/// When the number of codes is not rows × cols, or a code has more bits than the kind.
+pub fn pack(kind: Kind, rows: usize, cols: usize, codes: &[u8]) -> Result<Vec<u8>, KernelError> {
+    expect_len("codes to pack", codes.len(), product("codes to pack", &[rows, cols])?)?;
+    if kind != Kind::P8 && codes.iter().any(|&c| usize::from(c) >= kind.codebook_len()) {
+        return Err(KernelError::Invalid {
+            what: "codes to pack",
+            reason: "a code has more bits than its kind",
+        });
+    }
+    let tile_bytes = kind.bytes_per_tile(cols)?;
+    let mut out = vec![0u8; kind.code_bytes(rows, cols)?];
+    if cols == 0 {
+        return Ok(out);
+    }
+    for (n, row) in codes.chunks_exact(cols).enumerate() {
+        let tile = &mut out[n / TILE * tile_bytes..(n / TILE + 1) * tile_bytes];
+        for (k, &code) in row.iter().enumerate() {
+            let ((byte, shift), high) = kind.locate(n % TILE, k);
+            match high {
+                None => tile[byte] |= code << shift,
+                Some((at, bit)) => {
+                    tile[byte] |= (code & 3) << shift;
+                    tile[at] |= (code >> 2) << bit;
+                }
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// The codes of a weight, `[rows, cols]` row-major: the inverse of [`pack`].
+pub fn unpack(w: &Palette<'_>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(w.rows * w.cols);
+    for n in 0..w.rows {
+        let tile = w.tile(n / TILE);
+        out.extend((0..w.cols).map(|k| w.kind.code(tile, n % TILE, k)));
+    }
+    out
+}
+
+/// The weights as float32, `[rows, cols]` row-major, into `out`. Each product is exact up to one rounding.
+///
+/// # Errors
+/// When `out` has the wrong length.
+pub fn dequantize(w: &Palette<'_>, out: &mut [f32]) -> Result<(), KernelError> {
+    expect_len("dequantized weights", out.len(), product("dequantized weights", &[w.rows, w.cols])?)?;
+    if w.cols > 0 {
+        for (n, row) in out.chunks_exact_mut(w.cols).enumerate() {
+            decode_row(w, n, row);
+        }
+    }
+    Ok(())
+}
+
+/// Decodes one row; `out` has `cols` elements.
+pub(crate) fn decode_row(w: &Palette<'_>, n: usize, out: &mut [f32]) {
+    let (tile, r) = (w.tile(n / TILE), n % TILE);
+    let scale = f16_to_f32(w.scale[n]);
+    if w.kind == Kind::P8 {
+        for (k, y) in out.iter_mut().enumerate() {
+            *y = f32::from(w.kind.code(tile, r, k) as i8) * scale;
+        }
+        return;
+    }
+    let codebook = w.tile_codebook(n / TILE);
+    let mut values = [0f32; 16];
+    for (value, &entry) in values.iter_mut().zip(codebook) {
+        *value = f32::from(entry) * scale;
+    }
+    for (k, y) in out.iter_mut().enumerate() {
+        *y = values[usize::from(w.kind.code(tile, r, k) & 15)];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packing_is_undone_by_unpacking() {
+        for kind in Kind::ALL {
+            for (rows, cols) in [(0, 0), (1, 1), (16, 32), (17, 33), (5, 0), (31, 257), (33, 15), (48, 100)] {
+                let codes: Vec<u8> = (0..rows * cols)
+                    .map(|i| ((i * 2654435761) >> 7) as u8 & ((1u16 << kind.bits()) - 1) as u8)
+                    .collect();
+                let packed = pack(kind, rows, cols, &codes).unwrap();
+                assert_eq!(packed.len(), rows.div_ceil(16) * cols.div_ceil(32) * 64 * kind.bits());
+                let codebook = vec![0i8; rows.div_ceil(16) * kind.codebook_len()];
+                let scale = vec![0u16; rows];
+                let w = Palette::new(kind, rows, cols, &packed, &codebook, &scale).unwrap();
+                assert_eq!(unpack(&w), codes, "{kind:?} {rows} x {cols}");
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_lengths_and_wide_codes_are_refused() {
+        assert!(pack(Kind::P4, 2, 3, &[0; 5]).is_err());
+        assert!(pack(Kind::P2, 1, 2, &[0, 4]).is_err());
+        assert!(pack(Kind::P8, usize::MAX, 2, &[]).is_err());
+        assert!(Kind::P8.bytes_per_tile(usize::MAX).is_err());
+        assert!(Palette::new(Kind::P4, 16, 32, &[0; 255], &[0; 16], &[0; 16]).is_err());
+        assert!(Palette::new(Kind::P4, 16, 32, &[0; 256], &[0; 15], &[0; 16]).is_err());
+        assert!(Palette::new(Kind::P4, 16, 32, &[0; 256], &[0; 16], &[0; 15]).is_err());
+        assert!(Palette::new(Kind::P4, usize::MAX, usize::MAX, &[], &[], &[]).is_err());
+        let w = Palette::new(Kind::P4, 16, 32, &[0; 256], &[0; 16], &[0; 16]).unwrap();
+        assert!(dequantize(&w, &mut [0.0; 3]).is_err());
+    }
+}

@@ -1,0 +1,132 @@
+//! The kernels of one level, behind safe methods.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use crate::cpu::{self, Level};
+use crate::error::{KernelError, expect_len, product};
+use crate::formats::{Kind, Palette, TILE};
+use crate::quantized::QuantRows;
+use crate::registry::{EmbedPaletteFn, KernelFn, MatmulPaletteFn, Op, find};
+use crate::scratch::Scratch;
+
+/// The kernels of one level. Holding a reference is the proof that the machine can run them: [`Kernels::get`] gives
+/// none for a level that was not detected.
+#[derive(Debug)]
+pub struct Kernels {
+    level: Level,
+    /// By kind, then variant.
+    matmul_palette: [[MatmulPaletteFn; 3]; 4],
+    embed_palette: [EmbedPaletteFn; 4],
+}
+
+/// The function pointer that the registry holds for an operation, kind and variant at a level.
+macro_rules! pick {
+    ($level:expr, $op:ident, $kind:expr, $variant:expr) => {
+        match find(Op::$op, $kind, $variant, $level)?.func {
+            KernelFn::$op(func) => func,
+            _ => return None,
+        }
+    };
+}
+
+impl Kernels {
+    /// The kernels of a level, or `None` when this machine cannot run it.
+    pub fn get(level: Level) -> Option<&'static Kernels> {
+        static TABLES: [OnceLock<Option<Kernels>>; Level::ALL.len()] =
+            [const { OnceLock::new() }; Level::ALL.len()];
+        let index = Level::ALL.iter().position(|&l| l == level)?;
+        TABLES[index].get_or_init(|| level.is_available().then(|| Self::build(level)).flatten()).as_ref()
+    }
+
+    /// The kernels of the level in use: the best one of this machine, or the one that `POCKETLM_ISA` names.
+    ///
+    /// # Errors
+    /// When `POCKETLM_ISA` names an unknown or unavailable level.
+    pub fn best() -> Result<&'static Kernels, KernelError> {
+        let level = cpu::level()?;
+        Self::get(level)
+            .ok_or(KernelError::Invalid { what: "level", reason: "its table of kernels has a gap" })
+    }
+
+    fn build(level: Level) -> Option<Kernels> {
+        let matmul = |kind: Kind| {
+            Some([
+                pick!(level, MatmulPalette, kind.name(), "1"),
+                pick!(level, MatmulPalette, kind.name(), "2-16"),
+                pick!(level, MatmulPalette, kind.name(), "many"),
+            ])
+        };
+        Some(Kernels {
+            level,
+            matmul_palette: [matmul(Kind::P2)?, matmul(Kind::P3)?, matmul(Kind::P4)?, matmul(Kind::P8)?],
+            embed_palette: [
+                pick!(level, EmbedPalette, "p2", "row"),
+                pick!(level, EmbedPalette, "p3", "row"),
+                pick!(level, EmbedPalette, "p4", "row"),
+                pick!(level, EmbedPalette, "p8", "row"),
+            ],
+        })
+    }
+
+    /// The level.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Palettized weights × int8 activations: `y[m, n] = scale[n] * Σ_blocks xscale[m, block] * Σ value[n, k] * q[m, k]`.
+    ///
+    /// Computes the outputs of `tiles` (16 each). `out` is row-major `[x.rows(), 16 * tiles.len()]`; outputs beyond
+    /// the last row of the weight are 0. Integer sums are exact and the float order is fixed, so the result is the
+    /// same, bit for bit, on every level and for any number of rows.
+    ///
+    /// # Errors
+    /// When the inputs differ in number, `tiles` leaves the weight, or `out` has the wrong length.
+    pub fn matmul_palette(
+        &self,
+        w: &Palette<'_>,
+        x: &QuantRows<'_>,
+        tiles: Range<usize>,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) -> Result<(), KernelError> {
+        check_tiles(w, &tiles)?;
+        expect_len("columns of quantized rows", x.cols, w.cols)?;
+        expect_len("out of matmul_palette", out.len(), product("out", &[x.rows, tiles.len(), TILE])?)?;
+        let variant = match x.rows {
+            0 => return Ok(()),
+            1 => 0,
+            2..=16 => 1,
+            _ => 2,
+        };
+        let kernel = self.matmul_palette[w.kind as usize][variant];
+        // SAFETY: the level was detected when the table was built, and the lengths were checked above.
+        unsafe { kernel(w, x, tiles, scratch, out) };
+        Ok(())
+    }
+
+    /// One row of a palettized table as float32.
+    ///
+    /// # Errors
+    /// When the row is not in the table, or `out` does not have one element per column.
+    pub fn embed_palette(&self, w: &Palette<'_>, row: usize, out: &mut [f32]) -> Result<(), KernelError> {
+        if row >= w.rows {
+            return Err(KernelError::Range { what: "row of the table", got: row, limit: w.rows });
+        }
+        expect_len("out of embed_palette", out.len(), w.cols)?;
+        let kernel = self.embed_palette[w.kind as usize];
+        // SAFETY: the level was detected when the table was built, and the row and length were checked above.
+        unsafe { kernel(w, row, out) };
+        Ok(())
+    }
+}
+
+fn check_tiles(w: &Palette<'_>, tiles: &Range<usize>) -> Result<(), KernelError> {
+    if tiles.start > tiles.end {
+        return Err(KernelError::Invalid { what: "tiles", reason: "the range ends before it starts" });
+    }
+    if tiles.end > w.tiles() {
+        return Err(KernelError::Range { what: "tiles", got: tiles.end, limit: w.tiles() });
+    }
+    Ok(())
+}

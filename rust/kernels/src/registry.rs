@@ -1,0 +1,110 @@
+//! The one table of kernels: what dispatch, tests, benches and `pocketlm doctor` read.
+//!
+//! To add a version of an existing kernel for another level, add one [`Row`] to the `ROWS` of its module.
+//! To add an operation: a line in [`kernel_ops!`] below, `ROWS` in its module, the module in [`TABLE`], a field in
+//! [`crate::Kernels`], and a safe method of `Kernels` that checks lengths and calls the pointer.
+//! Every operation has a scalar row for each kind and variant; other levels are optional.
+
+use std::ops::Range;
+
+use crate::cpu::Level;
+use crate::formats::Palette;
+use crate::quantized::QuantRows;
+use crate::scratch::Scratch;
+
+macro_rules! kernel_ops {
+    ($($(#[$doc:meta])* $name:ident, $text:literal, $pointer:ty;)*) => {
+        /// An operation.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Op { $($(#[$doc])* $name,)* }
+
+        /// A kernel: a function pointer, typed by its operation.
+        ///
+        /// Each is `unsafe` to call: the level of its row must be available, and the lengths must have been checked
+        /// as the method of [`crate::Kernels`] of the same name does.
+        #[derive(Debug, Clone, Copy)]
+        pub enum KernelFn { $($(#[$doc])* $name($pointer),)* }
+
+        impl Op {
+            /// The name in reports.
+            pub const fn name(self) -> &'static str {
+                match self { $(Op::$name => $text,)* }
+            }
+        }
+
+        impl KernelFn {
+            /// The operation that the kernel does.
+            pub const fn op(self) -> Op {
+                match self { $(KernelFn::$name(_) => Op::$name,)* }
+            }
+        }
+    };
+}
+
+kernel_ops! {
+    /// Palettized weights × int8 activations. Variants "1", "2-16", "many".
+    MatmulPalette, "matmul_palette", MatmulPaletteFn;
+    /// One row of a palettized table to float32. Variant "row".
+    EmbedPalette, "embed_palette", EmbedPaletteFn;
+}
+
+/// `(weights, activations, tiles, scratch, out)`; out is row-major `[rows of x, 16 × number of tiles]`.
+pub type MatmulPaletteFn = unsafe fn(&Palette<'_>, &QuantRows<'_>, Range<usize>, &mut Scratch, &mut [f32]);
+/// `(weights, row, out)`; out holds one row.
+pub type EmbedPaletteFn = unsafe fn(&Palette<'_>, usize, &mut [f32]);
+
+/// One kernel.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// What is operated on: a weight kind ("p4", "f16"), an activation ("silu"), or "f32".
+    pub kind: &'static str,
+    /// Which of several kernels for the same operation and kind: "1", "2-16", "many".
+    pub variant: &'static str,
+    /// The level that it needs.
+    pub level: Level,
+    /// The kernel.
+    pub func: KernelFn,
+}
+
+impl Row {
+    /// The operation that the kernel does.
+    pub const fn op(&self) -> Op {
+        self.func.op()
+    }
+}
+
+/// All rows, by module.
+static TABLE: &[&[Row]] = &[crate::matmul::ROWS, crate::formats::EMBED_ROWS];
+
+/// All rows that this build has.
+pub fn rows() -> impl Iterator<Item = &'static Row> {
+    TABLE.iter().flat_map(|rows| rows.iter())
+}
+
+/// The row that serves an operation at a level: the first found along the chain of fallbacks.
+pub fn find(op: Op, kind: &str, variant: &str, level: Level) -> Option<&'static Row> {
+    let mut at = Some(level);
+    while let Some(level) = at {
+        let fits = |r: &&Row| r.level == level && r.op() == op && r.kind == kind && r.variant == variant;
+        if let Some(row) = rows().find(fits) {
+            return Some(row);
+        }
+        at = level.fallback();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_row_is_listed_twice_and_each_has_a_scalar_sibling() {
+        let mut seen = std::collections::HashSet::new();
+        for row in rows() {
+            let key = (row.op(), row.kind, row.variant);
+            assert!(seen.insert((key, row.level)), "{key:?} at {} is listed twice", row.level);
+            assert!(find(key.0, key.1, key.2, Level::Scalar).is_some(), "{key:?} has no scalar row");
+        }
+    }
+}
