@@ -1,0 +1,66 @@
+# Everything here sets itself up in .venv; it needs Python 3.11+ and cargo.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-rust test-python test-arm bench lint format docs wheel build clean
+
+demo: $(VENV)/.built ## write a story with the bundled model
+	@$(BIN)/pocketlm generate "Once upon a time, a little fox" --max-tokens 220 --temperature 0.7 --seed 7
+
+test: test-rust test-python ## all tests
+
+test-rust: ## the kernel and engine crates
+	cargo test --workspace --exclude pocketlm-py
+
+test-python: $(VENV)/.dev $(VENV)/.built ## the package, through the built module
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev $(VENV)/.built ## every lint, as errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest pocketlm._core
+
+format: $(VENV)/.dev ## rewrite the sources in the house style
+	cargo fmt --all
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev $(VENV)/.built ## kernels, then end to end
+	cargo run --release -p pocketlm-kernels --example kernel_bench
+	cargo run --release -p pocketlm-kernels --example float_bench
+	$(BIN)/python -m benches.synthetic llama-3.2-1b benches/out/llama-3.2-1b
+	$(BIN)/pocketlm palettize benches/out/llama-3.2-1b benches/out/llama-3.2-1b-p4 --bits 4
+	$(BIN)/pocketlm bench benches/out/llama-3.2-1b-p4
+
+wheel: $(VENV)/.base ## build the wheel into dist/ and say how large it is
+	$(BIN)/maturin build --release --out dist
+	@ls -l dist
+
+docs: $(VENV)/.dev ## check the documentation: links and examples
+	$(BIN)/python -m pytest tests/test_docs.py
+	cargo doc --workspace --no-deps
+
+build: $(VENV)/.built ## compile the extension in place
+
+$(VENV)/.base: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet 'maturin>=1.9,<2'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['dev'], sep='\n')" > $(VENV)/dev.txt
+	$(BIN)/pip install --quiet -r $(VENV)/dev.txt
+	touch $@
+
+$(VENV)/.built: $(VENV)/.base $(RUST)
+	$(BIN)/maturin develop --release --quiet
+	touch $@
+
+clean: ## remove what was built
+	rm -rf $(VENV) target dist
