@@ -1,0 +1,226 @@
+//! The memory of the blocks: one map, and where a layer's keys and values lie in it.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use memmap2::{MmapMut, MmapOptions};
+
+use super::KV_TOKENS;
+use crate::error::EngineError;
+
+/// Tokens of a group: keys are transposed in groups of as many tokens as a vector has lanes.
+const GROUP: usize = 16;
+
+/// One layer's cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Channels of a head.
+    pub head_dim: usize,
+}
+
+impl CacheShape {
+    /// f16 values of the keys of one head in a block; as many of its values.
+    fn part(self) -> usize {
+        self.head_dim * KV_TOKENS
+    }
+
+    fn block_len(self) -> Option<usize> {
+        self.kv_heads
+            .checked_mul(self.head_dim)?
+            .checked_mul(2 * KV_TOKENS)
+    }
+}
+
+/// All blocks. Block b holds, layer by layer and head by head, keys `[64 / 16][head_dim][16]`, then values
+/// `[64][head_dim]`, as bits of f16.
+pub(super) struct Blocks {
+    map: MmapMut,
+    count: usize,
+    /// f16 values of a block.
+    block_len: usize,
+    /// Shape and first value of each layer inside a block.
+    layers: Vec<(CacheShape, usize)>,
+}
+
+impl Blocks {
+    /// Bytes of `count` blocks with their bookkeeping.
+    pub fn bytes(layers: &[CacheShape], count: usize) -> Option<u64> {
+        let block = layers
+            .iter()
+            .try_fold(0usize, |sum, layer| sum.checked_add(layer.block_len()?))?;
+        // Bookkeeping: holders, free list, used.
+        let bytes = block.checked_mul(2)?.checked_add(9)?.checked_mul(count)?;
+        (u32::try_from(count).is_ok() && isize::try_from(bytes).is_ok()).then_some(bytes as u64)
+    }
+
+    pub fn new(shapes: &[CacheShape], count: usize) -> Result<Self, EngineError> {
+        let needed = Self::bytes(shapes, count);
+        let memory = |needed| EngineError::Memory {
+            what: "the KV cache".into(),
+            needed,
+            available: 0,
+        };
+        let needed = needed.ok_or_else(|| memory(u64::MAX))?;
+        let mut block_len = 0;
+        let mut layers = Vec::with_capacity(shapes.len());
+        for &shape in shapes {
+            layers.push((shape, block_len));
+            // Cannot overflow: `bytes` has just computed it.
+            block_len += shape.block_len().unwrap_or(0);
+        }
+        let len = (block_len * count * 2).max(1);
+        let map = MmapOptions::new()
+            .len(len)
+            .no_reserve_swap()
+            .map_anon()
+            .map_err(|_| memory(needed))?;
+        Ok(Self {
+            map,
+            count,
+            block_len,
+            layers,
+        })
+    }
+
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Shared access for the workers of a step.
+    pub fn view(&self) -> KvView<'_> {
+        KvView {
+            base: self.map.as_ptr().cast::<u16>().cast_mut(),
+            block_len: self.block_len,
+            count: self.count,
+            layers: &self.layers,
+            life: PhantomData,
+        }
+    }
+
+    fn block_mut(&mut self, block: u32) -> &mut [u16] {
+        let start = block as usize * self.block_len;
+        assert!((block as usize) < self.count);
+        // SAFETY: the block lies inside the map, which is page-aligned, holds only plain numbers, and is borrowed mutably.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.map.as_mut_ptr().cast::<u16>().add(start),
+                self.block_len,
+            )
+        }
+    }
+
+    /// Zeroes a block.
+    pub fn clear(&mut self, block: u32) {
+        self.block_mut(block).fill(0);
+    }
+
+    /// Copies a block.
+    pub fn copy(&mut self, from: u32, to: u32) {
+        let (len, from, to) = (self.block_len * 2, from as usize, to as usize);
+        assert!(from < self.count && to < self.count);
+        self.map.copy_within(from * len..(from + 1) * len, to * len);
+    }
+
+    /// Zeroes the slots from `slot` on.
+    pub fn clear_from(&mut self, block: u32, slot: usize) {
+        let layers = std::mem::take(&mut self.layers);
+        let memory = self.block_mut(block);
+        for &(shape, start) in &layers {
+            let heads = memory[start..][..shape.kv_heads * 2 * shape.part()]
+                .chunks_exact_mut(2 * shape.part());
+            for head in heads {
+                let (keys, values) = head.split_at_mut(shape.part());
+                for (index, line) in keys.chunks_exact_mut(GROUP).enumerate() {
+                    let first = index / shape.head_dim * GROUP;
+                    line[slot.saturating_sub(first).min(GROUP)..].fill(0);
+                }
+                values[slot * shape.head_dim..].fill(0);
+            }
+        }
+        self.layers = layers;
+    }
+}
+
+/// The blocks as a step sees them: workers read all, and each writes slots that no other touches.
+#[derive(Clone, Copy)]
+pub struct KvView<'a> {
+    base: *mut u16,
+    block_len: usize,
+    count: usize,
+    layers: &'a [(CacheShape, usize)],
+    life: PhantomData<&'a MmapMut>,
+}
+
+// SAFETY: a view is a pointer into plain memory; its unsafe methods leave the exclusion of writers to their callers.
+unsafe impl Send for KvView<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for KvView<'_> {}
+
+impl<'a> KvView<'a> {
+    /// Heads and size of a layer's cache.
+    pub fn shape(&self, layer: usize) -> CacheShape {
+        self.layers[layer].0
+    }
+
+    fn head(&self, block: u32, layer: usize, head: usize) -> (Range<usize>, Range<usize>) {
+        let (shape, start) = self.layers[layer];
+        assert!((block as usize) < self.count && head < shape.kv_heads);
+        let start = block as usize * self.block_len + start + head * 2 * shape.part();
+        (
+            start..start + shape.part(),
+            start + shape.part()..start + 2 * shape.part(),
+        )
+    }
+
+    /// Keys and values of one head in a block.
+    ///
+    /// # Safety
+    /// No thread writes this head of this block while the result is used.
+    pub unsafe fn read(&self, block: u32, layer: usize, head: usize) -> (&'a [u16], &'a [u16]) {
+        let (keys, values) = self.head(block, layer, head);
+        // SAFETY: both ranges lie inside the map, which lives for 'a; that nobody writes them is the caller's promise.
+        unsafe {
+            (
+                std::slice::from_raw_parts(self.base.add(keys.start), keys.len()),
+                std::slice::from_raw_parts(self.base.add(values.start), values.len()),
+            )
+        }
+    }
+
+    /// Writes the key and the value of one token and head.
+    ///
+    /// # Safety
+    /// No other thread reads or writes this slot of this head meanwhile.
+    pub unsafe fn write(
+        &self,
+        block: u32,
+        layer: usize,
+        head: usize,
+        slot: usize,
+        key: &[f32],
+        value: &[f32],
+    ) {
+        let (keys, values) = self.head(block, layer, head);
+        let dim = self.shape(layer).head_dim;
+        assert!(slot < KV_TOKENS && key.len() == dim && value.len() == dim);
+        let first = keys.start + slot / GROUP * GROUP * dim + slot % GROUP;
+        for (index, &number) in key.iter().enumerate() {
+            // SAFETY: `first + index * GROUP` is inside `keys`; the slot is this thread's by the caller's promise.
+            unsafe { self.base.add(first + index * GROUP).write(to_f16(number)) };
+        }
+        for (index, &number) in value.iter().enumerate() {
+            // SAFETY: the slot's row is inside `values`; it is this thread's by the caller's promise.
+            unsafe {
+                self.base
+                    .add(values.start + slot * dim + index)
+                    .write(to_f16(number))
+            };
+        }
+    }
+}
+
+fn to_f16(number: f32) -> u16 {
+    half::f16::from_f32(number).to_bits()
+}

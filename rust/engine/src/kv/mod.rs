@@ -1,0 +1,130 @@
+//! The KV cache: blocks of 64 tokens, shared between sequences, copied when written.
+//!
+//! Memory is one anonymous map that the system commits page by page, so that a block that was never used costs nothing.
+//! In a block that a step writes, all slots behind the sequence's end are zero: attention reads whole groups of tokens and
+//! masks them, and what it masks must be finite.
+
+mod memory;
+mod table;
+
+pub use memory::{CacheShape, KvView};
+pub(crate) use table::{SequenceId, Tables};
+
+use crate::error::EngineError;
+use memory::Blocks;
+
+/// Tokens in a block.
+pub const KV_TOKENS: usize = 64;
+
+/// Blocks and who holds them.
+pub(crate) struct KvCache {
+    blocks: Blocks,
+    tables: Tables,
+}
+
+impl KvCache {
+    /// Bytes that a cache for `tokens` tokens (rounded up to blocks) takes, or `None` if that overflows.
+    pub fn bytes(layers: &[CacheShape], tokens: usize) -> Option<u64> {
+        Blocks::bytes(layers, tokens.div_ceil(KV_TOKENS))
+    }
+
+    /// An empty cache; see [`KvCache::bytes`].
+    pub fn new(layers: &[CacheShape], tokens: usize) -> Result<Self, EngineError> {
+        let count = tokens.div_ceil(KV_TOKENS);
+        Ok(Self {
+            blocks: Blocks::new(layers, count)?,
+            tables: Tables::new(count),
+        })
+    }
+
+    /// Tokens that fit into all blocks.
+    pub fn capacity(&self) -> usize {
+        self.blocks.count() * KV_TOKENS
+    }
+
+    /// Tokens that fit into the free blocks.
+    pub fn free_tokens(&self) -> usize {
+        self.tables.free_blocks() * KV_TOKENS
+    }
+
+    /// A new, empty sequence.
+    pub fn create(&mut self) -> SequenceId {
+        self.tables.create()
+    }
+
+    /// A sequence with the same tokens, sharing all blocks.
+    pub fn fork(&mut self, id: SequenceId) -> SequenceId {
+        self.tables.fork(id)
+    }
+
+    /// Gives the blocks of a sequence back.
+    pub fn free(&mut self, id: SequenceId) {
+        self.tables.truncate(id, 0);
+        self.tables.remove(id);
+    }
+
+    /// Tokens of a sequence.
+    pub fn length(&self, id: SequenceId) -> usize {
+        self.tables.length(id)
+    }
+
+    /// The blocks of a sequence in order of their tokens.
+    pub fn table(&self, id: SequenceId) -> &[u32] {
+        self.tables.blocks(id)
+    }
+
+    /// Forgets the tokens from `length` on.
+    pub fn truncate(&mut self, id: SequenceId, length: usize) {
+        if length >= self.tables.length(id) {
+            return;
+        }
+        self.tables.truncate(id, length);
+        self.clear_tail(id);
+    }
+
+    /// Makes room for the given number of further tokens of each sequence (every sequence at most once) and counts them as
+    /// present: blocks are reserved, and shared blocks that would be written are copied.
+    ///
+    /// # Errors
+    /// [`EngineError::CacheFull`]; nothing has changed then.
+    pub fn extend(&mut self, wanted: &[(SequenceId, usize)]) -> Result<(), EngineError> {
+        let needed = self.tables.blocks_needed(wanted);
+        if needed > self.tables.free_blocks() {
+            return Err(EngineError::CacheFull {
+                needed,
+                free: self.tables.free_blocks(),
+                block: KV_TOKENS,
+            });
+        }
+        for &(id, tokens) in wanted {
+            if let Some((old, new)) = self.tables.unshare_last(id) {
+                self.blocks.copy(old, new);
+                self.clear_tail(id);
+            }
+            self.tables.grow(id, tokens, |block, used| {
+                if used {
+                    self.blocks.clear(block);
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Where kernels read and write.
+    pub fn view(&self) -> KvView<'_> {
+        self.blocks.view()
+    }
+
+    /// Zeroes what lies behind the end of a sequence in its last block, if that block is its own.
+    fn clear_tail(&mut self, id: SequenceId) {
+        let used = self.tables.length(id) % KV_TOKENS;
+        if used > 0
+            && let Some(block) = self.tables.own_last(id)
+        {
+            self.blocks.clear_from(block, used);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+//! Which sequence holds which blocks: tables, counts of holders, and the list of free blocks.
+
+use super::KV_TOKENS;
+
+/// A sequence of this cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SequenceId(usize);
+
+#[derive(Default)]
+struct Table {
+    blocks: Vec<u32>,
+    length: usize,
+}
+
+/// The tables of all sequences.
+pub(crate) struct Tables {
+    sequences: Vec<Table>,
+    /// Places in `sequences` that no sequence uses.
+    vacant: Vec<usize>,
+    /// Sequences that hold each block.
+    holders: Vec<u32>,
+    /// Whether a block was ever handed out, and so may hold something.
+    used: Vec<bool>,
+    /// Free blocks; taken from the end, so that used ones are taken again before fresh memory is touched.
+    free: Vec<u32>,
+}
+
+impl Tables {
+    pub fn new(blocks: usize) -> Self {
+        let free = (0..blocks as u32).rev().collect();
+        Self {
+            sequences: Vec::new(),
+            vacant: Vec::new(),
+            holders: vec![0; blocks],
+            used: vec![false; blocks],
+            free,
+        }
+    }
+
+    pub fn free_blocks(&self) -> usize {
+        self.free.len()
+    }
+
+    pub fn length(&self, id: SequenceId) -> usize {
+        self.sequences[id.0].length
+    }
+
+    pub fn blocks(&self, id: SequenceId) -> &[u32] {
+        &self.sequences[id.0].blocks
+    }
+
+    pub fn create(&mut self) -> SequenceId {
+        SequenceId(self.vacant.pop().unwrap_or_else(|| {
+            self.sequences.push(Table::default());
+            self.sequences.len() - 1
+        }))
+    }
+
+    pub fn fork(&mut self, id: SequenceId) -> SequenceId {
+        let copy = self.create();
+        let (blocks, length) = (
+            self.sequences[id.0].blocks.clone(),
+            self.sequences[id.0].length,
+        );
+        for &block in &blocks {
+            self.holders[block as usize] += 1;
+        }
+        self.sequences[copy.0] = Table { blocks, length };
+        copy
+    }
+
+    /// Forgets an empty sequence. Its memory is kept for the next one.
+    pub fn remove(&mut self, id: SequenceId) {
+        debug_assert_eq!(self.sequences[id.0].blocks.len(), 0);
+        self.vacant.push(id.0);
+    }
+
+    /// Shortens a sequence and releases the blocks behind its end.
+    pub fn truncate(&mut self, id: SequenceId, length: usize) {
+        let table = &mut self.sequences[id.0];
+        table.length = table.length.min(length);
+        for block in table
+            .blocks
+            .drain(table.length.div_ceil(KV_TOKENS).min(table.blocks.len())..)
+        {
+            let holders = &mut self.holders[block as usize];
+            *holders -= 1;
+            if *holders == 0 {
+                self.free.push(block);
+            }
+        }
+    }
+
+    /// Blocks that growing each sequence by its tokens takes: new ones, and copies of shared partial ones.
+    pub fn blocks_needed(&self, wanted: &[(SequenceId, usize)]) -> usize {
+        let needed = |(index, &(id, tokens)): (usize, &(SequenceId, usize))| {
+            let table = &self.sequences[id.0];
+            let new = (table.length + tokens).div_ceil(KV_TOKENS) - table.blocks.len();
+            let copied = self.shared_partial(id).is_some_and(|block| {
+                // Each earlier sequence of this step leaves the block to the others; the last holder keeps it.
+                let earlier = wanted[..index]
+                    .iter()
+                    .filter(|(other, _)| self.shared_partial(*other) == Some(block));
+                self.holders[block as usize] as usize - earlier.count() > 1
+            });
+            new + usize::from(copied)
+        };
+        wanted.iter().enumerate().map(needed).sum()
+    }
+
+    /// The last block, if it has room left and others hold it too.
+    fn shared_partial(&self, id: SequenceId) -> Option<u32> {
+        let table = &self.sequences[id.0];
+        let last = table
+            .blocks
+            .last()
+            .copied()
+            .filter(|_| !table.length.is_multiple_of(KV_TOKENS))?;
+        (self.holders[last as usize] > 1).then_some(last)
+    }
+
+    /// The last block, if nobody else holds it.
+    pub fn own_last(&self, id: SequenceId) -> Option<u32> {
+        let last = self.sequences[id.0].blocks.last().copied()?;
+        (self.holders[last as usize] == 1).then_some(last)
+    }
+
+    /// Replaces a shared partial last block by a new one; returns both.
+    pub fn unshare_last(&mut self, id: SequenceId) -> Option<(u32, u32)> {
+        let old = self.shared_partial(id)?;
+        let new = self.take().0;
+        self.holders[old as usize] -= 1;
+        if let Some(last) = self.sequences[id.0].blocks.last_mut() {
+            *last = new;
+        }
+        Some((old, new))
+    }
+
+    /// Adds blocks for further tokens; `fresh(block, used)` is told of each.
+    pub fn grow(&mut self, id: SequenceId, tokens: usize, mut fresh: impl FnMut(u32, bool)) {
+        let length = self.sequences[id.0].length + tokens;
+        while self.sequences[id.0].blocks.len() < length.div_ceil(KV_TOKENS) {
+            let (block, used) = self.take();
+            fresh(block, used);
+            self.sequences[id.0].blocks.push(block);
+        }
+        self.sequences[id.0].length = length;
+    }
+
+    /// A free block and whether it was used before. `blocks_needed` was asked, so there is one.
+    fn take(&mut self) -> (u32, bool) {
+        let block = self
+            .free
+            .pop()
+            .expect("blocks were counted before they are taken");
+        self.holders[block as usize] = 1;
+        (
+            block,
+            std::mem::replace(&mut self.used[block as usize], true),
+        )
+    }
+}

@@ -1,0 +1,148 @@
+use super::*;
+
+const LAYERS: [CacheShape; 2] = [
+    CacheShape {
+        kv_heads: 2,
+        head_dim: 8,
+    },
+    CacheShape {
+        kv_heads: 1,
+        head_dim: 24,
+    },
+];
+
+fn write(cache: &KvCache, id: SequenceId, position: usize, number: f32) {
+    let view = cache.view();
+    let block = cache.table(id)[position / KV_TOKENS];
+    for (layer, shape) in LAYERS.iter().enumerate() {
+        for head in 0..shape.kv_heads {
+            let row = vec![number; shape.head_dim];
+            // SAFETY: one thread.
+            unsafe { view.write(block, layer, head, position % KV_TOKENS, &row, &row) };
+        }
+    }
+}
+
+/// The number that `write` left at a position, checked to be the same in every place; the rest of the group is `behind`.
+fn read(cache: &KvCache, id: SequenceId, position: usize) -> f32 {
+    let view = cache.view();
+    let block = cache.table(id)[position / KV_TOKENS];
+    let slot = position % KV_TOKENS;
+    let mut found = Vec::new();
+    for (layer, shape) in LAYERS.iter().enumerate() {
+        for head in 0..shape.kv_heads {
+            // SAFETY: one thread.
+            let (keys, values) = unsafe { view.read(block, layer, head) };
+            let keys = keys
+                .chunks_exact(16)
+                .skip(slot / 16 * shape.head_dim)
+                .take(shape.head_dim);
+            found.extend(keys.map(|line| line[slot % 16]));
+            found.extend(&values[slot * shape.head_dim..][..shape.head_dim]);
+        }
+    }
+    assert!(found.iter().all(|bits| *bits == found[0]), "{found:?}");
+    half::f16::from_bits(found[0]).to_f32()
+}
+
+#[test]
+fn forks_share_until_written() {
+    let mut cache = KvCache::new(&LAYERS, 4 * 64).unwrap();
+    let first = cache.create();
+    cache.extend(&[(first, 70)]).unwrap();
+    (0..70).for_each(|position| write(&cache, first, position, position as f32));
+    let second = cache.fork(first);
+    assert_eq!(cache.free_tokens(), 2 * 64);
+    // Both write token 70: one copies the partial block, the other keeps it.
+    cache.extend(&[(first, 1), (second, 1)]).unwrap();
+    assert_eq!(cache.free_tokens(), 64);
+    write(&cache, first, 70, 1000.0);
+    write(&cache, second, 70, 2000.0);
+    assert_eq!(cache.table(first)[0], cache.table(second)[0]);
+    assert_eq!(
+        (read(&cache, first, 70), read(&cache, second, 70)),
+        (1000.0, 2000.0)
+    );
+    for position in 0..70 {
+        assert_eq!(read(&cache, second, position), position as f32);
+    }
+    cache.free(first);
+    assert_eq!(read(&cache, second, 69), 69.0);
+    cache.free(second);
+    assert_eq!(cache.free_tokens(), 4 * 64);
+}
+
+#[test]
+fn truncated_slots_and_reused_blocks_are_zero() {
+    let mut cache = KvCache::new(&LAYERS, 64).unwrap();
+    let id = cache.create();
+    cache.extend(&[(id, 64)]).unwrap();
+    (0..64).for_each(|position| write(&cache, id, position, 5.0));
+    cache.truncate(id, 19);
+    assert_eq!(cache.length(id), 19);
+    assert_eq!(
+        (
+            read(&cache, id, 18),
+            read(&cache, id, 19),
+            read(&cache, id, 63)
+        ),
+        (5.0, 0.0, 0.0)
+    );
+    cache.free(id);
+    let id = cache.create();
+    cache.extend(&[(id, 1)]).unwrap();
+    assert_eq!((read(&cache, id, 0), read(&cache, id, 18)), (0.0, 0.0));
+}
+
+#[test]
+fn a_fork_that_was_cut_back_does_not_see_or_hurt_the_other() {
+    let mut cache = KvCache::new(&LAYERS, 3 * 64).unwrap();
+    let first = cache.create();
+    cache.extend(&[(first, 40)]).unwrap();
+    (0..40).for_each(|position| write(&cache, first, position, 7.0));
+    let second = cache.fork(first);
+    cache.truncate(second, 10);
+    assert_eq!(read(&cache, first, 39), 7.0);
+    cache.extend(&[(second, 1)]).unwrap();
+    assert_eq!(
+        (read(&cache, second, 9), read(&cache, second, 30)),
+        (7.0, 0.0)
+    );
+    assert_eq!(read(&cache, first, 39), 7.0);
+}
+
+#[test]
+fn a_full_cache_changes_nothing() {
+    let mut cache = KvCache::new(&LAYERS, 2 * 64).unwrap();
+    let (first, second) = (cache.create(), cache.create());
+    cache.extend(&[(first, 64)]).unwrap();
+    let wanted = [(second, 64), (first, 1)];
+    let expected = EngineError::CacheFull {
+        needed: 2,
+        free: 1,
+        block: 64,
+    };
+    assert_eq!(cache.extend(&wanted), Err(expected));
+    assert_eq!(
+        (
+            cache.length(first),
+            cache.length(second),
+            cache.free_tokens()
+        ),
+        (64, 0, 64)
+    );
+}
+
+#[test]
+fn absurd_sizes_are_refused() {
+    assert_eq!(KvCache::bytes(&LAYERS, usize::MAX), None);
+    let huge = CacheShape {
+        kv_heads: usize::MAX / 2,
+        head_dim: 64,
+    };
+    assert_eq!(KvCache::bytes(&[huge], 64), None);
+    assert!(matches!(
+        KvCache::new(&[huge], 64),
+        Err(EngineError::Memory { .. })
+    ));
+}

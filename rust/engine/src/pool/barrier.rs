@@ -1,0 +1,58 @@
+//! The barrier between the phases of a step.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::signal::Signal;
+
+/// How long a worker spins at a barrier before it sleeps. A phase of a small model takes 5 to 50 µs, and a sleeping thread
+/// comes back 30 to 60 µs late on a virtual machine; when a core is lost to another process, its time slice is milliseconds.
+const SPIN: Duration = Duration::from_micros(100);
+
+/// Where the threads of a job wait for each other, any number of times.
+pub struct Barrier {
+    arrived: AtomicUsize,
+    generation: Signal,
+    stopped: AtomicBool,
+}
+
+/// Another thread of the job panicked; this one should return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped;
+
+impl Barrier {
+    pub(super) fn new() -> Self {
+        Self {
+            arrived: AtomicUsize::new(0),
+            generation: Signal::default(),
+            stopped: AtomicBool::new(false),
+        }
+    }
+
+    /// Waits for `size` threads. The last to arrive runs `then` while the others wait.
+    pub(super) fn wait_then(&self, size: usize, then: impl FnOnce()) -> Result<(), Stopped> {
+        // The generation is read before the flag: `stop` sets the flag first, so that one of the two is seen here.
+        let generation = self.generation.get();
+        if self.stopped.load(Ordering::SeqCst) {
+            return Err(Stopped);
+        }
+        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == size {
+            then();
+            self.arrived.store(0, Ordering::Relaxed);
+            self.generation.bump();
+        } else {
+            self.generation.wait_beyond(generation, SPIN);
+        }
+        if self.stopped.load(Ordering::SeqCst) {
+            Err(Stopped)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Releases all who wait, now and later, with [`Stopped`].
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        self.generation.bump();
+    }
+}
