@@ -18,6 +18,9 @@ test-rust: ## the kernel and engine crates
 test-python: $(VENV)/.dev $(VENV)/.built ## the package, through the built module
 	$(BIN)/python -m pytest
 
+test-arm: ## the crates on emulated ARM processors (Debian 12, x86-64; downloads 240 MB once)
+	tools/test-arm.sh
+
 lint: $(VENV)/.dev $(VENV)/.built ## every lint, as errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
