@@ -28,15 +28,8 @@ impl MappedFile {
         // Asked before opening: to open a named pipe would wait for its writer.
         let about = fs::metadata(path).map_err(|error| StoreError::io(path, &error))?;
         if !about.is_file() {
-            let reason = if about.is_dir() {
-                "is a directory, not a file"
-            } else {
-                "is not a regular file"
-            };
-            return Err(StoreError::Missing {
-                file: path.to_owned(),
-                reason: reason.into(),
-            });
+            let reason = if about.is_dir() { "is a directory, not a file" } else { "is not a regular file" };
+            return Err(StoreError::Missing { file: path.to_owned(), reason: reason.into() });
         }
         if about.len() == 0 {
             return Err(StoreError::format(path, "the file is empty"));
@@ -45,10 +38,7 @@ impl MappedFile {
         // SAFETY: the map is only read, as bytes, every value of which is valid. That the file is not changed while mapped is
         // the condition stated above; all lengths are checked against the map's own length.
         let map = unsafe { Mmap::map(&file) }.map_err(|error| StoreError::io(path, &error))?;
-        Ok(Self {
-            path: path.into(),
-            map,
-        })
+        Ok(Self { path: path.into(), map })
     }
 
     pub fn bytes(&self) -> &[u8] {
@@ -87,10 +77,7 @@ impl Bytes {
     /// `range` must lie inside the file: the header's validation sees to it.
     pub(super) fn mapped(file: &Arc<MappedFile>, range: Range<usize>) -> Self {
         debug_assert!(range.start <= range.end && range.end <= file.bytes().len());
-        Self::Mapped(MappedRange {
-            file: Arc::clone(file),
-            range,
-        })
+        Self::Mapped(MappedRange { file: Arc::clone(file), range })
     }
 
     /// A copy of `source` in aligned memory.
@@ -100,10 +87,7 @@ impl Bytes {
             line.0[..chunk.len()].copy_from_slice(chunk);
             line
         });
-        Self::Owned(OwnedBytes {
-            lines: lines.collect(),
-            len: source.len(),
-        })
+        Self::Owned(OwnedBytes { lines: lines.collect(), len: source.len() })
     }
 
     /// The bytes.

@@ -44,55 +44,32 @@ pub enum StoreError {
 }
 
 fn prefix(tensor: &Option<String>) -> String {
-    tensor
-        .as_ref()
-        .map(|name| format!("tensor {name:?}: "))
-        .unwrap_or_default()
+    tensor.as_ref().map(|name| format!("tensor {name:?}: ")).unwrap_or_default()
 }
 
 fn origin(file: &Option<PathBuf>) -> String {
-    file.as_ref()
-        .map(|file| format!(" of {}", file.display()))
-        .unwrap_or_default()
+    file.as_ref().map(|file| format!(" of {}", file.display())).unwrap_or_default()
 }
 
 impl StoreError {
     pub(super) fn format(file: &Path, reason: impl Into<String>) -> Self {
-        Self::Format {
-            file: file.to_owned(),
-            tensor: None,
-            reason: reason.into(),
-        }
+        Self::Format { file: file.to_owned(), tensor: None, reason: reason.into() }
     }
 
     pub(super) fn tensor(file: &Path, tensor: &str, reason: impl Into<String>) -> Self {
-        Self::Format {
-            file: file.to_owned(),
-            tensor: Some(shorten(tensor)),
-            reason: reason.into(),
-        }
+        Self::Format { file: file.to_owned(), tensor: Some(shorten(tensor)), reason: reason.into() }
     }
 
     /// A [`StoreError::Weight`] of a tensor that came from `file`, or from memory.
     pub fn weight(tensor: &str, file: Option<&Path>, reason: impl Into<String>) -> Self {
-        Self::Weight {
-            tensor: shorten(tensor),
-            file: file.map(Path::to_owned),
-            reason: reason.into(),
-        }
+        Self::Weight { tensor: shorten(tensor), file: file.map(Path::to_owned), reason: reason.into() }
     }
 
     pub(super) fn io(file: &Path, error: &std::io::Error) -> Self {
         let file = file.to_owned();
         match error.kind() {
-            std::io::ErrorKind::NotFound => Self::Missing {
-                file,
-                reason: "no such file".into(),
-            },
-            _ => Self::Io {
-                file,
-                reason: error.to_string(),
-            },
+            std::io::ErrorKind::NotFound => Self::Missing { file, reason: "no such file".into() },
+            _ => Self::Io { file, reason: error.to_string() },
         }
     }
 }

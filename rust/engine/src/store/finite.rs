@@ -1,7 +1,9 @@
 //! Looks for NaN and infinity at the speed of memory.
 
+use pocketlm_kernels::DenseType;
+
 use super::error::StoreError;
-use super::tensor::{DenseType, Tensor, TensorData};
+use super::tensor::{Tensor, TensorData};
 
 /// Elements looked at before the next decision: long enough for vectors, short enough to stop soon.
 const CHUNK: usize = 4096;
@@ -22,10 +24,9 @@ impl Tensor {
             TensorData::Opaque { .. } => None,
         };
         match found {
-            Some(index) => Err(self.error(format!(
-                "the value at {:?} is not finite",
-                unravel(index, &self.shape)
-            ))),
+            Some(index) => {
+                Err(self.error(format!("the value at {:?} is not finite", unravel(index, &self.shape))))
+            }
             None => Ok(()),
         }
     }
@@ -34,9 +35,7 @@ impl Tensor {
 /// Index of the first element whose exponent bits are all ones.
 pub(super) fn first_not_finite(dtype: DenseType, bytes: &[u8]) -> Option<usize> {
     match dtype {
-        DenseType::F32 => search(bytes, |b: [u8; 4]| {
-            u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000
-        }),
+        DenseType::F32 => search(bytes, |b: [u8; 4]| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000),
         DenseType::F16 => search(bytes, |b: [u8; 2]| u16::from_le_bytes(b) & 0x7c00 == 0x7c00),
         DenseType::Bf16 => search(bytes, |b: [u8; 2]| u16::from_le_bytes(b) & 0x7f80 == 0x7f80),
     }
@@ -45,20 +44,11 @@ pub(super) fn first_not_finite(dtype: DenseType, bytes: &[u8]) -> Option<usize> 
 #[inline]
 fn search<const SIZE: usize>(bytes: &[u8], bad: impl Fn([u8; SIZE]) -> bool) -> Option<usize> {
     let (elements, _) = bytes.as_chunks::<SIZE>();
-    elements
-        .chunks(CHUNK)
-        .enumerate()
-        .find_map(|(index, chunk)| {
-            // Without an early exit the loop becomes vector instructions.
-            let any = chunk.iter().fold(false, |any, &element| any | bad(element));
-            any.then(|| {
-                chunk
-                    .iter()
-                    .position(|&element| bad(element))
-                    .map(|at| index * CHUNK + at)
-            })
-            .flatten()
-        })
+    elements.chunks(CHUNK).enumerate().find_map(|(index, chunk)| {
+        // Without an early exit the loop becomes vector instructions.
+        let any = chunk.iter().fold(false, |any, &element| any | bad(element));
+        any.then(|| chunk.iter().position(|&element| bad(element)).map(|at| index * CHUNK + at)).flatten()
+    })
 }
 
 fn unravel(mut index: usize, shape: &[usize]) -> Vec<usize> {

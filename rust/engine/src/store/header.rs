@@ -40,15 +40,12 @@ pub(super) fn parse(file: &Path, bytes: &[u8]) -> Result<Header, StoreError> {
         .map_err(|error| StoreError::format(file, format!("bad header: {}", describe(&error))))?;
     let mut tensors = BTreeMap::new();
     for (name, info) in raw.tensors {
-        let slot = place(&info, data_start, data_len)
-            .map_err(|reason| StoreError::tensor(file, &name, reason))?;
+        let slot =
+            place(&info, data_start, data_len).map_err(|reason| StoreError::tensor(file, &name, reason))?;
         tensors.insert(name, slot);
     }
     check_cover(file, &tensors, data_start, bytes.len())?;
-    Ok(Header {
-        metadata: raw.metadata,
-        tensors,
-    })
+    Ok(Header { metadata: raw.metadata, tensors })
 }
 
 fn json_text<'a>(file: &Path, bytes: &'a [u8]) -> Result<(&'a [u8], usize), StoreError> {
@@ -66,10 +63,7 @@ fn json_text<'a>(file: &Path, bytes: &'a [u8]) -> Result<(&'a [u8], usize), Stor
     // At most 10^8 by now, so the conversion cannot lose bits.
     let length = length as usize;
     let Some(text) = rest.get(..length) else {
-        let reason = format!(
-            "header of {length} bytes in a file of {} bytes: truncated?",
-            bytes.len()
-        );
+        let reason = format!("header of {length} bytes in a file of {} bytes: truncated?", bytes.len());
         return Err(StoreError::format(file, reason));
     };
     Ok((text, LENGTH_BYTES + length))
@@ -85,22 +79,13 @@ fn place(info: &TensorInfo, data_start: usize, data_len: usize) -> Result<Slot, 
             "range {start}..{end} ends beyond the {data_len} bytes of data: truncated file?"
         ));
     }
-    let bits = info
-        .shape
-        .iter()
-        .try_fold(info.dtype.bitsize(), |product, &size| {
-            product.checked_mul(size)
-        });
+    let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |product, &size| product.checked_mul(size));
     let Some(bits) = bits else {
         return Err(format!("shape {} overflows", show_shape(&info.shape)));
     };
     if !bits.is_multiple_of(8) || bits / 8 != end - start {
         let shape = show_shape(&info.shape);
-        return Err(format!(
-            "{} bytes for type {} and shape {shape}",
-            end - start,
-            info.dtype
-        ));
+        return Err(format!("{} bytes for type {} and shape {shape}", end - start, info.dtype));
     }
     Ok(Slot {
         dtype: info.dtype,
@@ -117,19 +102,13 @@ fn check_cover(
     data_start: usize,
     file_len: usize,
 ) -> Result<(), StoreError> {
-    let mut order: Vec<(usize, usize, &str)> = tensors
-        .iter()
-        .map(|(name, s)| (s.start, s.end, name.as_str()))
-        .collect();
+    let mut order: Vec<(usize, usize, &str)> =
+        tensors.iter().map(|(name, s)| (s.start, s.end, name.as_str())).collect();
     order.sort_unstable();
     let mut reached = data_start;
     for (start, end, name) in order {
         if start < reached {
-            return Err(StoreError::tensor(
-                file,
-                name,
-                "its bytes overlap those of another tensor",
-            ));
+            return Err(StoreError::tensor(file, name, "its bytes overlap those of another tensor"));
         }
         if start > reached {
             let reason = format!("{} bytes before it belong to no tensor", start - reached);
@@ -140,10 +119,7 @@ fn check_cover(
     if reached != file_len {
         return Err(StoreError::format(
             file,
-            format!(
-                "{} bytes at the end belong to no tensor",
-                file_len - reached
-            ),
+            format!("{} bytes at the end belong to no tensor", file_len - reached),
         ));
     }
     Ok(())
@@ -191,10 +167,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         let mut tensors = BTreeMap::new();
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
-                if metadata
-                    .replace(map.next_value::<BTreeMap<String, String>>()?)
-                    .is_some()
-                {
+                if metadata.replace(map.next_value::<BTreeMap<String, String>>()?).is_some() {
                     return Err(A::Error::custom("__metadata__ given twice"));
                 }
                 continue;
@@ -203,17 +176,11 @@ impl<'de> Visitor<'de> for HeaderVisitor {
             match tensors.entry(name) {
                 Entry::Vacant(entry) => entry.insert(info),
                 Entry::Occupied(entry) => {
-                    return Err(A::Error::custom(format!(
-                        "tensor {:?} given twice",
-                        shorten(entry.key())
-                    )));
+                    return Err(A::Error::custom(format!("tensor {:?} given twice", shorten(entry.key()))));
                 }
             };
         }
-        Ok(RawHeader {
-            metadata: metadata.unwrap_or_default(),
-            tensors,
-        })
+        Ok(RawHeader { metadata: metadata.unwrap_or_default(), tensors })
     }
 }
 

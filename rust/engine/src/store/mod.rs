@@ -8,9 +8,11 @@ mod bytes;
 mod error;
 mod finite;
 mod header;
-mod kind;
 mod palettes;
 mod tensor;
+#[cfg(test)]
+mod tests;
+mod values;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,9 +20,9 @@ use std::sync::Arc;
 
 pub use bytes::{Bytes, LINE, MappedRange, OwnedBytes};
 pub use error::StoreError;
-pub use kind::{PaletteKind, TILE_ROWS};
 pub use palettes::{FORMAT_VERSION, PALETTES_KEY, VERSION_KEY};
-pub use tensor::{DenseType, Tensor, TensorData};
+pub use pocketlm_kernels::{DenseType, Kind};
+pub use tensor::{Tensor, TensorData};
 
 use bytes::MappedFile;
 use palettes::Geometry;
@@ -45,37 +47,19 @@ impl WeightStore {
         let mut found = palettes::take(&file, &mut header)?;
         found.extend(header.tensors.into_iter().map(|(name, slot)| {
             let bytes = Bytes::mapped(&file, slot.start..slot.end);
-            let data = match DenseType::from_dtype(slot.dtype) {
+            let data = match tensor::dense_type(slot.dtype) {
                 Some(dtype) => TensorData::Dense { dtype, bytes },
-                None => TensorData::Opaque {
-                    dtype: slot.dtype.to_string().into(),
-                    bytes,
-                },
+                None => TensorData::Opaque { dtype: slot.dtype.to_string().into(), bytes },
             };
-            Tensor {
-                name: name.into(),
-                file: Some(Arc::clone(&file.path)),
-                shape: slot.shape,
-                data,
-            }
+            Tensor { name: name.into(), file: Some(Arc::clone(&file.path)), shape: slot.shape, data }
         }));
         for tensor in &found {
             if let Some(other) = self.tensors.get(&tensor.name) {
-                let place = other
-                    .file()
-                    .map_or("memory".into(), |file| file.display().to_string());
-                return Err(StoreError::tensor(
-                    path,
-                    &tensor.name,
-                    format!("is in {place} too"),
-                ));
+                let place = other.file().map_or("memory".into(), |file| file.display().to_string());
+                return Err(StoreError::tensor(path, &tensor.name, format!("is in {place} too")));
             }
         }
-        self.tensors.extend(
-            found
-                .into_iter()
-                .map(|tensor| (Arc::clone(&tensor.name), Arc::new(tensor))),
-        );
+        self.tensors.extend(found.into_iter().map(|tensor| (Arc::clone(&tensor.name), Arc::new(tensor))));
         for (key, value) in header.metadata {
             self.metadata.entry(key).or_insert(value);
         }
@@ -90,15 +74,9 @@ impl WeightStore {
         shape: &[usize],
         bytes: Bytes,
     ) -> Result<(), StoreError> {
-        let len = shape
-            .iter()
-            .try_fold(dtype.size(), |product, &size| product.checked_mul(size));
+        let len = shape.iter().try_fold(dtype.size(), |product, &size| product.checked_mul(size));
         if len != Some(bytes.len()) {
-            let reason = format!(
-                "{} bytes for type {} and shape {shape:?}",
-                bytes.len(),
-                dtype.name()
-            );
+            let reason = format!("{} bytes for type {} and shape {shape:?}", bytes.len(), dtype.name());
             return Err(StoreError::weight(name, None, reason));
         }
         self.add(Tensor {
@@ -113,15 +91,15 @@ impl WeightStore {
     pub fn add_palette(
         &mut self,
         name: &str,
-        kind: PaletteKind,
+        kind: Kind,
         shape: [usize; 2],
         codes: &[u8],
         codebook: &[u8],
         scale: &[u8],
     ) -> Result<(), StoreError> {
         let [rows, cols] = shape;
-        let size = Geometry::new(kind, rows, cols)
-            .map_err(|reason| StoreError::weight(name, None, reason))?;
+        let size =
+            Geometry::new(kind, rows, cols).map_err(|reason| StoreError::weight(name, None, reason))?;
         for (part, bytes, expected) in [
             ("codes", codes.len(), size.tiles * size.bytes_per_tile),
             ("codebook", codebook.len(), size.tiles * kind.codebook_len()),
@@ -136,31 +114,20 @@ impl WeightStore {
             }
         }
         let [codes, codebook, scale] = [codes, codebook, scale].map(Bytes::copy);
-        self.add(palettes::palette(
-            name.into(),
-            None,
-            kind,
-            shape,
-            codes,
-            codebook,
-            scale,
-        )?)
+        self.add(palettes::palette(name.into(), None, kind, shape, codes, codebook, scale)?)
     }
 
     fn add(&mut self, tensor: Tensor) -> Result<(), StoreError> {
         if self.tensors.contains_key(&tensor.name) {
             return Err(tensor.error("is in the store already"));
         }
-        self.tensors
-            .insert(Arc::clone(&tensor.name), Arc::new(tensor));
+        self.tensors.insert(Arc::clone(&tensor.name), Arc::new(tensor));
         Ok(())
     }
 
     /// The tensor of that name.
     pub fn get(&self, name: &str) -> Result<&Arc<Tensor>, StoreError> {
-        self.tensors
-            .get(name)
-            .ok_or_else(|| StoreError::weight(name, None, "is missing"))
+        self.tensors.get(name).ok_or_else(|| StoreError::weight(name, None, "is missing"))
     }
 
     /// Whether there is a tensor of that name.

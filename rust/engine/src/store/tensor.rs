@@ -4,55 +4,18 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use pocketlm_kernels::{Dense, DenseType, Kind, Palette};
 use safetensors::tensor::Dtype;
 
 use super::bytes::Bytes;
 use super::error::StoreError;
-use super::kind::PaletteKind;
 
-/// Types of dense tensors that the engine computes with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum DenseType {
-    /// IEEE binary32.
-    F32,
-    /// IEEE binary16.
-    F16,
-    /// The upper half of a binary32.
-    Bf16,
-}
-
-impl DenseType {
-    /// Bytes of an element.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-
-    /// Lower-case name, as in recipes and listings.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-        }
-    }
-
-    /// The type of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Self::F32, Self::F16, Self::Bf16]
-            .into_iter()
-            .find(|kind| kind.name() == name)
-    }
-
-    pub(super) fn from_dtype(dtype: Dtype) -> Option<Self> {
-        match dtype {
-            Dtype::F32 => Some(Self::F32),
-            Dtype::F16 => Some(Self::F16),
-            Dtype::BF16 => Some(Self::Bf16),
-            _ => None,
-        }
+pub(super) fn dense_type(dtype: Dtype) -> Option<DenseType> {
+    match dtype {
+        Dtype::F32 => Some(DenseType::F32),
+        Dtype::F16 => Some(DenseType::F16),
+        Dtype::BF16 => Some(DenseType::Bf16),
+        _ => None,
     }
 }
 
@@ -69,7 +32,7 @@ pub enum TensorData {
     /// Codes into small codebooks, one codebook for 16 rows.
     Palette {
         /// Bits and layout of the codes.
-        kind: PaletteKind,
+        kind: Kind,
         /// `[tiles, kind.bytes_per_tile(cols)]`, aligned to 64 bytes.
         codes: Bytes,
         /// `[tiles, kind.codebook_len()]` int8; empty for p8.
@@ -135,13 +98,39 @@ impl Tensor {
     pub fn bytes(&self) -> usize {
         match &self.data {
             TensorData::Dense { bytes, .. } | TensorData::Opaque { bytes, .. } => bytes.len(),
-            TensorData::Palette {
-                codes,
-                codebook,
-                scale,
-                ..
-            } => codes.len() + codebook.len() + scale.len(),
+            TensorData::Palette { codes, codebook, scale, .. } => codes.len() + codebook.len() + scale.len(),
         }
+    }
+
+    /// The palette, as kernels read it.
+    ///
+    /// # Errors
+    /// When the tensor is not palettized.
+    pub fn palette(&self) -> Result<Palette<'_>, StoreError> {
+        let (TensorData::Palette { kind, codes, codebook, scale }, [rows, cols]) =
+            (&self.data, &self.shape[..])
+        else {
+            return Err(self.error(format!("is of kind {}, not palettized", self.kind_name())));
+        };
+        let scale = scale.as_u16().ok_or_else(|| self.error("its scales are not aligned"))?;
+        Palette::new(*kind, *rows, *cols, codes.as_slice(), codebook.as_i8(), scale)
+            .map_err(|error| self.error(error))
+    }
+
+    /// The elements as a matrix: `[shape[0], product of the rest]`; a vector is one row.
+    ///
+    /// # Errors
+    /// When the tensor is not of a type that kernels compute with.
+    pub fn dense(&self) -> Result<Dense<'_>, StoreError> {
+        let TensorData::Dense { dtype, bytes } = &self.data else {
+            return Err(self.error(format!("is of kind {}, must be f32, f16 or bf16", self.kind_name())));
+        };
+        let (rows, cols) = match &self.shape[..] {
+            [] => (1, 1),
+            [cols] => (1, *cols),
+            [rows, rest @ ..] => (*rows, rest.iter().product()),
+        };
+        Dense::new(*dtype, rows, cols, bytes.as_slice()).map_err(|error| self.error(error))
     }
 
     /// A [`StoreError::Weight`] about this tensor.

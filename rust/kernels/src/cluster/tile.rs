@@ -113,7 +113,7 @@ impl Clusterer {
     fn begin(&mut self, target: &Target<'_>) -> Result<f64, ClusterError> {
         let mut rms = [0.0; TILE];
         let mut total = 0.0;
-        for row in 0..target.rows {
+        for (row, (rms, moments)) in rms.iter_mut().zip(&mut self.moments).enumerate().take(target.rows) {
             let (mut energy, mut weight) = (0.0, 0.0);
             for (col, (&w, h)) in target.row(row).enumerate() {
                 if !w.is_finite() {
@@ -122,8 +122,8 @@ impl Clusterer {
                 energy += f64::from(w) * f64::from(w) * h;
                 weight += h;
             }
-            self.moments[row] = Moments { energy, ..Moments::default() };
-            rms[row] = (energy / weight).sqrt();
+            *moments = Moments { energy, ..Moments::default() };
+            *rms = (energy / weight).sqrt();
             total += energy;
         }
         self.best.error = f64::INFINITY;
