@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use crate::cpu::{self, Level};
 use crate::error::{KernelError, expect_len, product};
 use crate::formats::{Kind, Palette, TILE};
+use crate::ops::FloatOps;
 use crate::quantized::QuantRows;
 use crate::registry::{EmbedPaletteFn, KernelFn, MatmulPaletteFn, Op, find};
 use crate::scratch::Scratch;
@@ -18,6 +19,7 @@ pub struct Kernels {
     /// By kind, then variant.
     matmul_palette: [[MatmulPaletteFn; 3]; 4],
     embed_palette: [EmbedPaletteFn; 4],
+    pub(crate) float: FloatOps,
 }
 
 /// The function pointer that the registry holds for an operation, kind and variant at a level.
@@ -66,6 +68,7 @@ impl Kernels {
                 pick!(level, EmbedPalette, "p4", "row"),
                 pick!(level, EmbedPalette, "p8", "row"),
             ],
+            float: FloatOps::build(level)?,
         })
     }
 

@@ -8,13 +8,20 @@ mod error;
 pub mod formats;
 mod kernels;
 mod matmul;
+mod ops;
 mod quantized;
+pub mod reference;
 pub mod registry;
 mod scratch;
+pub mod simd;
 
 pub use cpu::{Level, level};
 pub use error::KernelError;
 pub use formats::{Dense, DenseType, Kind, Palette, TILE};
 pub use kernels::Kernels;
+pub use ops::{
+    Activation, Attention, KV_TOKENS, KvBlock, LogitStats, MAX_HEAD_DIM, MAXIMA_BLOCK, Norm, NormKind,
+    SPLIT_TOKENS, TERMS_BLOCK,
+};
 pub use quantized::{ACT_BLOCK, QuantBuffer, QuantRowMut, QuantRows, QuantRowsMut, blocks, padded_cols};
 pub use scratch::Scratch;

@@ -8,8 +8,9 @@
 use std::ops::Range;
 
 use crate::cpu::Level;
-use crate::formats::Palette;
-use crate::quantized::QuantRows;
+use crate::formats::{Dense, Palette};
+use crate::ops::{Attention, LogitStats, Norm};
+use crate::quantized::{QuantRowMut, QuantRows};
 use crate::scratch::Scratch;
 
 macro_rules! kernel_ops {
@@ -46,12 +47,86 @@ kernel_ops! {
     MatmulPalette, "matmul_palette", MatmulPaletteFn;
     /// One row of a palettized table to float32. Variant "row".
     EmbedPalette, "embed_palette", EmbedPaletteFn;
+    /// Dense weights × float32 activations. Variants "1", "many".
+    MatmulDense, "matmul_dense", MatmulDenseFn;
+    /// One row of a dense table to float32. Variant "row".
+    EmbedDense, "embed_dense", EmbedDenseFn;
+    /// Float32 to int8. Variant "row", as of all the operations on one row below.
+    Quantize, "quantize", QuantizeFn;
+    /// Residual sum, norm and quantization.
+    AddNormQuantize, "add_norm_quantize", AddNormQuantizeFn;
+    /// Norm of each head.
+    NormHeads, "norm_heads", NormHeadsFn;
+    /// Rotary embedding. Variants "halves", "interleaved".
+    Rope, "rope", RopeFn;
+    /// Activation function; kinds as [`crate::Activation`].
+    Activate, "activate", ActivateFn;
+    /// Activation function times a second input.
+    Gated, "gated", GatedFn;
+    /// The same, and quantization.
+    GatedQuantize, "gated_quantize", GatedQuantizeFn;
+    /// Sum.
+    Add, "add", AddFn;
+    /// Product with a number.
+    Scale, "scale", ScaleFn;
+    /// Soft cap.
+    Softcap, "softcap", SoftcapFn;
+    /// Limits.
+    Clip, "clip", ClipFn;
+    /// Key and value of a token into the cache.
+    KvWrite, "kv_write", KvWriteFn;
+    /// Attention over one split. Variant "rows".
+    AttentionSplit, "attention_split", AttentionSplitFn;
+    /// Merge of splits. Variant "rows".
+    AttentionMerge, "attention_merge", AttentionMergeFn;
+    /// Maxima of logits.
+    LogitMaxima, "logit_maxima", LogitMaximaFn;
+    /// Exponentials of logits.
+    LogitTerms, "logit_terms", LogitTermsFn;
 }
 
 /// `(weights, activations, tiles, scratch, out)`; out is row-major `[rows of x, 16 × number of tiles]`.
 pub type MatmulPaletteFn = unsafe fn(&Palette<'_>, &QuantRows<'_>, Range<usize>, &mut Scratch, &mut [f32]);
 /// `(weights, row, out)`; out holds one row.
 pub type EmbedPaletteFn = unsafe fn(&Palette<'_>, usize, &mut [f32]);
+
+/// `(weights, activations, rows, stride of activations, outputs, out)`; out is row-major `[rows, number of outputs]`.
+pub type MatmulDenseFn = unsafe fn(&Dense<'_>, &[f32], usize, usize, Range<usize>, &mut [f32]);
+/// `(bytes of the row, out)`.
+pub type EmbedDenseFn = unsafe fn(&[u8], &mut [f32]);
+/// `(x, row)`.
+pub type QuantizeFn = unsafe fn(&[f32], &mut QuantRowMut<'_>);
+/// `(norm, x, delta, out, quantized)`.
+pub type AddNormQuantizeFn =
+    unsafe fn(&Norm<'_>, &mut [f32], Option<&[f32]>, Option<&mut [f32]>, Option<&mut QuantRowMut<'_>>);
+/// `(norm, x, channels of a head)`.
+pub type NormHeadsFn = unsafe fn(&Norm<'_>, &mut [f32], usize);
+/// `(x, channels of a head, cosines, sines)`.
+pub type RopeFn = unsafe fn(&mut [f32], usize, &[f32], &[f32]);
+/// `(x)`.
+pub type ActivateFn = unsafe fn(&mut [f32]);
+/// `(gate, up, out)`.
+pub type GatedFn = unsafe fn(&[f32], &[f32], &mut [f32]);
+/// `(gate, up, row)`.
+pub type GatedQuantizeFn = unsafe fn(&[f32], &[f32], &mut QuantRowMut<'_>);
+/// `(x, y)`.
+pub type AddFn = unsafe fn(&mut [f32], &[f32]);
+/// `(x, factor)`.
+pub type ScaleFn = unsafe fn(&mut [f32], f32);
+/// `(x, cap)`.
+pub type SoftcapFn = unsafe fn(&mut [f32], f32);
+/// `(x, limit)`.
+pub type ClipFn = unsafe fn(&mut [f32], f32);
+/// `(key, value, keys of the block, values of the block, slot)`.
+pub type KvWriteFn = unsafe fn(&[f32], &[f32], &mut [u16], &mut [u16], usize);
+/// `(rows and blocks, partial)`.
+pub type AttentionSplitFn = unsafe fn(&Attention<'_>, &mut [f32]);
+/// `(partials, rows, heads per token, channels of a head, token stride of out, out)`.
+pub type AttentionMergeFn = unsafe fn(&[f32], usize, usize, usize, usize, &mut [f32]);
+/// `(logits, table of maxima, summary)`.
+pub type LogitMaximaFn = unsafe fn(&[f32], &mut [f32], &mut LogitStats);
+/// `(logits, maximum, temperature, terms, sums)`.
+pub type LogitTermsFn = unsafe fn(&[f32], f32, f32, &mut [f32], &mut [f32]);
 
 /// One kernel.
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +153,7 @@ static TABLE: &[&[Row]] = &[crate::matmul::ROWS, crate::formats::EMBED_ROWS];
 
 /// All rows that this build has.
 pub fn rows() -> impl Iterator<Item = &'static Row> {
-    TABLE.iter().flat_map(|rows| rows.iter())
+    TABLE.iter().chain(crate::ops::ROWS).flat_map(|rows| rows.iter())
 }
 
 /// The row that serves an operation at a level: the first found along the chain of fallbacks.

@@ -1,0 +1,164 @@
+//! The safe methods of [`Kernels`] for float operations on many rows: products with dense weights, and attention.
+
+use std::ops::Range;
+
+use super::api::{check_cap, check_heads};
+use super::{Attention, KV_TOKENS, SPLIT_TOKENS};
+use crate::error::{KernelError, expect_len, product};
+use crate::formats::Dense;
+use crate::kernels::Kernels;
+
+/// Elements that `count` pieces of `len` need when they begin `stride` apart.
+fn span(what: &'static str, count: usize, stride: usize, len: usize) -> Result<usize, KernelError> {
+    if count == 0 {
+        return Ok(0);
+    }
+    if stride < len && count > 1 {
+        return Err(KernelError::Range { what: "stride", got: stride, limit: len });
+    }
+    product(what, &[count - 1, stride])?.checked_add(len).ok_or(KernelError::Overflow { what })
+}
+
+fn at_least(what: &'static str, got: usize, expected: usize) -> Result<(), KernelError> {
+    if got >= expected { Ok(()) } else { Err(KernelError::Length { what, expected, got }) }
+}
+
+impl Kernels {
+    /// Dense weights × float32 activations: `out[i, j] = Σ_k w[rows.start + j, k] · x[i * stride + k]` for `m` rows.
+    ///
+    /// The sum is in sixteen lanes (lane l: k ≡ l mod 16, in order, fused), then a fixed tree; so each element has the same
+    /// bits for any `m`, any range of outputs and any level.
+    ///
+    /// # Errors
+    /// When a length, the stride or the range does not fit.
+    pub fn matmul_dense(
+        &self,
+        w: &Dense<'_>,
+        x: &[f32],
+        m: usize,
+        stride: usize,
+        rows: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), KernelError> {
+        if rows.start > rows.end {
+            return Err(KernelError::Invalid { what: "outputs", reason: "the range ends before it starts" });
+        }
+        if rows.end > w.rows() {
+            return Err(KernelError::Range { what: "outputs", got: rows.end, limit: w.rows() });
+        }
+        at_least("activations", x.len(), span("activations", m, stride, w.cols())?)?;
+        expect_len("out of matmul_dense", out.len(), product("out of matmul_dense", &[m, rows.len()])?)?;
+        if m == 0 || rows.is_empty() {
+            return Ok(());
+        }
+        let kernel = self.float.matmul_dense[w.dtype() as usize][usize::from(m > 1)];
+        // SAFETY: the level was detected when the table was built, and the lengths were checked above.
+        unsafe { kernel(w, x, m, stride, rows, out) };
+        Ok(())
+    }
+
+    /// Writes one token's key and value of one head into slot `slot` (0 to 63) of a block of the cache, as half floats. Finite
+    /// numbers beyond ±65504 become ±65504. For the layout see [`super::KvBlock`].
+    ///
+    /// # Errors
+    /// When a length or the slot does not fit.
+    pub fn kv_write(
+        &self,
+        k: &[f32],
+        v: &[f32],
+        keys: &mut [u16],
+        values: &mut [u16],
+        slot: usize,
+    ) -> Result<(), KernelError> {
+        check_heads("key", k.len(), k.len())?;
+        expect_len("value", v.len(), k.len())?;
+        let block = KV_TOKENS * k.len();
+        expect_len("keys of a block", keys.len(), block)?;
+        expect_len("values of a block", values.len(), block)?;
+        if slot >= KV_TOKENS {
+            return Err(KernelError::Range { what: "slot of a block", got: slot, limit: KV_TOKENS });
+        }
+        // SAFETY: the level was detected when the table was built, and the lengths were checked above.
+        unsafe { (self.float.kv_write)(k, v, keys, values, slot) };
+        Ok(())
+    }
+
+    /// Attention of some rows over one split: for each row its maximum score, the sum of `e^(score - maximum)`, and the values
+    /// summed with these weights (`partial`: `[rows][2 + head_dim]`). A row that sees nothing gets (-inf, 0, 0...).
+    ///
+    /// # Errors
+    /// When a length does not fit, the blocks are not within one split, or a row sees a position of this split that the
+    /// blocks do not hold.
+    pub fn attention_split(&self, a: &Attention<'_>, partial: &mut [f32]) -> Result<(), KernelError> {
+        check_attention(a)?;
+        let len = product("partial attention", &[a.rows(), Attention::partial_len(a.head_dim)])?;
+        expect_len("partial attention", partial.len(), len)?;
+        // SAFETY: the level was detected when the table was built, and the lengths were checked above.
+        unsafe { (self.float.attention_split)(a, partial) };
+        Ok(())
+    }
+
+    /// Merges the partial results of splits, in ascending order of position: `partials` is `[splits][tokens * heads][2 +
+    /// head_dim]`. Row `t * heads + h` goes to `out[t * token_stride + h * head_dim ..][..head_dim]`; a row that saw nothing
+    /// becomes zeros.
+    ///
+    /// # Errors
+    /// When a length or the stride does not fit.
+    pub fn attention_merge(
+        &self,
+        partials: &[f32],
+        tokens: usize,
+        heads: usize,
+        head_dim: usize,
+        token_stride: usize,
+        out: &mut [f32],
+    ) -> Result<(), KernelError> {
+        check_heads("head", head_dim, head_dim)?;
+        let rows = product("partial attention", &[tokens, heads])?;
+        let width = product("heads", &[heads, head_dim])?;
+        at_least("out of attention", out.len(), span("out of attention", tokens, token_stride, width)?)?;
+        if rows == 0 {
+            return Ok(());
+        }
+        let split = product("partial attention", &[rows, Attention::partial_len(head_dim)])?;
+        if !partials.len().is_multiple_of(split) {
+            let expected = partials.len().div_ceil(split).saturating_mul(split);
+            return Err(KernelError::Length { what: "partial attention", expected, got: partials.len() });
+        }
+        // SAFETY: the level was detected when the table was built, and the lengths were checked above.
+        unsafe { (self.float.attention_merge)(partials, rows, heads, head_dim, token_stride, out) };
+        Ok(())
+    }
+}
+
+fn check_attention(a: &Attention<'_>) -> Result<(), KernelError> {
+    check_heads("head", a.head_dim, a.head_dim)?;
+    if let Some(cap) = a.softcap {
+        check_cap(cap)?;
+    }
+    expect_len("starts of attention", a.starts.len(), a.ends.len())?;
+    let width = product("heads", &[a.heads, a.head_dim])?;
+    at_least("queries", a.q.len(), span("queries", a.ends.len(), a.token_stride, width)?)?;
+    for block in a.blocks {
+        expect_len("keys of a block", block.k.len(), KV_TOKENS * a.head_dim)?;
+        expect_len("values of a block", block.v.len(), KV_TOKENS * a.head_dim)?;
+    }
+    let begin = a.first / SPLIT_TOKENS * SPLIT_TOKENS;
+    let overflow = || KernelError::Overflow { what: "positions" };
+    let end = begin.checked_add(SPLIT_TOKENS).ok_or_else(overflow)?;
+    let held =
+        a.blocks.len().checked_mul(KV_TOKENS).and_then(|n| a.first.checked_add(n)).ok_or_else(overflow)?;
+    if !a.first.is_multiple_of(KV_TOKENS) || held > end {
+        return Err(KernelError::Invalid {
+            what: "blocks",
+            reason: "must lie on block borders within one split",
+        });
+    }
+    for (&from, &to) in a.starts.iter().zip(a.ends) {
+        let (from, to) = ((from as usize).max(begin), (to as usize).min(end));
+        if from < to && (from < a.first || to > held) {
+            return Err(KernelError::Range { what: "visible positions", got: to, limit: held });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,225 @@
+//! Attention of query rows over one split of the cache (at most 512 tokens of one key-value head), by online softmax
+//! (arXiv 1805.02867) block by block, as in flash attention (arXiv 2205.14135).
+//!
+//! Everything that decides a bit of a row's result depends on that row alone: the absolute borders of blocks and splits and the
+//! row's own range of visible tokens. Rows are worked on in tiles for speed only, so prefill equals decode, in any chunks.
+
+use super::attention_tiles::{Scores, accumulate, scores};
+use super::math;
+use super::{KV_TOKENS, SPLIT_TOKENS};
+use crate::simd::{LANES, Simd};
+
+/// One block of the cache of one layer and key-value head: 64 tokens, half floats.
+#[derive(Debug, Clone, Copy)]
+pub struct KvBlock<'a> {
+    /// Keys, `[4 groups of 16 tokens][head_dim][16 tokens]`.
+    pub k: &'a [u16],
+    /// Values, `[64 tokens][head_dim]`.
+    pub v: &'a [u16],
+}
+
+/// Query rows of one key-value head, and the blocks of one split.
+///
+/// Row `t * heads + h` is query head `h` of the group at token `t`; its channels are
+/// `q[t * token_stride + h * head_dim ..][..head_dim]`, already multiplied by the softmax scale.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a> {
+    /// Channels of a head.
+    pub head_dim: usize,
+    /// Query heads that share the key-value head.
+    pub heads: usize,
+    /// Queries.
+    pub q: &'a [f32],
+    /// Elements from a token's queries to the next token's.
+    pub token_stride: usize,
+    /// For each token the first position that it sees.
+    pub starts: &'a [u32],
+    /// For each token the end of the positions that it sees (its own position + 1, for causal attention).
+    pub ends: &'a [u32],
+    /// Scores become `cap * tanh(score / cap)`.
+    pub softcap: Option<f32>,
+    /// Absolute position of the first token of `blocks`: a multiple of 64.
+    pub first: usize,
+    /// Consecutive blocks, all within one split (positions 512 i to 512 i + 511).
+    pub blocks: &'a [KvBlock<'a>],
+}
+
+impl Attention<'_> {
+    /// Number of query rows.
+    pub fn rows(&self) -> usize {
+        self.ends.len() * self.heads
+    }
+
+    /// Number of floats of the partial result of one row: maximum, sum, and `head_dim` accumulators.
+    pub const fn partial_len(head_dim: usize) -> usize {
+        head_dim + 2
+    }
+
+    #[inline(always)]
+    fn query(&self, row: usize) -> &[f32] {
+        let at = row / self.heads * self.token_stride + row % self.heads * self.head_dim;
+        &self.q[at..at + self.head_dim]
+    }
+
+    /// The tokens of the block at position `base` that a row sees, as a range within the block.
+    #[inline(always)]
+    fn visible(&self, row: usize, base: usize) -> (usize, usize) {
+        let token = row / self.heads;
+        let start = (self.starts[token] as usize).max(base) - base;
+        let end = (self.ends[token] as usize).clamp(base, base + KV_TOKENS) - base;
+        (start.min(KV_TOKENS), end)
+    }
+}
+
+/// Scores to probabilities relative to the new maximum; updates maximum, sum and the scale of the accumulators. `acc` is the row's
+/// partial result. Groups without a visible token are left alone.
+#[inline(always)]
+fn softmax_block<S: Simd>(
+    s: S,
+    p: &mut [f32; KV_TOKENS],
+    (from, to): (usize, usize),
+    softcap: Option<f32>,
+    acc: &mut [f32],
+) {
+    let visible: u64 = (u64::MAX >> (KV_TOKENS - (to - from))) << from;
+    let (groups, _) = p.as_chunks_mut::<LANES>();
+    let (first, last) = (from / LANES, to.div_ceil(LANES));
+    let lowest = s.splat(f32::NEG_INFINITY);
+    let mut peak = lowest;
+    for (g, group) in groups.iter_mut().enumerate().take(last).skip(first) {
+        let mut v = s.load(group);
+        if let Some(cap) = softcap {
+            let cap = s.splat(cap);
+            v = s.mul(cap, math::tanh(s, s.div(v, cap)));
+        }
+        v = s.select(s.mask((visible >> (g * LANES)) as u16), v, lowest);
+        peak = s.max(v, peak);
+        s.store(group, v);
+    }
+    let peak = s.hmax(peak);
+    let (state, channels) = acc.split_at_mut(2);
+    let old = state[0];
+    let max = if old > peak { old } else { peak };
+    if old == f32::NEG_INFINITY {
+        state[1] = 0.0;
+        channels.fill(0.0);
+    } else if max != old {
+        let shrink = math::exp_one(s, old - max);
+        state[1] *= shrink;
+        let factor = s.splat(shrink);
+        super::elementwise::map_in_place!(s, channels, v => s.mul(v, factor));
+    }
+    state[0] = max;
+    let m = s.splat(max);
+    for group in &mut groups[first..last] {
+        let e = math::exp(s, s.sub(s.load(group), m));
+        s.store(group, e);
+        state[1] += s.hsum(e);
+    }
+}
+
+/// `R` rows from row `row` on. `partial` holds their results.
+#[inline(always)]
+fn tile<S: Simd, const R: usize>(s: S, a: &Attention<'_>, row: usize, partial: &mut [f32]) {
+    let stride = a.head_dim + 2;
+    for acc in partial.chunks_exact_mut(stride) {
+        acc.fill(0.0);
+        acc[0] = f32::NEG_INFINITY;
+    }
+    let mut q: [&[f32]; R] = [&[]; R];
+    for (r, q) in q.iter_mut().enumerate() {
+        *q = a.query(row + r);
+    }
+    let mut p: Scores<R> = [[0.0; KV_TOKENS]; R];
+    for (b, block) in a.blocks.iter().enumerate() {
+        let base = a.first + b * KV_TOKENS;
+        let mut ranges = [(0, 0); R];
+        // The union of the rows' ranges, and what all of them see.
+        let (mut low, mut high, mut start, mut end) = (KV_TOKENS, 0, 0, KV_TOKENS);
+        for (r, range) in ranges.iter_mut().enumerate() {
+            *range = a.visible(row + r, base);
+            (start, end) = (start.max(range.0), end.min(range.1));
+            if range.0 < range.1 {
+                (low, high) = (low.min(range.0), high.max(range.1));
+            }
+        }
+        if low >= high {
+            continue;
+        }
+        let (mut group, last) = (low / LANES, high.div_ceil(LANES));
+        if S::REGISTERS >= 32 || (S::REGISTERS >= 8 && R == 1) {
+            if last - group == 4 {
+                scores::<S, R, 4>(s, &q, block.k, a.head_dim, 0, &mut p);
+                group = 4;
+            }
+        } else if R == 2 {
+            while group + 2 <= last {
+                scores::<S, R, 2>(s, &q, block.k, a.head_dim, group, &mut p);
+                group += 2;
+            }
+        }
+        while group < last {
+            scores::<S, R, 1>(s, &q, block.k, a.head_dim, group, &mut p);
+            group += 1;
+        }
+        for (r, acc) in partial.chunks_exact_mut(stride).enumerate() {
+            if ranges[r].0 < ranges[r].1 {
+                softmax_block(s, &mut p[r], ranges[r], a.softcap, acc);
+            }
+        }
+        // Tokens in order for each row: those before the common range, the common range, those after it.
+        let common = if start < end { (start, end) } else { (0, 0) };
+        if common.1 > 0 && ranges.iter().all(|range| *range == common) {
+            accumulate::<S, R>(s, &p, block.v, a.head_dim, common, partial);
+            continue;
+        }
+        for (r, acc) in partial.chunks_exact_mut(stride).enumerate() {
+            let range = if common.1 > 0 { (ranges[r].0, common.0) } else { ranges[r] };
+            accumulate::<S, 1>(s, std::array::from_ref(&p[r]), block.v, a.head_dim, range, acc);
+        }
+        if common.1 > 0 {
+            accumulate::<S, R>(s, &p, block.v, a.head_dim, common, partial);
+            for (r, acc) in partial.chunks_exact_mut(stride).enumerate() {
+                accumulate::<S, 1>(
+                    s,
+                    std::array::from_ref(&p[r]),
+                    block.v,
+                    a.head_dim,
+                    (common.1, ranges[r].1),
+                    acc,
+                );
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn split<S: Simd>(s: S, a: &Attention<'_>, partial: &mut [f32]) {
+    let stride = a.head_dim + 2;
+    let rows = a.rows();
+    let mut row = 0;
+    while row < rows {
+        let left = rows - row;
+        let at = row * stride;
+        // Eight rows are better as four and four than as six and two.
+        row += if S::REGISTERS >= 32 && left >= 6 && left != 8 {
+            tile::<S, 6>(s, a, row, &mut partial[at..at + 6 * stride]);
+            6
+        } else if S::REGISTERS >= 8 && left >= 4 {
+            tile::<S, 4>(s, a, row, &mut partial[at..at + 4 * stride]);
+            4
+        } else if S::REGISTERS >= 8 && left >= 2 {
+            tile::<S, 2>(s, a, row, &mut partial[at..at + 2 * stride]);
+            2
+        } else {
+            tile::<S, 1>(s, a, row, &mut partial[at..at + stride]);
+            1
+        };
+    }
+}
+
+instantiate! {
+    AttentionSplit, "f16", "rows" => rows_of = split, (a: &Attention<'_>, partial: &mut [f32]);
+}
+
+const _: () = assert!(SPLIT_TOKENS.is_multiple_of(KV_TOKENS));

@@ -1,0 +1,65 @@
+//! Float activations to int8: blocks of 256 inputs with one scale.
+
+use crate::quantized::{ACT_BLOCK, QuantRowMut, padded_cols};
+use crate::simd::{LANES, Simd};
+
+/// Bits of the smallest magnitude that a block's maximum may have: below 127 × 2^-126 the scale would be subnormal and its
+/// inverse infinite, so such a block counts as zero.
+const TINY: i32 = (127.0 * f32::MIN_POSITIVE).to_bits() as i32;
+const INFINITE: i32 = f32::INFINITY.to_bits() as i32;
+
+/// Quantizes one block of up to 256 values. A block that holds NaN or infinity gets scale NaN and zeros, so that NaN reaches the
+/// outputs and nothing else does.
+#[inline(always)]
+pub(crate) fn quantize_block<S: Simd>(s: S, x: &[f32], values: &mut [i8], scale: &mut f32, sum: &mut i32) {
+    let (whole, rest) = x.as_chunks::<LANES>();
+    let mut peak = s.magnitude(s.load_part(rest));
+    for chunk in whole {
+        peak = s.imax(peak, s.magnitude(s.load(chunk)));
+    }
+    let peak = s.ihmax(peak);
+    if !(TINY..INFINITE).contains(&peak) {
+        values.fill(0);
+        *scale = if peak >= INFINITE { f32::NAN } else { 0.0 };
+        *sum = 0;
+        return;
+    }
+    let amax = f32::from_bits(peak as u32);
+    let inverse = s.splat(127.0 / amax);
+    let (to, to_rest) = values.as_chunks_mut::<LANES>();
+    let mut total = s.isplat(0);
+    for (from, to) in whole.iter().zip(to) {
+        let q = s.to_i32(s.mul(s.load(from), inverse));
+        total = s.iadd(total, q);
+        s.store_i8(to, q);
+    }
+    if !rest.is_empty() {
+        let q = s.to_i32(s.mul(s.load_part(rest), inverse));
+        total = s.iadd(total, q);
+        let mut lanes = [0; LANES];
+        s.store_i8(&mut lanes, q);
+        to_rest.copy_from_slice(&lanes[..rest.len()]);
+    }
+    *scale = amax / 127.0;
+    *sum = s.ihsum(total);
+}
+
+/// Zeroes the padding after the last input.
+#[inline(always)]
+pub(crate) fn clear_padding(row: &mut QuantRowMut<'_>) {
+    let end = padded_cols(row.cols);
+    row.values[row.cols..end].fill(0);
+}
+
+#[inline(always)]
+fn quantize<S: Simd>(s: S, x: &[f32], row: &mut QuantRowMut<'_>) {
+    let blocks = x.chunks(ACT_BLOCK).zip(row.values[..x.len()].chunks_mut(ACT_BLOCK));
+    for ((x, values), (scale, sum)) in blocks.zip(row.scales.iter_mut().zip(row.sums.iter_mut())) {
+        quantize_block(s, x, values, scale, sum);
+    }
+    clear_padding(row);
+}
+
+instantiate! {
+    Quantize, "f32", "row" => row = quantize, (x: &[f32], row: &mut QuantRowMut<'_>);
+}

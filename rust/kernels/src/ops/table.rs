@@ -1,0 +1,90 @@
+//! The float kernels of one level, taken from the registry.
+
+use super::Activation;
+use crate::cpu::Level;
+use crate::formats::DenseType;
+use crate::registry::{
+    ActivateFn, AddFn, AddNormQuantizeFn, AttentionMergeFn, AttentionSplitFn, ClipFn, EmbedDenseFn, GatedFn,
+    GatedQuantizeFn, KernelFn, KvWriteFn, LogitMaximaFn, LogitTermsFn, MatmulDenseFn, NormHeadsFn, Op,
+    QuantizeFn, RopeFn, ScaleFn, SoftcapFn, find,
+};
+
+/// One function pointer for each float operation, kind and variant.
+#[derive(Debug)]
+pub(crate) struct FloatOps {
+    pub quantize: QuantizeFn,
+    pub add_norm_quantize: AddNormQuantizeFn,
+    pub norm_heads: NormHeadsFn,
+    /// Halves, interleaved.
+    pub rope: [RopeFn; 2],
+    /// By [`Activation`].
+    pub activate: [ActivateFn; 5],
+    pub gated: [GatedFn; 5],
+    pub gated_quantize: [GatedQuantizeFn; 5],
+    pub add: AddFn,
+    pub scale: ScaleFn,
+    pub softcap: SoftcapFn,
+    pub clip: ClipFn,
+    /// By [`DenseType`], then "1" and "many".
+    pub matmul_dense: [[MatmulDenseFn; 2]; 3],
+    pub embed_dense: [EmbedDenseFn; 3],
+    pub kv_write: KvWriteFn,
+    pub attention_split: AttentionSplitFn,
+    pub attention_merge: AttentionMergeFn,
+    pub logit_maxima: LogitMaximaFn,
+    pub logit_terms: LogitTermsFn,
+}
+
+macro_rules! pick {
+    ($level:ident, $op:ident, $kind:expr, $variant:expr) => {
+        match find(Op::$op, $kind, $variant, $level)?.func {
+            KernelFn::$op(func) => func,
+            _ => return None,
+        }
+    };
+}
+
+macro_rules! by_activation {
+    ($level:ident, $op:ident) => {{
+        let [a, b, c, d, e] = Activation::ALL.map(Activation::name);
+        [
+            pick!($level, $op, a, "row"),
+            pick!($level, $op, b, "row"),
+            pick!($level, $op, c, "row"),
+            pick!($level, $op, d, "row"),
+            pick!($level, $op, e, "row"),
+        ]
+    }};
+}
+
+impl FloatOps {
+    /// The kernels that serve a level, or `None` where the registry has a gap.
+    pub(crate) fn build(level: Level) -> Option<Self> {
+        let dense = |dtype: DenseType| {
+            let kind = dtype.name();
+            Some([pick!(level, MatmulDense, kind, "1"), pick!(level, MatmulDense, kind, "many")])
+        };
+        let embed = |dtype: DenseType| Some(pick!(level, EmbedDense, dtype.name(), "row"));
+        let [f16, bf16, f32] = DenseType::ALL;
+        Some(Self {
+            quantize: pick!(level, Quantize, "f32", "row"),
+            add_norm_quantize: pick!(level, AddNormQuantize, "f32", "row"),
+            norm_heads: pick!(level, NormHeads, "f32", "row"),
+            rope: [pick!(level, Rope, "f32", "halves"), pick!(level, Rope, "f32", "interleaved")],
+            activate: by_activation!(level, Activate),
+            gated: by_activation!(level, Gated),
+            gated_quantize: by_activation!(level, GatedQuantize),
+            add: pick!(level, Add, "f32", "row"),
+            scale: pick!(level, Scale, "f32", "row"),
+            softcap: pick!(level, Softcap, "f32", "row"),
+            clip: pick!(level, Clip, "f32", "row"),
+            matmul_dense: [dense(f16)?, dense(bf16)?, dense(f32)?],
+            embed_dense: [embed(f16)?, embed(bf16)?, embed(f32)?],
+            kv_write: pick!(level, KvWrite, "f16", "row"),
+            attention_split: pick!(level, AttentionSplit, "f16", "rows"),
+            attention_merge: pick!(level, AttentionMerge, "f32", "rows"),
+            logit_maxima: pick!(level, LogitMaxima, "f32", "row"),
+            logit_terms: pick!(level, LogitTerms, "f32", "row"),
+        })
+    }
+}

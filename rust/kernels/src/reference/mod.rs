@@ -1,0 +1,9 @@
+//! Every float operation in float64, written for reading: what tests hold the kernels to.
+//!
+//! Nothing here is fast, and nothing checks its arguments: wrong lengths panic.
+
+mod attention;
+mod rows;
+
+pub use attention::{attention, half_to_f64};
+pub use rows::{activation, dot, embed, norm, quantize, rope, softcap};

@@ -1,0 +1,132 @@
+//! Two 256-bit registers hold the sixteen lanes: lanes 0 to 7, and 8 to 15.
+
+use super::{LANES, Simd, simd_ops};
+use core::arch::x86_64::*;
+
+/// Token of a CPU with AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// Makes the token.
+    ///
+    /// # Safety
+    /// The CPU must have `avx2`, `fma` and `f16c`, and the caller must be a function with these target features for the
+    /// operations to be inlined.
+    #[inline(always)]
+    pub unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+type F = (__m256, __m256);
+type I = (__m256i, __m256i);
+
+#[inline(always)]
+unsafe fn widen(half: __m128i) -> __m256 {
+    // SAFETY: called only from methods of the token.
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half))) }
+}
+
+#[inline(always)]
+unsafe fn fold(
+    a: I,
+    f: unsafe fn(__m128i, __m128i) -> __m128i,
+    g: unsafe fn(__m256i, __m256i) -> __m256i,
+) -> i32 {
+    // SAFETY: called only from methods of the token, with intrinsics of AVX2 and SSE4.1.
+    unsafe {
+        let v = g(a.0, a.1);
+        let v = f(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+        let v = f(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));
+        _mm_cvtsi128_si32(f(v, _mm_shuffle_epi32::<0b10_11_00_01>(v)))
+    }
+}
+
+impl Simd for Avx2 {
+    type F = F;
+    type I = I;
+    type M = F;
+    const REGISTERS: usize = 8;
+
+    #[inline(always)]
+    unsafe fn f32_at(self, p: *const u8) -> F {
+        // SAFETY: the caller promises 64 readable bytes; the token promises the features.
+        unsafe { (_mm256_loadu_ps(p.cast()), _mm256_loadu_ps(p.add(32).cast())) }
+    }
+    #[inline(always)]
+    unsafe fn f16_at(self, p: *const u8) -> F {
+        // SAFETY: the caller promises 32 readable bytes; the token promises the features.
+        unsafe {
+            (_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(16).cast())))
+        }
+    }
+    #[inline(always)]
+    unsafe fn bf16_at(self, p: *const u8) -> F {
+        // SAFETY: the caller promises 32 readable bytes; the token promises the features.
+        unsafe { (widen(_mm_loadu_si128(p.cast())), widen(_mm_loadu_si128(p.add(16).cast()))) }
+    }
+
+    simd_ops! {
+        store(to: &mut [f32; LANES], v: F) = {
+            _mm256_storeu_ps(to.as_mut_ptr(), v.0);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), v.1);
+        };
+        store_f16(to: &mut [u16; LANES], v: F) = {
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0));
+            _mm_storeu_si128(to.as_mut_ptr().add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.1));
+        };
+        store_i8(to: &mut [i8; LANES], v: I) = {
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(v.0, v.1));
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
+        };
+        splat(x: f32) -> F = (_mm256_set1_ps(x), _mm256_set1_ps(x));
+        add(a: F, b: F) -> F = (_mm256_add_ps(a.0, b.0), _mm256_add_ps(a.1, b.1));
+        sub(a: F, b: F) -> F = (_mm256_sub_ps(a.0, b.0), _mm256_sub_ps(a.1, b.1));
+        mul(a: F, b: F) -> F = (_mm256_mul_ps(a.0, b.0), _mm256_mul_ps(a.1, b.1));
+        div(a: F, b: F) -> F = (_mm256_div_ps(a.0, b.0), _mm256_div_ps(a.1, b.1));
+        fma(a: F, b: F, c: F) -> F = (_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1));
+        max(a: F, b: F) -> F = (_mm256_max_ps(a.0, b.0), _mm256_max_ps(a.1, b.1));
+        min(a: F, b: F) -> F = (_mm256_min_ps(a.0, b.0), _mm256_min_ps(a.1, b.1));
+        round(a: F) -> F = (
+            _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a.0),
+            _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a.1),
+        );
+        gt(a: F, b: F) -> F = (_mm256_cmp_ps::<_CMP_GT_OQ>(a.0, b.0), _mm256_cmp_ps::<_CMP_GT_OQ>(a.1, b.1));
+        mask(bits: u16) -> F = {
+            let low = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            let high = _mm256_slli_epi32::<8>(low);
+            let all = _mm256_set1_epi32(i32::from(bits));
+            (
+                _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, low), low)),
+                _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, high), high)),
+            )
+        };
+        select(m: F, a: F, b: F) -> F = (_mm256_blendv_ps(b.0, a.0, m.0), _mm256_blendv_ps(b.1, a.1, m.1));
+        hsum(a: F) -> f32 = {
+            let v = _mm256_add_ps(a.0, a.1);
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        };
+        hmax(a: F) -> f32 = {
+            let v = _mm256_max_ps(a.0, a.1);
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        };
+        bits(a: F) -> I = (_mm256_castps_si256(a.0), _mm256_castps_si256(a.1));
+        with_bits(a: I) -> F = (_mm256_castsi256_ps(a.0), _mm256_castsi256_ps(a.1));
+        to_i32(a: F) -> I = (_mm256_cvtps_epi32(a.0), _mm256_cvtps_epi32(a.1));
+        isplat(x: i32) -> I = (_mm256_set1_epi32(x), _mm256_set1_epi32(x));
+        iadd(a: I, b: I) -> I = (_mm256_add_epi32(a.0, b.0), _mm256_add_epi32(a.1, b.1));
+        isub(a: I, b: I) -> I = (_mm256_sub_epi32(a.0, b.0), _mm256_sub_epi32(a.1, b.1));
+        iand(a: I, b: I) -> I = (_mm256_and_si256(a.0, b.0), _mm256_and_si256(a.1, b.1));
+        imax(a: I, b: I) -> I = (_mm256_max_epi32(a.0, b.0), _mm256_max_epi32(a.1, b.1));
+        ishl23(a: I) -> I = (_mm256_slli_epi32::<23>(a.0), _mm256_slli_epi32::<23>(a.1));
+        isar1(a: I) -> I = (_mm256_srai_epi32::<1>(a.0), _mm256_srai_epi32::<1>(a.1));
+        ihsum(a: I) -> i32 = fold(a, _mm_add_epi32, _mm256_add_epi32);
+        ihmax(a: I) -> i32 = fold(a, _mm_max_epi32, _mm256_max_epi32);
+    }
+}

@@ -1,0 +1,96 @@
+//! One 512-bit register holds the sixteen lanes.
+
+use super::{LANES, Simd, simd_ops};
+use core::arch::x86_64::*;
+
+/// Token of a CPU with AVX-512 F, BW and VL.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+impl Avx512 {
+    /// Makes the token.
+    ///
+    /// # Safety
+    /// The CPU must have `avx512f`, `avx512bw` and `avx512vl`, and the caller must be a function with these target features
+    /// for the operations to be inlined.
+    #[inline(always)]
+    pub unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+#[inline(always)]
+unsafe fn halves(a: __m512) -> (__m256, __m256) {
+    // SAFETY: called only from methods of the token.
+    unsafe { (_mm512_castps512_ps256(a), _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(a)))) }
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    type M = __mmask16;
+    const REGISTERS: usize = 32;
+
+    #[inline(always)]
+    unsafe fn f32_at(self, p: *const u8) -> __m512 {
+        // SAFETY: the caller promises 64 readable bytes; the token promises the features.
+        unsafe { _mm512_loadu_ps(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn f16_at(self, p: *const u8) -> __m512 {
+        // SAFETY: the caller promises 32 readable bytes; the token promises the features.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn bf16_at(self, p: *const u8) -> __m512 {
+        // SAFETY: the caller promises 32 readable bytes; the token promises the features.
+        unsafe {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))))
+        }
+    }
+
+    simd_ops! {
+        store(to: &mut [f32; LANES], v: __m512) = _mm512_storeu_ps(to.as_mut_ptr(), v);
+        store_f16(to: &mut [u16; LANES], v: __m512) =
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
+        store_i8(to: &mut [i8; LANES], v: __m512i) = _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(v));
+        splat(x: f32) -> __m512 = _mm512_set1_ps(x);
+        add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+        sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+        mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+        fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+        round(a: __m512) -> __m512 = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+        gt(a: __m512, b: __m512) -> __mmask16 = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b);
+        mask(bits: u16) -> __mmask16 = bits;
+        select(m: __mmask16, a: __m512, b: __m512) -> __m512 = _mm512_mask_blend_ps(m, b, a);
+        hsum(a: __m512) -> f32 = {
+            let (lo, hi) = halves(a);
+            let v = _mm256_add_ps(lo, hi);
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        };
+        hmax(a: __m512) -> f32 = {
+            let (lo, hi) = halves(a);
+            let v = _mm256_max_ps(lo, hi);
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        };
+        bits(a: __m512) -> __m512i = _mm512_castps_si512(a);
+        with_bits(a: __m512i) -> __m512 = _mm512_castsi512_ps(a);
+        to_i32(a: __m512) -> __m512i = _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+        isplat(x: i32) -> __m512i = _mm512_set1_epi32(x);
+        iadd(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+        isub(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
+        iand(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
+        imax(a: __m512i, b: __m512i) -> __m512i = _mm512_max_epi32(a, b);
+        ishl23(a: __m512i) -> __m512i = _mm512_slli_epi32::<23>(a);
+        isar1(a: __m512i) -> __m512i = _mm512_srai_epi32::<1>(a);
+        ihsum(a: __m512i) -> i32 = _mm512_reduce_add_epi32(a);
+        ihmax(a: __m512i) -> i32 = _mm512_reduce_max_epi32(a);
+    }
+}
