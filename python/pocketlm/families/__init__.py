@@ -1,6 +1,7 @@
 """Model families: one file per ``model_type``, each a function from ``config.json`` to a graph.
 
-A family registers itself with :func:`family`; a third party's does so the same way. See ``docs/adding/family.md``.
+A family registers itself with :func:`family`; a third party's does so the same way. See
+``docs/adding/family.md``.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pocketlm.errors import ConfigError
-from pocketlm.families.config import Config
+from pocketlm.families.config import Config, shown
 from pocketlm.graph import Graph
 
 Builder = Callable[[Config], Graph]
@@ -39,17 +39,20 @@ def build_graph(values: Mapping[str, Any], source: str = "config.json") -> Graph
     """The graph of a parsed ``config.json``.
 
     Raises:
-        ConfigError: ``model_type`` is unknown, or a key is missing, malformed, or unknown and able to change results.
+        ConfigError: the model type is unknown, or a key is missing, malformed, or unknown and not harmless.
     """
     config = Config(values, source)
     model_type = config.raw("model_type")
+    if not isinstance(model_type, str):
+        raise config.error("model_type", f"must be a string, not {shown(model_type)}")
     if model_type not in _builders and model_type in _built_in:
         importlib.import_module(f"{__name__}.{_built_in[model_type]}")
-    if not isinstance(model_type, str) or model_type not in _builders:
-        raise ConfigError(f"{source}: model_type {model_type!r:.60} is not supported; supported: {', '.join(model_types())}")
-    quantization = config.raw("quantization_config", None)
-    if quantization is not None:
-        raise config.error("quantization_config", "describes weights that are already quantized; give the 16-bit model")
+    if model_type not in _builders:
+        supported = ", ".join(model_types())
+        raise config.error("model_type", f"{shown(model_type)} is not supported; supported: {supported}")
+    for key in ("quantization_config", "quantization"):
+        if key in config:
+            raise config.error(key, "says that the weights are already quantized; give the 16-bit model")
     graph = _builders[model_type](config)
     config.finish()
     return graph

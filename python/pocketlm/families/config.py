@@ -1,36 +1,58 @@
 """Reads a ``config.json`` with every key accounted for.
 
-A family takes the keys that it understands. What is left over must be known to be harmless; anything else could change
-the numerics in silence and is refused (:class:`pocketlm.errors.ConfigError`).
+A family takes the keys that it understands. What is left over must be known to be harmless; anything else
+could change the numerics in silence and is refused (:class:`pocketlm.errors.ConfigError`).
 """
 
 from __future__ import annotations
 
 import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from pocketlm.errors import ConfigError
 
 # Keys that do not change the logits of a causal language model at inference.
-HARMLESS = frozenset(
-    """_name_or_path architectures attention_dropout auto_map begin_suppress_tokens bos_token_id chunk_size_feed_forward
-    decoder_start_token_id dtype eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id hidden_dropout
-    id2label initializer_range is_decoder label2id license max_new_tokens model_type name output_attentions
-    output_hidden_states pad_token_id pocketlm prefix pretraining_tp problem_type resid_pdrop embd_pdrop attn_pdrop
-    return_dict return_dict_in_generate sep_token_id task_specific_params tokenizer_class torch_dtype torchscript
-    transformers_version use_cache use_flash_attn _attn_implementation attn_implementation""".split()
-)
+_HARMLESS = """
+    _name_or_path architectures attention_dropout auto_map begin_suppress_tokens bos_token_id
+    chunk_size_feed_forward decoder_start_token_id dtype eos_token_id finetuning_task forced_bos_token_id
+    forced_eos_token_id hidden_dropout id2label initializer_range is_decoder label2id license max_new_tokens
+    model_type name output_attentions output_hidden_states pad_token_id pocketlm prefix pretraining_tp
+    problem_type resid_pdrop embd_pdrop attn_pdrop return_dict return_dict_in_generate sep_token_id
+    task_specific_params tokenizer_class torch_dtype torchscript transformers_version use_cache use_flash_attn
+    _attn_implementation attn_implementation unsloth_version bad_words_ids diversity_penalty do_sample
+    early_stopping encoder_no_repeat_ngram_size length_penalty max_length exponential_decay_length_penalty
+    min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores
+    repetition_penalty suppress_tokens temperature top_k top_p typical_p use_bfloat16
+"""
+HARMLESS = frozenset(_HARMLESS.split())
 
-# No tensor of a model that fits a CPU has a dimension near this; a larger one is a damaged or hostile file.
+# No model that fits a CPU comes near these; a larger size is a damaged or hostile file. Together they keep
+# products of sizes far from the limits of 64 bits, and the graph itself small.
 MAX_SIZE = 1 << 24
-MAX_LAYERS = 1 << 12
+MAX_LAYERS = 1 << 10
+MAX_HEAD_DIM = 1 << 10
 
 _MISSING = object()
 
 
+_repr = reprlib.Repr()
+_repr.maxlist = _repr.maxdict = 12
+_repr.maxstring = _repr.maxlong = _repr.maxother = 60
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: its representation, shortened."""
+    try:
+        return _repr.repr(value)
+    except ValueError:  # an integer of more digits than Python converts
+        return f"a {type(value).__name__} that is too large to show"
+
+
 class Config:
-    """A parsed ``config.json``, by typed and range-checked access. ``source`` names the file in error messages."""
+    """A parsed ``config.json``, by typed and range-checked access. ``source`` names the file in errors."""
 
     def __init__(self, values: Mapping[str, Any], source: str = "config.json") -> None:
         if not isinstance(values, Mapping):
@@ -44,7 +66,7 @@ class Config:
 
     def error(self, key: str, problem: str) -> ConfigError:
         """An error about one key, to be raised."""
-        return ConfigError(f"{self.source}: {key!r} {problem}")
+        return ConfigError(f"{self.source}: {shown(key)} {problem}")
 
     def raw(self, key: str, default: Any = _MISSING) -> Any:
         """The value of ``key`` as it stands; ``null`` counts as absent."""
@@ -60,38 +82,46 @@ class Config:
         """A positive integer."""
         value = self.raw(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(key, f"must be an integer, not {value!r:.60}")
+            raise self.error(key, f"must be an integer, not {shown(value)}")
         if not 0 < value <= most:
-            raise self.error(key, f"must be from 1 to {most}, not {value:.6g}" if value > 0 else f"must be positive, not {value}")
+            raise self.error(key, f"must be from 1 to {most}, not {shown(value)}")
         return value
+
+    def product(self, *keys_and_sizes: tuple[str, int]) -> int:
+        """The product of sizes, which must itself be one. Each comes with the key that it stands under."""
+        result = math.prod(size for _, size in keys_and_sizes)
+        if result > MAX_SIZE:
+            keys = " * ".join(repr(key) for key, _ in keys_and_sizes)
+            raise ConfigError(f"{self.source}: {keys} must be at most {MAX_SIZE}, not {shown(result)}")
+        return result
 
     def number(self, key: str, default: Any = _MISSING) -> float:
         """A positive finite number."""
         value = self.raw(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.error(key, f"must be a number, not {value!r:.60}")
-        if not (value > 0 and math.isfinite(value)):
-            raise self.error(key, f"must be positive and finite, not {value}")
+            raise self.error(key, f"must be a number, not {shown(value)}")
+        if not 0 < value <= sys.float_info.max:  # an int may be beyond any float; NaN compares false
+            raise self.error(key, f"must be positive and finite, not {shown(value)}")
         return float(value)
 
     def flag(self, key: str, default: Any = _MISSING) -> bool:
         """A boolean."""
         value = self.raw(key, default)
         if not isinstance(value, bool):
-            raise self.error(key, f"must be true or false, not {value!r:.60}")
+            raise self.error(key, f"must be true or false, not {shown(value)}")
         return value
 
     def choice(self, key: str, options: Mapping[str, Any], default: Any = _MISSING) -> Any:
         """The option that a string selects."""
         value = self.raw(key, default)
         if not isinstance(value, str) or value not in options:
-            raise self.error(key, f"is {value!r:.60}; supported: {', '.join(sorted(options))}")
+            raise self.error(key, f"is {shown(value)}; supported: {', '.join(sorted(options))}")
         return options[value]
 
     def expect(self, key: str, value: Any) -> None:
         """Accepts the key only with this value (or absent)."""
         if self.raw(key, value) != value:
-            raise self.error(key, f"is {self._values[key]!r:.60}; only {value!r} is supported")
+            raise self.error(key, f"is {shown(self._values[key])}; only {value!r} is supported")
 
     def ignore(self, *keys: str) -> None:
         """Marks keys that the family knows not to matter."""
@@ -101,11 +131,12 @@ class Config:
         """Refuses keys that nothing accounted for.
 
         Raises:
-            ConfigError: a key is unknown and neither null nor false.
+            ConfigError: a key is unknown, and its value is not null, false or empty.
         """
         for key, value in self._values.items():
-            if key not in self._taken and key not in HARMLESS and value is not None and value is not False:
-                raise self.error(key, f"is not supported (value {value!r:.60}); it could change the results")
+            absent = value is None or value is False or value in ("", [], {})
+            if key not in self._taken and key not in HARMLESS and not absent:
+                raise self.error(key, f"is not supported (value {shown(value)}); it could change the results")
 
 
 ACTIVATIONS = {

@@ -1,15 +1,16 @@
 """OpenELM (arXiv 2404.14619): layers that are not alike.
 
-Unusual: heads and feed-forward widths grow with depth (layer-wise scaling), queries and keys are RMS-normalised per head
-before the rotation, query, key and value are one projection, and so are gate and up; the embedding is the head.
+Unusual: heads and feed-forward widths grow with depth (layer-wise scaling), queries and keys are
+RMS-normalised per head before the rotation, query, key and value are one projection, and so are gate and up;
+the embedding is the head.
 """
 
 from __future__ import annotations
 
 from pocketlm.families import family
-from pocketlm.families.config import ACTIVATIONS, MAX_LAYERS, Config
-from pocketlm.families.rope import base_frequencies
-from pocketlm.graph import Graph, GraphBuilder, Rotary, Weight
+from pocketlm.families.config import ACTIVATIONS, MAX_HEAD_DIM, MAX_LAYERS, MAX_SIZE, Config, shown
+from pocketlm.families.rope import rotary
+from pocketlm.graph import Graph, GraphBuilder, Weight
 
 NORM_EPS = 1e-6  # fixed in the published code, absent from its configuration
 
@@ -21,17 +22,18 @@ def make_divisible(value: float, divisor: int) -> int:
 
 
 def multipliers(config: Config, key: str, layers: int) -> list[float]:
-    """One factor per layer, from a list of that length or from the two ends of a linear ramp (rounded to 2 digits)."""
+    """One factor per layer, from a list of as many or the two ends of a ramp (rounded to 2 digits)."""
     value = config.raw(key)
     values = value if isinstance(value, list) else [value] * layers
     if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < 1000 for v in values):
-        raise config.error(key, f"must hold positive numbers, not {value!r:.60}")
+        raise config.error(key, f"must hold numbers above 0 and below 1000, not {shown(value)}")
     if len(values) == layers:
         return [float(v) for v in values]
     if len(values) != 2:
         raise config.error(key, f"must hold 2 or {layers} numbers, not {len(values)}")
     low, high = values
-    return [round(low + (high - low) * i / (layers - 1), 2) for i in range(layers)]
+    step = (high - low) / (layers - 1) if layers > 1 else 0.0
+    return [round(low + step * i, 2) for i in range(layers)]
 
 
 def per_layer(config: Config, key: str, expected: list[int]) -> list[int]:
@@ -40,8 +42,15 @@ def per_layer(config: Config, key: str, expected: list[int]) -> list[int]:
     if isinstance(stated, int):
         stated = [stated] * len(expected)
     if stated != expected:
-        raise config.error(key, f"is {stated!r:.80}, but the multipliers give {expected!r:.80}")
+        raise config.error(key, f"is {shown(stated)}, but the multipliers give {shown(expected)}")
     return expected
+
+
+def fitting(config: Config, key: str, sizes: list[int]) -> list[int]:
+    """Sizes that ``key`` gives, none of them absurd. Fused projections are at most three times as wide."""
+    if max(sizes) > MAX_SIZE // 3:
+        raise config.error(key, f"gives a width of {max(sizes)}; at most {MAX_SIZE // 3} is supported")
+    return sizes
 
 
 @family("openelm")
@@ -49,22 +58,23 @@ def build(config: Config) -> Graph:
     """Builds the graph from ``OpenELMConfig``."""
     vocab, width = config.size("vocab_size"), config.size("model_dim")
     layers = config.size("num_transformer_layers", most=MAX_LAYERS)
-    head_dim = config.size("head_dim", 128)
-    if head_dim % 2:
-        raise config.error("head_dim", f"must be even, not {head_dim}")
+    head_dim = config.size("head_dim", 128, most=MAX_HEAD_DIM)
     groups = config.size("num_gqa_groups", 1)
     ratios = multipliers(config, "qkv_multipliers", layers)
-    heads = [make_divisible(width * ratio, head_dim * groups) // head_dim for ratio in ratios]
+    unit = config.product(("head_dim", head_dim), ("num_gqa_groups", groups))
+    q_widths = fitting(config, "qkv_multipliers", [make_divisible(width * ratio, unit) for ratio in ratios])
+    heads = [q_width // head_dim for q_width in q_widths]
     heads = per_layer(config, "num_query_heads", heads)
     kv_heads = per_layer(config, "num_kv_heads", [h // groups for h in heads])
     divisor = config.size("ffn_dim_divisor", 256)
-    ffn = [make_divisible(width * ratio, divisor) for ratio in multipliers(config, "ffn_multipliers", layers)]
+    ratios = multipliers(config, "ffn_multipliers", layers)
+    ffn = fitting(config, "ffn_multipliers", [make_divisible(width * ratio, divisor) for ratio in ratios])
     gated = config.flag("ffn_with_glu", True)
     activation = config.choice("activation_fn_name", ACTIVATIONS, "swish")
     config.expect("normalization_layer_name", "rms_norm")
     normalize_qk = config.flag("normalize_qk_projections", True)
     tied = config.flag("share_input_output_layers", True)
-    rope = Rotary(tuple(base_frequencies(config.number("rope_freq_constant", 10000), head_dim)))
+    rope = rotary(config, head_dim, theta_key="rope_freq_constant")
     config.ignore("rope_max_length")  # the length of a precomputed table, not a change of numerics
 
     graph = GraphBuilder("openelm", vocab, config.size("max_context_length", 2048))

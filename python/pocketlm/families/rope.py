@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
-from pocketlm.errors import ConfigError
-from pocketlm.families.config import Config
+from pocketlm.families.config import Config, shown
 from pocketlm.graph import Rotary
 
 
 def base_frequencies(theta: float, dim: int) -> list[float]:
-    """``theta ** (-2i / dim)`` for each of the dim / 2 pairs, in radians per token (arXiv 2104.09864, §3.2.2)."""
+    """``theta ** (-2i / dim)`` for each of the dim / 2 pairs, in radians per token (arXiv 2104.09864)."""
     return [theta ** (-2 * i / dim) for i in range(dim // 2)]
 
 
@@ -25,8 +23,8 @@ def linear(frequencies: list[float], scaling: Config) -> list[float]:
 def llama3(frequencies: list[float], scaling: Config) -> list[float]:
     """Llama 3.1: long wavelengths are divided by ``factor``, short ones kept, those between blended.
 
-    With wavelength l and the context c that the model was first trained on: l < c / high is kept, l > c / low divided,
-    and between them the share kept is (c / l - low) / (high - low).
+    With wavelength l and the context c that the model was first trained on: l < c / high is kept, l > c / low
+    divided, and between them the share kept is (c / l - low) / (high - low).
     """
     factor = scaling.number("factor")
     low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
@@ -41,41 +39,50 @@ def llama3(frequencies: list[float], scaling: Config) -> list[float]:
     return result
 
 
-SCALINGS = {"default": lambda frequencies, _: frequencies, "linear": linear, "llama3": llama3}
+Scaling = Callable[[list[float], Config], list[float]]
+
+SCALINGS: dict[str, Scaling] = {
+    "default": lambda frequencies, _: frequencies,
+    "linear": linear,
+    "llama3": llama3,
+}
 
 
-def rotary(config: Config, dim: int, default_theta: float = 10000.0) -> Rotary:
+def rotary(config: Config, dim: int, theta_key: str = "rope_theta", default_theta: float = 10000.0) -> Rotary:
     """The rotary embedding of a Hugging Face configuration.
 
-    Reads ``rope_theta`` with ``rope_scaling``, or ``rope_parameters`` which holds both.
+    Reads ``theta_key`` with ``rope_scaling``, or ``rope_parameters`` which holds both in newer
+    configurations.
 
     Raises:
-        ConfigError: an unknown kind of scaling, or an unknown or missing parameter of it.
+        ConfigError: an odd ``dim``; an unknown kind of scaling; an unknown, missing or contradictory
+        parameter.
     """
     if dim % 2:
-        raise ConfigError(f"{config.source}: rotary embeddings need an even head size, not {dim}")
-    theta = config.number("rope_theta", default_theta)
-    scaling = config.raw("rope_scaling", None)
-    parameters = config.raw("rope_parameters", None)
-    if parameters is not None:
-        if not isinstance(parameters, Mapping):
-            raise config.error("rope_parameters", "must be an object")
-        scaling = dict(parameters)
-        theta = Config(scaling, f"{config.source}: rope_parameters").number("rope_theta", theta)
-        scaling.pop("rope_theta", None)
-    frequencies = base_frequencies(theta, dim)
-    if scaling is None:
-        return Rotary(tuple(frequencies))
+        raise config.error("head_dim", f"must be even for rotary embeddings, not {dim}")
+    theta = config.number(theta_key, default_theta)
+    key = "rope_parameters" if "rope_parameters" in config else "rope_scaling"
+    scaling = config.raw(key, {})
     if not isinstance(scaling, Mapping):
-        raise config.error("rope_scaling", "must be an object")
-    return Rotary(tuple(scaled(frequencies, scaling, config.source)))
+        raise config.error(key, f"must be an object, not {shown(scaling)}")
+    if key == "rope_parameters" and config.raw("rope_scaling", scaling) != scaling:
+        raise config.error("rope_scaling", "contradicts 'rope_parameters'")
+    inner = Config(scaling, f"{config.source}: {key}")
+    if key == "rope_parameters":
+        stated = inner.number(theta_key, theta)
+        if theta_key in config and stated != theta:
+            raise config.error(theta_key, f"is {theta}, but 'rope_parameters' says {stated}")
+        theta = stated
+    frequencies = scaled(base_frequencies(theta, dim), inner)
+    if not all(map(math.isfinite, frequencies)):
+        raise config.error(theta_key, f"({theta}) with {key!r} gives frequencies that are not finite")
+    return Rotary(tuple(frequencies))
 
 
-def scaled(frequencies: list[float], scaling: Mapping[str, Any], source: str) -> list[float]:
-    """Frequencies after the scaling that an object with ``rope_type`` (once ``type``) describes."""
-    inner = Config(scaling, f"{source}: rope_scaling")
-    kind = "rope_type" if "rope_type" in inner else "type"
-    inner.ignore("type", "rope_type")
-    result: list[float] = inner.choice(kind, SCALINGS)(frequencies, inner)
-    inner.finish()
+def scaled(frequencies: list[float], scaling: Config) -> list[float]:
+    """Frequencies after the scaling that ``rope_type`` (once ``type``) names; unchanged without one."""
+    key = "type" if "type" in scaling and "rope_type" not in scaling else "rope_type"
+    scaling.ignore("type")
+    result: list[float] = scaling.choice(key, SCALINGS, "default")(frequencies, scaling)
+    scaling.finish()
     return result

@@ -1,0 +1,1 @@
+"""Agreement with an implementation that is not ours."""

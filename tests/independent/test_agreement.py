@@ -1,0 +1,117 @@
+"""Every interpreter against mlx-lm: its stored logits always, fresh ones where it is installed.
+
+Distances are relative to the largest logit of the case.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from independent import cases, peer
+from pocketlm.interpret.reference import Reference
+
+FIXTURES = np.load(Path(__file__).with_name("fixtures.npz"))
+everywhere = pytest.mark.parametrize("precision", cases.PRECISIONS)
+each_case = pytest.mark.parametrize("case", cases.CASES)
+
+
+def distance(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """The largest difference, as a share of the largest expected logit."""
+    assert found.shape == expected.shape
+    assert np.isfinite(found).all()
+    return float(np.abs(found.astype(np.float64) - expected).max() / np.abs(expected).max())
+
+
+def stored(case: str, precision: cases.Precision) -> NDArray[np.float32]:
+    """mlx-lm's logits of the last rows of the case's prompt."""
+    return FIXTURES[f"{case}/{precision}"]
+
+
+@each_case
+@everywhere
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_reference(case: str, precision: cases.Precision, dtype: type) -> None:
+    expected = stored(case, precision)
+    found = Reference(cases.graph(case), cases.weights(case, precision), dtype).logits(cases.ids(case))
+    assert found.dtype == dtype
+    assert distance(found[-len(expected) :], expected) < 1e-4
+
+
+@each_case
+def test_jax(case: str) -> None:
+    jax = pytest.importorskip("jax")
+    interpreter = importlib.import_module("pocketlm.interpret.jax")
+    weights, ids = cases.weights(case), cases.ids(case)
+    with jax.default_matmul_precision("highest"):
+        params = {name: jax.numpy.asarray(value) for name, value in weights.items()}
+        batch = np.stack([ids, ids[::-1]])
+        logits = jax.jit(functools.partial(interpreter.logits, cases.graph(case)))
+        found = np.asarray(logits(params, jax.numpy.asarray(batch, jax.numpy.int32)))
+    assert found.dtype == np.float32
+    assert distance(found[0, -len(stored(case, "full")) :], stored(case, "full")) < 1e-4
+    oracle = Reference(cases.graph(case), weights)
+    for row, sequence in zip(found, batch, strict=True):
+        assert distance(row, oracle.logits(sequence)) < 1e-4
+
+
+def bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The upper halves; exact for ``coarse`` values."""
+    bits = values.view(np.uint32)
+    assert not (bits & 0xFFFF).any()
+    return (bits >> 16).astype(np.uint16)
+
+
+@each_case
+@pytest.mark.parametrize(("dtype", "precision"), [("f32", "full"), ("f16", "coarse"), ("bf16", "coarse")])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_engine(case: str, dtype: str, precision: cases.Precision, threads: int) -> None:
+    core = pytest.importorskip("pocketlm._core")
+    if not hasattr(core, "Engine"):
+        pytest.skip("built without the engine")
+    graph, ids = cases.graph(case), cases.ids(case)
+    store = core.WeightStore()
+    for name, value in cases.weights(case, precision).items():
+        if dtype == "f16":
+            half = value.astype(np.float16)
+            assert (half == value).all()
+            store.add(name, half)
+        elif dtype == "bf16":
+            store.add(name, bf16(value), "bf16")
+        else:
+            store.add(name, value)
+    engine = core.Engine(graph.to_json(), store, threads=threads, cache_tokens=256)
+    (result,) = engine.step([(engine.sequence(), ids.tolist(), None, "all")])
+    expected = stored(case, precision)
+    assert result.logits.dtype == np.float32
+    assert result.logits.shape == (len(ids), graph.vocab_size)
+    assert distance(result.logits[-len(expected) :], expected) < 5e-3
+
+
+@each_case
+@everywhere
+def test_stored_logits_are_those_of_mlx_lm(case: str, precision: cases.Precision) -> None:
+    if not peer.available():
+        pytest.skip("mlx-lm is not installed")
+    fresh = peer.logits(cases.CASES[case], cases.weights(case, precision), cases.ids(case))
+    expected = stored(case, precision)
+    assert distance(fresh[-len(expected) :], expected) < 1e-5
+    found = Reference(cases.graph(case), cases.weights(case, precision)).logits(cases.ids(case))
+    assert distance(found, fresh) < 1e-4  # all rows, where the stored ones are the last
+
+
+def test_coarse_values_are_the_same_in_every_16_bit_type() -> None:
+    for value in cases.weights("llama-biases", "coarse").values():
+        assert (value.astype(np.float16) == value).all()
+        bf16(value)
+
+
+def test_every_stored_case_is_still_a_case() -> None:
+    expected = {f"{case}/{precision}" for case in cases.CASES for precision in cases.PRECISIONS}
+    assert set(FIXTURES.files) - {"made_with"} == expected
