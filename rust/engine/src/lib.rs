@@ -3,6 +3,7 @@
 mod error;
 pub mod graph;
 mod kv;
+pub mod palettize;
 pub mod pool;
 pub mod store;
 

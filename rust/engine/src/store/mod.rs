@@ -16,16 +16,21 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use bytes::{Bytes, LINE, MappedRange, OwnedBytes};
 pub use error::StoreError;
 pub use palettes::{FORMAT_VERSION, PALETTES_KEY, VERSION_KEY};
 pub use pocketlm_kernels::{DenseType, Kind};
 pub use tensor::{Tensor, TensorData};
+pub use values::widen;
 
 use bytes::MappedFile;
 use palettes::Geometry;
+
+use crate::error::EngineError;
+use crate::pool::ThreadPool;
 
 /// Tensors by name. Cloning is cheap and shares all bytes.
 #[derive(Debug, Clone, Default)]
@@ -138,6 +143,26 @@ impl WeightStore {
     /// All tensors, by ascending name.
     pub fn tensors(&self) -> impl Iterator<Item = &Arc<Tensor>> {
         self.tensors.values()
+    }
+
+    /// [`Tensor::check_finite`] of every tensor, on `threads` threads. The error is that of the first name.
+    pub fn check_finite(&self, threads: usize) -> Result<(), EngineError> {
+        let tensors: Vec<&Tensor> = self.tensors().map(Arc::as_ref).collect();
+        let next = AtomicUsize::new(0);
+        let failures = Mutex::new(BTreeMap::new());
+        ThreadPool::global().run(threads, |_| {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(tensor) = tensors.get(index) else { return };
+                if let Err(error) = tensor.check_finite() {
+                    failures.lock().unwrap_or_else(PoisonError::into_inner).insert(index, error);
+                    // Names before this one are taken already; those after it no longer matter.
+                    next.store(tensors.len(), Ordering::Relaxed);
+                }
+            }
+        })?;
+        let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+        failures.into_iter().next().map_or(Ok(()), |(_, error)| Err(error.into()))
     }
 
     /// The files' metadata, first file first, without the description of palettized tensors.

@@ -1,0 +1,220 @@
+//! `WeightStore`: the weights of a model, by name.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use numpy::{PyArray1, PyArrayDyn, PyArrayMethods};
+use pocketlm_engine::pool::thread_count;
+use pocketlm_engine::store::{Bytes, DenseType, Kind, Tensor, TensorData, WeightStore};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyTuple};
+
+use crate::errors::{parameter, to_python};
+
+/// Weights by name, mapped from safetensors files or added from memory.
+#[pyclass(frozen, name = "WeightStore", module = "pocketlm._core")]
+#[derive(Default)]
+pub(crate) struct PyWeightStore {
+    /// Shared with engines; changed by copying what is shared.
+    store: Mutex<Arc<WeightStore>>,
+}
+
+/// What a tensor is, without its values.
+#[pyclass(frozen, get_all, name = "TensorInfo", module = "pocketlm._core")]
+pub(crate) struct PyTensorInfo {
+    name: String,
+    kind: String,
+    shape: Py<PyTuple>,
+    elements: usize,
+    bits: f64,
+    bytes: usize,
+    file: Option<PathBuf>,
+}
+
+impl PyWeightStore {
+    /// The store as it is now; later additions do not show.
+    pub(crate) fn shared(&self) -> Arc<WeightStore> {
+        Arc::clone(&self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<WeightStore>> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, py: Python<'_>, change: impl Send + FnOnce(&mut WeightStore) -> T) -> T
+    where
+        T: Send,
+    {
+        py.detach(|| change(Arc::make_mut(&mut self.lock())))
+    }
+
+    fn tensor(&self, name: &str) -> PyResult<Arc<Tensor>> {
+        self.lock().get(name).cloned().map_err(to_python)
+    }
+}
+
+#[pymethods]
+impl PyWeightStore {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+
+    /// Maps one safetensors file and adds its tensors: all, or none if it raises.
+    fn open(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        self.change(py, |store| store.open(&path)).map_err(to_python)
+    }
+
+    /// Adds a copy of an array of float32, float16, bfloat16, or uint16 bits of the 16-bit type that `dtype` names.
+    #[pyo3(signature = (name, array, dtype=None))]
+    fn add(&self, py: Python<'_>, name: &str, array: &Bound<'_, PyAny>, dtype: Option<&str>) -> PyResult<()> {
+        let dtype = element_type(array, dtype)?;
+        let shape: Vec<usize> = array.getattr("shape")?.extract()?;
+        // `tobytes` copies in row-major order whatever the array's strides.
+        let bytes = Bytes::copy(array.call_method0("tobytes")?.cast::<PyBytes>()?.as_bytes());
+        self.change(py, |store| store.add_dense(name, dtype, &shape, bytes)).map_err(to_python)
+    }
+
+    /// Adds a palettized weight of `shape` [rows, columns] from its parts, as the bytes of uint8, int8 and float16 arrays.
+    fn add_palette(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        kind: &str,
+        shape: [usize; 2],
+        codes: &Bound<'_, PyAny>,
+        codebook: &Bound<'_, PyAny>,
+        scale: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let kind = palette_kind(kind)?;
+        let bytes = |part: &Bound<'_, PyAny>| part.call_method0("tobytes")?.extract::<Vec<u8>>();
+        let (codes, codebook, scale) = (bytes(codes)?, bytes(codebook)?, bytes(scale)?);
+        let add = |store: &mut WeightStore| store.add_palette(name, kind, shape, &codes, &codebook, &scale);
+        self.change(py, add).map_err(to_python)
+    }
+
+    /// Names of all tensors, ascending.
+    fn names(&self) -> Vec<String> {
+        self.shared().tensors().map(|tensor| tensor.name().to_owned()).collect()
+    }
+
+    fn __contains__(&self, name: &str) -> bool {
+        self.shared().contains(name)
+    }
+
+    fn __len__(&self) -> usize {
+        self.shared().tensors().count()
+    }
+
+    /// Kind, shape and size of a tensor.
+    fn info(&self, py: Python<'_>, name: &str) -> PyResult<PyTensorInfo> {
+        let tensor = self.tensor(name)?;
+        let (elements, bytes) = (tensor.elements(), tensor.bytes());
+        Ok(PyTensorInfo {
+            name: tensor.name().to_owned(),
+            kind: tensor.kind_name().to_owned(),
+            shape: PyTuple::new(py, tensor.shape())?.unbind(),
+            elements,
+            bits: if elements == 0 { 0.0 } else { bytes as f64 * 8.0 / elements as f64 },
+            bytes,
+            file: tensor.file().map(Into::into),
+        })
+    }
+
+    /// Values as float32, rows `start` to `stop` of the first dimension.
+    #[pyo3(signature = (name, start=None, stop=None))]
+    fn dense<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        start: Option<usize>,
+        stop: Option<usize>,
+    ) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
+        let tensor = self.tensor(name)?;
+        let mut shape = tensor.shape().to_vec();
+        let values = match shape.first().copied() {
+            Some(rows) if shape.len() > 1 => {
+                let (start, stop) = (start.unwrap_or(0), stop.unwrap_or(rows));
+                let values = py.detach(|| tensor.rows_f32(start..stop)).map_err(to_python)?;
+                shape[0] = stop - start;
+                values
+            }
+            _ => {
+                let values = tensor.to_f32().map_err(to_python)?;
+                let (start, stop) = (start.unwrap_or(0), stop.unwrap_or(values.len()));
+                let part = values
+                    .get(start..stop)
+                    .ok_or_else(|| parameter("start, stop", "outside of the tensor"))?;
+                if let Some(len) = shape.first_mut() {
+                    *len = part.len();
+                }
+                part.to_vec()
+            }
+        };
+        PyArray1::from_vec(py, values).reshape(shape)
+    }
+
+    /// Stored bytes `start` to `stop` of a tensor that is not palettized.
+    #[pyo3(signature = (name, start=0, stop=None))]
+    fn raw<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        start: usize,
+        stop: Option<usize>,
+    ) -> PyResult<Bound<'py, PyArray1<u8>>> {
+        let tensor = self.tensor(name)?;
+        let bytes = match tensor.data() {
+            TensorData::Dense { bytes, .. } | TensorData::Opaque { bytes, .. } => bytes.as_slice(),
+            TensorData::Palette { .. } => return Err(to_python(tensor.error("is palettized"))),
+        };
+        let part = bytes.get(start..stop.unwrap_or(bytes.len()));
+        Ok(PyArray1::from_slice(py, part.ok_or_else(|| parameter("start, stop", "outside of the tensor"))?))
+    }
+
+    /// The files' metadata, the first file's values first.
+    fn metadata(&self) -> BTreeMap<String, String> {
+        self.shared().metadata().clone()
+    }
+
+    /// Raises `WeightError` if a value of the tensor (of any tensor, by ascending name) is NaN or infinite.
+    #[pyo3(signature = (name=None, *, threads=None))]
+    fn check_finite(&self, py: Python<'_>, name: Option<&str>, threads: Option<usize>) -> PyResult<()> {
+        let threads = thread_count(threads).map_err(to_python)?;
+        match name {
+            Some(name) => {
+                let tensor = self.tensor(name)?;
+                py.detach(|| tensor.check_finite()).map_err(to_python)
+            }
+            None => {
+                let store = self.shared();
+                py.detach(|| store.check_finite(threads)).map_err(to_python)
+            }
+        }
+    }
+}
+
+/// The palettized kind of that name.
+pub(crate) fn palette_kind(name: &str) -> PyResult<Kind> {
+    Kind::from_name(name).ok_or_else(|| {
+        let known = Kind::ALL.map(Kind::name).join(", ");
+        parameter("kind", format!("{name:?} is not one of {known}"))
+    })
+}
+
+/// The element type of an array, of NumPy or alike.
+pub(crate) fn element_type(array: &Bound<'_, PyAny>, dtype: Option<&str>) -> PyResult<DenseType> {
+    let own = array.getattr("dtype")?;
+    let name: String = own.getattr("name")?.extract()?;
+    let swapped = own.getattr("byteorder")?.extract::<String>()? == ">";
+    match (name.as_str(), dtype, swapped) {
+        ("float32", None | Some("f32"), false) => Ok(DenseType::F32),
+        ("float16", None | Some("f16"), false) | ("uint16", Some("f16"), false) => Ok(DenseType::F16),
+        ("bfloat16", None | Some("bf16"), false) | ("uint16", Some("bf16"), false) => Ok(DenseType::Bf16),
+        _ => Err(parameter(
+            "array",
+            format!("cannot take elements of {name} as {}", dtype.unwrap_or("weights")),
+        )),
+    }
+}
