@@ -1,0 +1,1 @@
+"""Benchmarks: synthetic checkpoints at real shapes, and pocketlm beside its peers."""
