@@ -12,6 +12,7 @@ mod ops;
 mod quantized;
 pub mod reference;
 pub mod registry;
+pub mod sample;
 mod scratch;
 pub mod simd;
 

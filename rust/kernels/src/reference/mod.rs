@@ -4,6 +4,8 @@
 
 mod attention;
 mod rows;
+mod sampling;
 
 pub use attention::{attention, half_to_f64};
 pub use rows::{activation, dot, embed, norm, quantize, rope, softcap};
+pub use sampling::{SamplingSettings, probabilities};

@@ -1,0 +1,193 @@
+//! Times the float kernels on one thread: `cargo run --release -p pocketlm-kernels --example float_bench [LEVEL] [FILTER]`.
+//!
+//! Figures are the best of several runs; GB/s count the bytes of weights or of the cache that a call reads.
+
+use std::time::Instant;
+
+use pocketlm_kernels::sample::{Sampler, SamplingParams};
+use pocketlm_kernels::{
+    Activation, Attention, Dense, DenseType, KV_TOKENS, Kernels, KvBlock, Level, Norm, NormKind, QuantBuffer,
+    SPLIT_TOKENS,
+};
+
+/// Seconds of the fastest of several runs, over at least 0.2 s in all.
+fn time(mut run: impl FnMut()) -> f64 {
+    let (begin, mut best) = (Instant::now(), f64::INFINITY);
+    run();
+    while begin.elapsed().as_secs_f64() < 0.2 {
+        let start = Instant::now();
+        run();
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    best
+}
+
+fn values(n: usize) -> Vec<f32> {
+    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 8_388_608.0 - 1.0).collect()
+}
+
+fn dense(k: &Kernels) {
+    for dtype in DenseType::ALL {
+        let (rows, cols) = (32_768, 2048);
+        let bytes: Vec<u8> = match dtype {
+            DenseType::F32 => values(rows * cols).iter().flat_map(|v| v.to_le_bytes()).collect(),
+            DenseType::F16 => {
+                values(rows * cols).iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect()
+            }
+            DenseType::Bf16 => {
+                values(rows * cols).iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect()
+            }
+        };
+        let w = Dense::new(dtype, rows, cols, &bytes).unwrap();
+        let x = values(cols);
+        let mut out = vec![0.0; rows];
+        let t = time(|| k.matmul_dense(&w, &x, 1, cols, 0..rows, &mut out).unwrap());
+        println!(
+            "matmul_dense {} m=1 {rows}x{cols} (DRAM): {:.1} GB/s",
+            dtype.name(),
+            bytes.len() as f64 / t / 1e9
+        );
+        let rows = 256;
+        let mut out = vec![0.0; rows];
+        let t = time(|| k.matmul_dense(&w, &x, 1, cols, 0..rows, &mut out).unwrap());
+        let size = (rows * cols * dtype.size()) as f64;
+        println!("matmul_dense {} m=1 {rows}x{cols} (cache): {:.1} GB/s", dtype.name(), size / t / 1e9);
+        for m in [4, 16, 512] {
+            let rows = 1024;
+            let x = values(m * cols);
+            let mut out = vec![0.0; m * rows];
+            let t = time(|| k.matmul_dense(&w, &x, m, cols, 0..rows, &mut out).unwrap());
+            let flops = 2.0 * (m * rows * cols) as f64;
+            println!("matmul_dense {} m={m} {rows}x{cols}: {:.1} GFLOP/s", dtype.name(), flops / t / 1e9);
+        }
+    }
+}
+
+/// Attention of `tokens` tokens at the end of `context`, for `kv_heads` key-value heads in turn.
+fn attention(k: &Kernels, head_dim: usize, heads: usize, kv_heads: usize, context: usize, tokens: usize) {
+    let block = KV_TOKENS * head_dim;
+    let cache: Vec<u16> = values(kv_heads * context.div_ceil(KV_TOKENS) * block * 2)
+        .iter()
+        .map(|v| half::f16::from_f32(*v).to_bits())
+        .collect();
+    let stride = kv_heads * heads * head_dim;
+    let q = values(tokens * stride);
+    let ends: Vec<u32> = (context - tokens..context).map(|p| p as u32 + 1).collect();
+    let starts = vec![0; tokens];
+    let blocks: Vec<KvBlock<'_>> =
+        cache.chunks_exact(2 * block).map(|b| KvBlock { k: &b[..block], v: &b[block..] }).collect();
+    let splits = context.div_ceil(SPLIT_TOKENS);
+    let len = tokens * heads * (head_dim + 2);
+    let mut partials = vec![0.0; splits * len];
+    let mut out = vec![0.0; tokens * stride];
+    let t = time(|| {
+        for (h, blocks) in blocks.chunks_exact(context.div_ceil(KV_TOKENS)).enumerate() {
+            let splits = blocks.chunks(SPLIT_TOKENS / KV_TOKENS).zip(partials.chunks_exact_mut(len));
+            for (split, (blocks, partial)) in splits.enumerate() {
+                let a = Attention {
+                    head_dim,
+                    heads,
+                    q: &q[h * heads * head_dim..],
+                    token_stride: stride,
+                    starts: &starts,
+                    ends: &ends,
+                    softcap: None,
+                    first: split * SPLIT_TOKENS,
+                    blocks,
+                };
+                k.attention_split(&a, partial).unwrap();
+            }
+            let out = &mut out[h * heads * head_dim..];
+            k.attention_merge(&partials, tokens, heads, head_dim, stride, out).unwrap();
+        }
+    });
+    let seen: f64 = ends.iter().map(|&e| f64::from(e)).sum();
+    println!(
+        "attention head_dim {head_dim}, {heads} x {kv_heads} heads, {tokens} tokens at {context}: {:.1} us, {:.1} GB/s, {:.1} GFLOP/s",
+        t * 1e6,
+        cache.len() as f64 * 2.0 / t / 1e9,
+        4.0 * seen * (heads * kv_heads * head_dim) as f64 / t / 1e9
+    );
+}
+
+fn rows(k: &Kernels) {
+    let n = 2048;
+    let (mut x, delta, weight) = (values(n), vec![0.0; n], values(n));
+    let mut buffer = QuantBuffer::new(1, n).unwrap();
+    let norm = Norm { kind: NormKind::Rms, eps: 1e-5, weight: Some(&weight), bias: None, offset: 0.0 };
+    let mut report = |name: &str, run: &mut dyn FnMut(&mut QuantBuffer)| {
+        let t = time(|| (0..100).for_each(|_| run(&mut buffer)));
+        println!("{name} of {n}: {:.0} ns", t * 1e7);
+    };
+    report("add_norm_quantize", &mut |b| {
+        let mut rows = b.as_rows_mut();
+        k.add_norm_quantize(&norm, &mut x, Some(&delta), None, rows.row_mut(0).as_mut()).unwrap();
+    });
+    report("quantize", &mut |b| k.quantize(&weight, &mut b.as_rows_mut().row_mut(0).unwrap()).unwrap());
+    for a in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+        report(&format!("gated_quantize {}", a.name()), &mut |b| {
+            k.gated_quantize(a, &weight, &weight, &mut b.as_rows_mut().row_mut(0).unwrap()).unwrap();
+        });
+    }
+    let mut heads = values(n);
+    report("norm_heads of 64,", &mut |_| {
+        k.norm_heads(&Norm { weight: Some(&weight[..64]), ..norm }, &mut heads, 64).unwrap();
+    });
+    let (cos, sin) = (vec![0.6; 32], vec![0.8; 32]);
+    report("rope halves of 64,", &mut |_| k.rope(&mut heads, 64, &cos, &sin, false).unwrap());
+    report("rope interleaved of 64,", &mut |_| k.rope(&mut heads, 64, &cos, &sin, true).unwrap());
+    let (mut keys, mut vals) = (vec![0; 64 * 64], vec![0; 64 * 64]);
+    report("kv_write of 32 heads of 64,", &mut |_| {
+        (0..32).for_each(|i| k.kv_write(&weight[..64], &weight[..64], &mut keys, &mut vals, i).unwrap());
+    });
+}
+
+fn sampling(k: &Kernels) {
+    for vocabulary in [32_000, 128_256] {
+        let logits: Vec<f32> =
+            values(vocabulary).iter().map(|v| v * 8.0 - (1.0001 - v.abs()).ln() * 3.0).collect();
+        for (name, params) in [
+            ("greedy", SamplingParams { temperature: 0.0, ..Default::default() }),
+            ("temperature", SamplingParams::default()),
+            ("top_k 50", SamplingParams { top_k: 50, ..Default::default() }),
+            ("top_p 0.9", SamplingParams { top_p: 0.9, ..Default::default() }),
+            ("logprobs 5", SamplingParams { temperature: 0.0, logprobs: Some(5), ..Default::default() }),
+        ] {
+            let mut sampler = Sampler::new(params, &[]).unwrap();
+            let mut position = 0;
+            let t = time(|| {
+                position += 1;
+                sampler.sample(k, &logits, position).unwrap();
+            });
+            println!("sample {name} of {vocabulary}: {:.1} us", t * 1e6);
+        }
+    }
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let level = arguments.next();
+    let filter = arguments.next().unwrap_or_default();
+    let kernels = match level.as_deref() {
+        None | Some("best") => Kernels::best().expect("a level"),
+        Some(name) => Level::from_name(name).and_then(Kernels::get).expect("a level that this machine has"),
+    };
+    println!("level {}", kernels.level());
+    if "attention".starts_with(&filter) {
+        attention(kernels, 64, 4, 8, 2048, 1);
+        attention(kernels, 64, 1, 32, 2048, 1);
+        attention(kernels, 128, 4, 8, 2048, 1);
+        attention(kernels, 64, 4, 1, 512, 512);
+        attention(kernels, 64, 4, 1, 2048, 512);
+        attention(kernels, 128, 1, 1, 512, 512);
+    }
+    if "rows".starts_with(&filter) {
+        rows(kernels);
+    }
+    if "sampling".starts_with(&filter) {
+        sampling(kernels);
+    }
+    if "dense".starts_with(&filter) {
+        dense(kernels);
+    }
+}
