@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 from os import PathLike
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 __version__: str
-
-PaletteKind = Literal["p2", "p3", "p4", "p8"]
 
 @final
 class TensorInfo:
@@ -53,12 +51,11 @@ class WeightStore:
             WeightError: a scale is not finite.
         """
     def add(self, name: str, array: Any, dtype: str | None = None) -> None:
-        """Adds a copy of an array of float32, float16, bfloat16, or of uint16 bits of the type that ``dtype`` names
-        ("f16", "bf16")."""
+        """Adds a copy of an array of float32, float16, bfloat16, or uint16 bits of the type ``dtype``."""
     def add_palette(
         self,
         name: str,
-        kind: PaletteKind,
+        kind: str,
         shape: tuple[int, int],
         codes: NDArray[np.uint8],
         codebook: NDArray[np.int8],
@@ -74,10 +71,12 @@ class WeightStore:
         """Values as float32, rows ``start`` to ``stop`` of the first dimension."""
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
         """Stored bytes ``start`` to ``stop`` of a tensor that is not palettized."""
+    def release(self, name: str) -> None:
+        """Gives back the memory of the tensor's pages in a mapped file; they are read again when needed."""
     def metadata(self) -> dict[str, str]:
         """The files' metadata; where files disagree, the value of the first."""
     def check_finite(self, name: str | None = None, *, threads: int | None = None) -> None:
-        """Raises WeightError if a value of the tensor (of any tensor) is NaN or infinite; names tensor and index."""
+        """Raises WeightError, with tensor and index, if a value of the tensor (of any) is not finite."""
 
 @final
 class Palettized:
@@ -102,7 +101,7 @@ class Palettized:
 def palettize_tensor(
     store: WeightStore,
     name: str,
-    kind: PaletteKind,
+    kind: str,
     *,
     importance: NDArray[np.float32] | None = None,
     transposed: bool = False,
@@ -111,18 +110,20 @@ def palettize_tensor(
 ) -> Palettized:
     """Palettizes a dense matrix of the store, on all cores, without the interpreter lock.
 
-    ``importance`` weighs the squared errors: [inputs], or [outputs * inputs] for each weight by itself. A ``transposed``
-    matrix is stored as [inputs, outputs]. ``progress`` is called with the number of rows done; what it raises ends the
-    work. Results depend neither on ``threads`` nor on the machine.
+    ``importance`` weighs the squared errors: [inputs], or [outputs * inputs] for each weight by itself. A
+    ``transposed`` matrix is stored as [inputs, outputs]. ``progress`` is called with the number of rows done;
+    what it raises ends the work. Results depend neither on ``threads`` nor on the machine.
 
     Raises:
-        WeightError: not a matrix; a value not finite or too large for half-precision scales; importance that does not fit.
+        WeightError: not a matrix, a value not finite or too large for half-precision scales, or importance
+        that
+            does not fit.
     """
 
 def measure_tensor(
     store: WeightStore,
     name: str,
-    kind: PaletteKind,
+    kind: str,
     *,
     tiles: int = 64,
     importance: NDArray[np.float32] | None = None,

@@ -173,6 +173,12 @@ impl PyWeightStore {
         Ok(PyArray1::from_slice(py, part.ok_or_else(|| parameter("start, stop", "outside of the tensor"))?))
     }
 
+    /// Gives back the memory of the tensor's pages in a mapped file; they are read again when needed.
+    fn release(&self, name: &str) -> PyResult<()> {
+        self.tensor(name)?.release();
+        Ok(())
+    }
+
     /// The files' metadata, the first file's values first.
     fn metadata(&self) -> BTreeMap<String, String> {
         self.shared().metadata().clone()

@@ -102,6 +102,20 @@ impl Bytes {
         }
     }
 
+    /// Gives the memory of a mapped file's pages back; they are read again when needed. For passes over files larger than
+    /// memory. Does nothing where the system cannot, and to memory of our own.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Self::Mapped(MappedRange { file, range }) = self {
+            // SAFETY: the map is of a file and never written, so that a page dropped now reads the same bytes later.
+            let outcome = unsafe {
+                file.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+            };
+            // Advice that was not taken costs memory, not correctness.
+            drop(outcome);
+        }
+    }
+
     /// Number of bytes.
     pub fn len(&self) -> usize {
         self.as_slice().len()

@@ -133,6 +133,14 @@ impl Tensor {
         Dense::new(*dtype, rows, cols, bytes.as_slice()).map_err(|error| self.error(error))
     }
 
+    /// [`Bytes::release`] of all parts.
+    pub fn release(&self) {
+        match &self.data {
+            TensorData::Dense { bytes, .. } | TensorData::Opaque { bytes, .. } => bytes.release(),
+            TensorData::Palette { codes, .. } => codes.release(),
+        }
+    }
+
     /// A [`StoreError::Weight`] about this tensor.
     pub fn error(&self, reason: impl fmt::Display) -> StoreError {
         StoreError::weight(&self.name, self.file(), reason.to_string())

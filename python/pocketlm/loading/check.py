@@ -1,0 +1,66 @@
+"""Whether the tensors of a checkpoint are those that a graph wants."""
+
+from __future__ import annotations
+
+import re
+
+from pocketlm._core import TensorInfo, WeightStore
+from pocketlm.errors import WeightError
+from pocketlm.graph import Embed, Graph, Linear, Weight
+
+PALETTES = ("p2", "p3", "p4", "p8")
+DENSE = ("f32", "f16", "bf16")
+
+# Buffers that published checkpoints carry along: tables and masks that follow from the configuration.
+_BUFFERS = re.compile(
+    r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(attn|attention)\.(bias|masked_bias)|position_ids)$"
+)
+_HEAD = re.compile(r"(^|\.)(lm_head|output|embed_out)\.weight$")
+
+
+def stored_name(store: WeightStore, weight: Weight) -> str:
+    """The tensor that holds ``weight``: its own, or the one that it repeats where the copy is left out."""
+    if weight.shared_with is not None and weight.name not in store:
+        return weight.shared_with
+    return weight.name
+
+
+def check_weights(graph: Graph, store: WeightStore, source: str) -> None:
+    """Checks names, shapes and types of every tensor against the graph; reads no values.
+
+    Raises:
+        WeightError: a tensor is missing, has a wrong shape or type, or is there although the graph has no use
+        for it.
+    """
+    matrices = {op.weight.name for op in graph.ops if isinstance(op, Linear | Embed)}
+    used = set()
+    for weight in graph.weights().values():
+        name = stored_name(store, weight)
+        if name not in store:
+            raise WeightError(f"{source}: tensor {name!r} is missing")
+        used.add(name)
+        _check(store.info(name), weight, name in matrices)
+    tied = not any(_HEAD.search(name) for name in used)
+    for name in store.names():
+        info = store.info(name)
+        harmless = (
+            _BUFFERS.search(name) or info.kind not in (*PALETTES, *DENSE) or (tied and _HEAD.search(name))
+        )
+        if name not in used and not harmless:
+            raise WeightError(
+                f"{info.file or source}: tensor {name!r:.200} {list(info.shape)} has no place in this model: "
+                "config.json describes another one"
+            )
+
+
+def _check(info: TensorInfo, weight: Weight, is_matrix: bool) -> None:
+    where = f"{info.file or 'memory'}: tensor {info.name!r}"
+    palettized = info.kind in PALETTES
+    if not palettized and info.kind not in DENSE:
+        raise WeightError(f"{where} has type {info.kind}; weights must be {', '.join((*PALETTES, *DENSE))}")
+    if palettized and not is_matrix:
+        raise WeightError(f"{where} is palettized ({info.kind}); only matrices and embeddings can be")
+    # Palettized matrices are always [outputs, inputs].
+    wanted = weight.shape[::-1] if weight.transposed and not palettized else weight.shape
+    if info.shape != wanted:
+        raise WeightError(f"{where} has shape {list(info.shape)}, the model wants {list(wanted)}")

@@ -1,0 +1,243 @@
+"""Writes pocketlm's own model directory: atomically, and resumable after a kill at any moment.
+
+Work happens in ``DST.partial-<key>`` beside the destination; the key says what is being made, so that only
+the same work is resumed. The file of weights has its final size from the start; each tensor is written at its
+place, and then a line of a journal records its checksums. A tensor without a line, or whose bytes do not have
+these checksums, is written again. When all is there and synced to disk, one rename makes the directory appear
+under its name.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from pocketlm.errors import ParameterError, StorageError
+from pocketlm.loading.files import storage_errors
+from pocketlm.loading.layout import Layout
+from pocketlm.loading.safetensors import SINGLE
+
+JOURNAL = "journal.jsonl"
+_CHUNK = 16 << 20
+_SPARE_BYTES = 16 << 20  # tokenizer, configuration, journal
+
+
+class DirectoryWriter:
+    """A model directory in the making. Use as a context manager; :meth:`finish` makes it appear."""
+
+    def __init__(self, destination: Path, key: str, *, overwrite: bool = False) -> None:
+        self.destination = destination
+        self.partial = destination.with_name(f"{destination.name}.partial-{key}")
+        self.scratch: list[str] = []  # files of the partial directory that are not part of the model
+        self._overwrite = overwrite
+        self._file: BinaryIO | None = None
+        self._journal: BinaryIO | None = None
+        self._layout: Layout | None = None
+        self._done: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> DirectoryWriter:
+        """Creates or takes up the partial directory.
+
+        Raises:
+            ParameterError: the destination exists and is not to be overwritten.
+            StorageError: the place cannot be written, or another process is writing it.
+        """
+        self.check_destination()
+        with storage_errors(self.partial):
+            self.destination.parent.mkdir(parents=True, exist_ok=True)
+            self.partial.mkdir(exist_ok=True)
+            # Held until the end, so it is opened outside of a with statement.
+            self._journal = (self.partial / JOURNAL).open("a+b")
+        if not _lock(self._journal):
+            self._journal.close()
+            raise StorageError(f"{self.partial}: another process is writing here")
+        self._done = self._read_journal()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in (self._file, self._journal):
+            if file is not None:
+                file.close()
+
+    def check_destination(self) -> None:
+        """Refuses a destination that exists, unless it is an empty directory or may be overwritten."""
+        with storage_errors(self.destination):
+            if not os.path.lexists(self.destination):
+                return
+            if not self.destination.is_dir():
+                raise ParameterError(f"{self.destination}: exists and is not a directory")
+            if any(self.destination.iterdir()) and not self._overwrite:
+                raise ParameterError(
+                    f"{self.destination}: exists already; choose another place or overwrite it"
+                )
+
+    def note(self, name: str) -> dict[str, Any] | None:
+        """What :meth:`record` wrote under this name, in this run or an earlier one."""
+        return self._done.get(name)
+
+    def record(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Adds a line to the journal."""
+        assert self._journal is not None
+        line = json.dumps({"name": name, **facts}) + "\n"
+        with storage_errors(self.partial / JOURNAL):
+            self._journal.write(line.encode())
+            self._journal.flush()
+        self._done[name] = dict(facts)
+
+    def begin_weights(self, layout: Layout) -> None:
+        """Creates the file of weights at its full size, or takes up the one that is there.
+
+        Raises:
+            StorageError: the disk has no room for it.
+        """
+        path = self.partial / SINGLE
+        self._layout = layout
+        with storage_errors(path):
+            old = path.stat().st_blocks * 512 if path.exists() and hasattr(os.stat_result, "st_blocks") else 0
+            free = shutil.disk_usage(self.partial).free + old
+            if free < layout.size + _SPARE_BYTES:
+                raise StorageError(
+                    f"{path}: needs {layout.size + _SPARE_BYTES} bytes, the disk has {free} free"
+                )
+            self._file = path.open("r+b" if path.exists() else "w+b")
+            same = self._file.read(len(layout.header)) == layout.header
+            if not same:
+                self._file.truncate(0)
+                self._file.seek(0)
+                self._file.write(layout.header)
+            self._file.flush()
+            _reserve(self._file, layout.size)
+
+    def write(self, part: str, offset: int, data: bytes | memoryview) -> None:
+        """Writes bytes of a part, ``offset`` bytes from its start."""
+        assert self._file is not None and self._layout is not None
+        with storage_errors(self.partial / SINGLE):
+            self._file.seek(self._layout.offsets[part] + offset)
+            self._file.write(data)
+
+    def flush(self) -> None:
+        """Hands everything written to the operating system, so that a kill of this process cannot lose it."""
+        assert self._file is not None
+        with storage_errors(self.partial / SINGLE):
+            self._file.flush()
+
+    def checksums(self, parts: Mapping[str, int]) -> dict[str, int]:
+        """CRC-32 of each part (name to number of bytes), as it is in the file now."""
+        assert self._file is not None and self._layout is not None
+        sums = {}
+        with storage_errors(self.partial / SINGLE):
+            for name, size in parts.items():
+                self._file.seek(self._layout.offsets[name])
+                value = 0
+                while size > 0 and (data := self._file.read(min(size, _CHUNK))):
+                    value = zlib.crc32(data, value)
+                    size -= len(data)
+                sums[name] = value
+        return sums
+
+    def finish(self, texts: Mapping[str, str], copies: Sequence[Path]) -> None:
+        """Adds small files, syncs all to disk, and gives the directory its name."""
+        assert self._file is not None and self._journal is not None
+        with storage_errors(self.partial):
+            _sync(self._file)
+            for name, text in texts.items():
+                with (self.partial / name).open("w", encoding="utf-8") as file:
+                    file.write(text)
+                    _sync(file)
+            for source in copies:
+                target = self.partial / source.name
+                shutil.copyfile(source, target)
+                with target.open("rb+") as copy:
+                    _sync(copy)
+            self._file.close()
+            self._rename()
+            # Last, so that a kill before the rename leaves all that a resumption needs.
+            for name in (*self.scratch, JOURNAL):
+                (self.destination / name).unlink(missing_ok=True)
+            _sync_directory(self.destination)
+
+    def _rename(self) -> None:
+        self.check_destination()
+        old: Path | None = None
+        if self.destination.is_dir() and any(self.destination.iterdir()):
+            # Two steps: a kill between them leaves the old model under this name, and the new one to resume.
+            old = self.partial.with_name(self.partial.name + ".old")
+            shutil.rmtree(old, ignore_errors=True)
+            self.destination.rename(old)
+        elif self.destination.is_dir():
+            self.destination.rmdir()
+        self.partial.rename(self.destination)
+        _sync_directory(self.destination.parent)
+        if old is not None:
+            shutil.rmtree(old)
+
+    def _read_journal(self) -> dict[str, dict[str, Any]]:
+        assert self._journal is not None
+        done: dict[str, dict[str, Any]] = {}
+        with storage_errors(self.partial / JOURNAL):
+            self._journal.seek(0)
+            good = 0
+            for line in self._journal:
+                try:
+                    facts = json.loads(line)
+                    name = facts.pop("name")
+                except (ValueError, AttributeError, KeyError):
+                    break
+                if not line.endswith(b"\n"):
+                    break
+                done[name] = facts
+                good += len(line)
+            # A line cut short by a kill would garble the next one.
+            self._journal.truncate(good)
+        return done
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Takes the lock of an open file; the system gives it back when the process ends, however it ends."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Gives the file its size, and its blocks where the system can, so that a full disk shows now."""
+    file.truncate(size)
+    if sys.platform == "linux":
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    if sys.platform == "win32":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

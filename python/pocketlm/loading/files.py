@@ -1,0 +1,89 @@
+"""Small files of a model directory, read with every failure typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pocketlm.errors import FileFormatError, MissingFileError, PocketlmError, StorageError
+
+# A config.json has kilobytes, the largest tokenizer_config.json some megabytes.
+MAX_JSON_BYTES = 64 << 20
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns the system's errors into :class:`StorageError` or :class:`MissingFileError`, naming the path."""
+    try:
+        yield
+    except PocketlmError:
+        raise
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{error.filename or path}: no such file or directory") from error
+    except OSError as error:
+        raise StorageError(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def require_directory(path: Path) -> Path:
+    """``path``, if it is a directory.
+
+    Raises:
+        MissingFileError: it does not exist or is something else.
+        StorageError: it cannot be looked at.
+    """
+    with storage_errors(path):
+        try:
+            mode_known = path.exists()
+        except ValueError as error:  # a null character
+            raise MissingFileError(f"{str(path)!r:.200}: not a path") from error
+        if not mode_known:
+            raise MissingFileError(f"{path}: no such directory")
+        if not path.is_dir():
+            hint = "; give the directory that holds it" if path.suffix == ".safetensors" else ""
+            raise MissingFileError(f"{path}: is not a directory{hint}")
+    return path
+
+
+def read_text(path: Path) -> str:
+    """The text of a small UTF-8 file.
+
+    Raises:
+        MissingFileError, StorageError: it cannot be read.
+        FileFormatError: it is not UTF-8, or far too large.
+    """
+    with storage_errors(path):
+        if not path.is_file():
+            reason = "is not a regular file" if path.exists() else "no such file"
+            raise MissingFileError(f"{path}: {reason}")
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise FileFormatError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def read_json(path: Path, error: type[PocketlmError] = FileFormatError) -> dict[str, Any]:
+    """The object in a JSON file. What is wrong with its text raises ``error``."""
+    try:
+        value = json.loads(read_text(path))
+    except FileFormatError as failure:
+        raise error(str(failure)) from failure
+    except (ValueError, RecursionError) as failure:
+        raise error(f"{path}: not JSON ({failure})"[:500]) from failure
+    if not isinstance(value, dict):
+        raise error(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_optional_json(path: Path, error: type[PocketlmError] = FileFormatError) -> dict[str, Any]:
+    """As :func:`read_json`; a file that does not exist is an empty object."""
+    with storage_errors(path):
+        if not path.exists():
+            return {}
+    return read_json(path, error)

@@ -1,0 +1,48 @@
+"""Models of the Hugging Face hub: downloads what a model needs into the hub's own cache."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pocketlm.errors import MissingFileError, StorageError
+
+# Safetensors and the small files beside them; never pickles, never code.
+PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "adapters/*")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` has the form ``owner/model``."""
+    return _ID.fullmatch(name) is not None and not name.endswith(".git") and ".." not in name
+
+
+def download(name: str, revision: str | None = None) -> Path:
+    """The local directory of a hub model, downloaded unless it is cached. Shows a progress bar.
+
+    Raises:
+        MissingFileError: there is no such model or revision, or the hub cannot be reached and nothing is
+        cached. StorageError: the cache cannot be written.
+    """
+    # Imported here: importing the client takes longer than opening a local model.
+    from huggingface_hub import errors, snapshot_download
+
+    at = f"{name}@{revision}" if revision else name
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+    except errors.GatedRepoError as error:
+        raise MissingFileError(
+            f"{at}: the hub asks for an account that has accepted this model's terms"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise MissingFileError(f"{at}: no such model on the hub (or it is private)") from error
+    except errors.RevisionNotFoundError as error:
+        raise MissingFileError(f"{at}: no such revision on the hub") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise MissingFileError(
+            f"{at}: no such directory, not in the hub's cache, and the hub cannot be reached"
+        ) from error
+    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
+        raise MissingFileError(f"{at}: the hub refused: {str(error).splitlines()[0]:.300}") from error
+    except OSError as error:
+        raise StorageError(f"{at}: download failed: {error}") from error

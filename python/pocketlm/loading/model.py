@@ -1,0 +1,110 @@
+"""Opens a model: configuration to graph, weights mapped and checked against it."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pocketlm._core import WeightStore
+from pocketlm.errors import ConfigError, MissingFileError, ParameterError, TemplateError
+from pocketlm.families import build_graph
+from pocketlm.graph import Graph
+from pocketlm.loading import hub
+from pocketlm.loading.check import check_weights
+from pocketlm.loading.files import read_json, read_optional_json, read_text, require_directory, storage_errors
+from pocketlm.loading.safetensors import open_weights
+from pocketlm.loading.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model whose files are open and whose weights fit its graph."""
+
+    path: Path
+    config: dict[str, Any]
+    graph: Graph
+    store: WeightStore
+    generation_config: dict[str, Any]
+    tokenizer_config: dict[str, Any]
+    chat_template: str | None
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Where the tokenizer is; it may not exist."""
+        return self.path / "tokenizer.json"
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, read when first asked for. Raises TokenizerError if it is not this model's."""
+        return load_tokenizer(self.tokenizer_path, self.graph.vocab_size)
+
+
+def locate(path_or_id: str | PathLike[str], revision: str | None = None) -> Path:
+    """The directory of a model: a path, or failing that the download of a hub id.
+
+    Raises:
+        MissingFileError: there is neither.
+        ParameterError: the name is empty or not text.
+    """
+    if not isinstance(path_or_id, str | PathLike) or not str(path_or_id):
+        raise ParameterError(f"path_or_id: must be a directory or a hub id, not {path_or_id!r:.100}")
+    path = Path(path_or_id).expanduser()
+    if "\0" not in str(path):
+        with storage_errors(path):
+            if path.exists():
+                return require_directory(path)
+    if isinstance(path_or_id, str) and hub.is_hub_id(path_or_id):
+        return hub.download(path_or_id, revision)
+    return require_directory(path)
+
+
+def open_model(
+    path_or_id: str | PathLike[str], *, revision: str | None = None, check_values: bool = True
+) -> LoadedModel:
+    """Opens a model directory (Hugging Face's form, dense or palettized by pocketlm) or a hub id.
+
+    Weights are mapped, not read, but for one scan for NaN and infinity (all of a dense tensor, the scales of
+    a palettized one), which ``check_values=False`` leaves out.
+
+    Raises:
+        MissingFileError: the directory, its config.json, its weights or a shard does not exist.
+        StorageError: a file cannot be read.
+        ConfigError: config.json is damaged or describes a model that is not supported.
+        FileFormatError: a file of weights or its index is damaged.
+        WeightError: a tensor is missing, left over, of wrong shape or type, or not finite.
+        UnsupportedError: the weights are not safetensors.
+        TemplateError: the chat template cannot be read.
+    """
+    path = locate(path_or_id, revision)
+    config_path = path / "config.json"
+    config = read_json(config_path, ConfigError)
+    graph = build_graph(config, str(config_path))
+    generation_config = read_optional_json(path / "generation_config.json", ConfigError)
+    tokenizer_config = read_optional_json(path / "tokenizer_config.json", ConfigError)
+    chat_template = _chat_template(path, tokenizer_config)
+    store = open_weights(path)
+    check_weights(graph, store, str(path))
+    if check_values:
+        store.check_finite()
+    return LoadedModel(path, config, graph, store, generation_config, tokenizer_config, chat_template)
+
+
+def _chat_template(path: Path, tokenizer_config: dict[str, Any]) -> str | None:
+    """The template in ``chat_template.jinja``, else the default one of ``tokenizer_config.json``."""
+    try:
+        return read_text(path / "chat_template.jinja")
+    except MissingFileError:
+        pass
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default", next(iter(named.values()), None))
+    if template is not None and not isinstance(template, str):
+        raise TemplateError(f"{path / 'tokenizer_config.json'}: 'chat_template' must be text")
+    return template

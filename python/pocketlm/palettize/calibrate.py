@@ -1,0 +1,96 @@
+"""Importance of input channels from calibration text: the mean square of what each projection reads.
+
+The error of an output is Σ_k (w - ŵ)_k x_k; with inputs taken as uncorrelated its mean square is Σ_k (w -
+ŵ)_k² E[x_k²]. So E[x_k²] is how much the squared error of column k counts (the importance matrix of
+llama.cpp, the diagonal of GPTQ's Hessian). Sums are kept in float64, one vector for each projection; text is
+run in chunks whose traces stay bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketlm._core import WeightStore
+from pocketlm.errors import ParameterError
+from pocketlm.graph import Graph
+from pocketlm.loading import LoadedModel
+from pocketlm.loading.check import stored_name
+from pocketlm.loading.files import read_text
+
+Trace = Callable[[Sequence[int]], Mapping[str, NDArray[Any]]]
+
+MAX_TOKENS = 65536
+_TRACE_BYTES = 256 << 20
+
+
+def read_calibration(calibration: str | PathLike[str] | Iterable[str]) -> list[str]:
+    """Texts from a file, or the given ones.
+
+    Raises:
+        MissingFileError, StorageError, FileFormatError: the file cannot be read.
+        ParameterError: there is no text.
+    """
+    texts: list[str]
+    match calibration:
+        case str() | PathLike():
+            texts = [read_text(Path(calibration))]
+        case _:
+            texts = list(calibration)
+    if not all(isinstance(text, str) for text in texts):
+        raise ParameterError("calibration: must be the path of a text file, or texts")
+    if not any(text.strip() for text in texts):
+        raise ParameterError("calibration: there is no text")
+    return texts
+
+
+def chunk_length(graph: Graph) -> int:
+    """Tokens to trace at once, so that the values of all operations stay within bounds."""
+    width = sum(op.width for op in graph.ops)
+    return max(1, min(512, graph.context_length, _TRACE_BYTES // (4 * width)))
+
+
+def chunks(model: LoadedModel, texts: Iterable[str], length: int) -> Iterator[list[int]]:
+    """Token ids of the texts in runs of at most ``length``, at most :data:`MAX_TOKENS` in all."""
+    left = MAX_TOKENS
+    for text in texts:
+        ids = model.tokenizer.encode(text).ids[:left]
+        left -= len(ids)
+        for start in range(0, len(ids), length):
+            yield ids[start : start + length]
+
+
+def second_moments(
+    graph: Graph, store: WeightStore, trace: Trace, runs: Iterable[Sequence[int]]
+) -> dict[str, NDArray[np.float32]]:
+    """E[x²] of each input channel of each projection: tensor name to [inputs].
+
+    ``trace`` maps token ids to the value [tokens, width] of each operation. Tensors that several operations
+    read get the sum over them.
+    """
+    sums: dict[str, NDArray[np.float64]] = {}
+    count = 0
+    for ids in runs:
+        values = trace(ids)
+        count += len(ids)
+        squares: dict[int, NDArray[np.float64]] = {}
+        for op in graph.linears():
+            if op.x not in squares:
+                x = np.asarray(values[graph.ops[op.x].name], np.float64)
+                squares[op.x] = np.einsum("tk,tk->k", x, x)
+            name = stored_name(store, op.weight)
+            sums[name] = sums.get(name, 0.0) + squares[op.x]
+    return {name: (total / max(count, 1)).astype(np.float32) for name, total in sums.items()}
+
+
+def engine_trace(model: LoadedModel, length: int, threads: int | None) -> Trace:
+    """A trace by the engine on the model's own weights, in float32 activations."""
+    from pocketlm._core import Engine
+
+    engine = Engine(model.graph.to_json(), model.store, threads=threads, cache_tokens=length, precise=True)
+    return engine.trace

@@ -1,0 +1,40 @@
+"""A progress bar that knows rows of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar on standard error that counts to ``total``; shows nothing unless ``shown``."""
+
+    def __init__(self, title: str, total: int, shown: bool, unit: str) -> None:
+        self._bar = tqdm(
+            total=total, desc=title, unit=f" {unit}", unit_scale=True, disable=not shown, leave=False
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def add(self, amount: int) -> None:
+        """Counts ``amount`` more."""
+        self._bar.update(amount)
+
+    def rows(self, width: int) -> Callable[[int], None]:
+        """A callback for the rows done so far of a tensor with ``width`` columns."""
+        seen = 0
+
+        def tell(rows: int) -> None:
+            nonlocal seen
+            self._bar.update((rows - seen) * width)
+            seen = rows
+
+        return tell
