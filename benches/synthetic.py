@@ -88,7 +88,7 @@ def write(args: argparse.Namespace) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        with tqdm(total=size, unit="B", unit_scale=True, desc=args.shape, disable=args.quiet) as bar:
+        with tqdm(total=size, unit="B", unit_scale=True, desc=args.shape, disable=args.quiet or None) as bar:
             checkpoint.write(
                 partial,
                 wanted,
@@ -109,9 +109,7 @@ def write(args: argparse.Namespace) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    print(
-        f"{args.out}: {parameters / 1e6:,.1f} M parameters, vocabulary {config['vocab_size']:,}, {size / 1e6:,.0f} MB"
-    )
+    print(f"{args.out}: {parameters / 1e6:,.1f} M parameters, {size / 1e6:,.0f} MB")
 
 
 def recipe(args: argparse.Namespace) -> dict[str, Any]:
@@ -134,7 +132,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vocab", type=int, metavar="N", help="another vocabulary size")
     parser.add_argument("--context", type=int, metavar="N", help="another context length (positions)")
     parser.add_argument("--force", action="store_true", help="replace an existing directory")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress bar (nor where there is no terminal)"
+    )
     args = parser.parse_args(arguments)
     if args.seed < 0 or (args.context is not None and args.context < 1):
         parser.error("--seed must not be negative, --context must be positive")

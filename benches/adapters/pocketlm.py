@@ -1,0 +1,54 @@
+"""pocketlm through its public interface, in the environment that runs the benchmark."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benches.adapters.base import Adapter
+
+
+class Peer(Adapter):
+    """See :class:`Adapter`. Variants are bits per weight, or ``16`` for the checkpoint as it is."""
+
+    title = "pocketlm"
+    variants = {"16": 0.9999, "8": 0.999, "4": 0.96, "3.5": 0.9, "3": 0.85, "2": 0.5}  # noqa: RUF012
+    exact = frozenset({"16"})
+
+    def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:
+        if variant == "16":
+            return checkpoint
+        path = target / f"{variant}-bit"
+        if not path.exists():  # palettize is atomic: a directory that is there is whole
+            program = str(Path(sys.executable).with_name("pocketlm"))
+            command = [program, "palettize", str(checkpoint), str(path), "--bits", variant]
+            subprocess.run(command, check=True)
+        return path
+
+    def load(self, path: Path, threads: int, context: int) -> None:
+        import pocketlm
+
+        self.model = pocketlm.load(path, threads=threads, context=context)
+
+    def generate(self, ids: Sequence[int], count: int) -> tuple[list[int], list[float]]:
+        tokens: list[int] = []
+        times: list[float] = []
+        for chunk in self.model.stream(ids, max_tokens=count, temperature=0.0, ignore_eos=True):
+            now = time.perf_counter()
+            tokens.extend(chunk.tokens)
+            times.extend([now] * len(chunk.tokens))
+        return tokens, times
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        return np.asarray(self.model.logits(list(ids))[-1])
+
+    def version(self) -> str:
+        from pocketlm import _core
+
+        return f"{_core.__version__} ({_core.current_isa()})"

@@ -1,0 +1,86 @@
+"""What the machine is, and what it was doing while something was measured."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FLAGS = "avx2 avx_vnni avx512f avx512_vnni avx512_vbmi avx512_bf16 amx_int8 asimddp i8mm"
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, memory and instruction sets."""
+    fields: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    memory = next(
+        line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal")
+    )
+    return {
+        "processor": fields.get("model name", fields.get("CPU part", "unknown")),
+        "cores": os.cpu_count(),
+        "memory_bytes": int(memory.split()[1]) * 1024,
+        "instruction_sets": [flag for flag in FLAGS.split() if flag in flags],
+    }
+
+
+def read_bandwidth(threads: int, seconds: float = 0.4) -> float:
+    """Bytes per second that ``threads`` threads read from memory together."""
+    try:
+        from pocketlm import _core
+
+        return float(_core.read_bandwidth(threads, seconds))
+    except (ImportError, AttributeError):
+        return _numpy_bandwidth(threads, seconds)
+
+
+def _numpy_bandwidth(threads: int, seconds: float) -> float:
+    """The same by NumPy's maximum over integers, which is a little slower than memory on some machines."""
+    parts = [np.zeros(16 << 20, np.int64) for _ in range(threads)]
+    for part in parts:
+        part[:] = 1  # so that the pages are real and distinct
+    counts = [0] * threads
+    end = time.perf_counter() + seconds
+
+    def read(i: int) -> None:
+        while time.perf_counter() < end:
+            parts[i].max()  # releases the interpreter lock
+            counts[i] += 1
+
+    start = time.perf_counter()
+    workers = [threading.Thread(target=read, args=(i,)) for i in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return sum(counts) * parts[0].nbytes / (time.perf_counter() - start)
+
+
+@dataclass
+class Clock:
+    """CPU seconds of the whole machine, from /proc/stat, and the time at which they were read."""
+
+    busy: float
+    at: float
+
+    @classmethod
+    def now(cls) -> Clock:
+        """Reads the clock. Time stolen by the hypervisor counts as busy: it was not ours."""
+        values = [int(v) for v in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        user, nice, system, _idle, _iowait, irq, softirq, steal = values
+        busy = user + nice + system + irq + softirq + steal
+        return cls(busy / os.sysconf("SC_CLK_TCK"), time.perf_counter())
+
+    def others(self, own: float) -> float:
+        """The share of all cores that other processes took since then, if we took ``own`` CPU seconds."""
+        now = Clock.now()
+        total = (now.at - self.at) * (os.cpu_count() or 1)
+        return max(0.0, (now.busy - self.busy - own) / total)

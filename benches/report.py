@@ -1,0 +1,108 @@
+"""Tables and the picture of a comparison."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Run = Mapping[str, Any]
+HIGHER = ("prefill", "decode")
+COLORS = {"pocketlm": "#c2410c"}
+OTHER_COLORS = ("#475569", "#64748b", "#94a3b8", "#7c8fa6", "#a8b5c4")
+
+
+def summary(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """Median, least and greatest of every figure over a variant's runs."""
+    result = {}
+    for key in runs[0]["figures"]:
+        values = [run["figures"][key] for run in runs]
+        result[key] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return result
+
+
+def ratios(ours: Sequence[Run], theirs: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """How many times better ``ours`` is, round by round: of runs that were neighbours in time."""
+    result = {}
+    for key in ours[0]["figures"]:
+        if key not in theirs[0]["figures"]:
+            continue
+        pairs = zip(ours, theirs, strict=True)
+        values = [(a["figures"][key], b["figures"][key]) for a, b in pairs]
+        quotients = [a / b if key.startswith(HIGHER) else b / a for a, b in values]
+        result[key] = {"median": statistics.median(quotients), "min": min(quotients), "max": max(quotients)}
+    return result
+
+
+def _cell(key: str, value: Mapping[str, float]) -> str:
+    scale, digits = (1e6, 0) if key.endswith("_bytes") else (1, 3 if key.endswith("_seconds") else 1)
+    middle = value["median"] / scale
+    spread = (value["max"] - value["min"]) / value["median"] / 2 if value["median"] else 0
+    return f"{middle:,.{digits}f} ±{spread:.0%}"
+
+
+def heading(key: str) -> str:
+    """A column's title with its unit."""
+    name = key.replace("_", " ")
+    if key.startswith(HIGHER):
+        return f"{name}, tok/s"
+    return name.replace(" seconds", ", s").replace(" bytes", ", MB")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def text(results: Mapping[str, Sequence[Run]], baseline: str) -> str:
+    """Figures of every variant, then ratios of pocketlm's variants to the others'."""
+    summaries = {name: summary(runs) for name, runs in results.items()}
+    keys = list(next(iter(summaries.values())))
+    rows = [[name, *(_cell(key, values[key]) for key in keys)] for name, values in summaries.items()]
+    parts = [table(["runtime", *map(heading, keys)], rows)]
+    pairs = [(a, b) for a in results if a.startswith(baseline) for b in results if not b.startswith(baseline)]
+    if pairs:
+        rows = []
+        for ours, theirs in pairs:
+            found = ratios(results[ours], results[theirs])
+            cells = [f"{v['median']:.2f} ({v['min']:.2f} to {v['max']:.2f})" for v in found.values()]
+            rows.append([f"{ours} : {theirs}", *cells])
+        columns = ["times better", *(key.replace("_", " ").removesuffix(" seconds") for key in keys)]
+        parts.append(table(columns, rows))
+    return "\n\n".join(parts)
+
+
+def picture(results: Mapping[str, Sequence[Run]], title: str, path: Path) -> None:
+    """Bars of the speeds, one panel for each, with the spread of the runs."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    summaries = {name: summary(runs) for name, runs in results.items()}
+    keys = [key for key in next(iter(summaries.values())) if key.startswith(HIGHER)]
+    height = 0.9 + 0.32 * len(summaries)
+    figure, axes = plt.subplots(
+        1, len(keys), figsize=(2.6 * len(keys) + 1.2, height), sharey=True, squeeze=False
+    )
+    names = list(summaries)[::-1]
+    for axis, key in zip(axes[0], keys, strict=True):
+        for i, name in enumerate(names):
+            value = summaries[name][key]
+            color = COLORS.get(name.split()[0], OTHER_COLORS[0])
+            below, above = value["median"] - value["min"], value["max"] - value["median"]
+            axis.barh(
+                i, value["median"], color=color, xerr=[[below], [above]], error_kw={"lw": 1, "alpha": 0.6}
+            )
+            axis.annotate(f" {value['median']:,.4g}", (value["max"], i), va="center", fontsize=8)
+        axis.set_title(heading(key), fontsize=9)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+        axis.set_xlim(0, 1.25 * max(summaries[name][key]["max"] for name in names))
+        axis.tick_params(axis="x", labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
