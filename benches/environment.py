@@ -12,7 +12,7 @@ from benches.adapters.base import Adapter
 
 
 def python(peer: Adapter, name: str, root: Path) -> Path:
-    """The interpreter that runs ``peer``: this one, or that of an environment below ``root``, made when missing."""
+    """The interpreter for ``peer``: this one, or an environment of its own in ``root``, made when missing."""
     if not peer.packages:
         return Path(sys.executable)
     target = root / name

@@ -126,7 +126,7 @@ def make_checkpoint(args: argparse.Namespace) -> Path:
 
 
 def oracle(checkpoint: Path) -> NDArray[np.float32]:
-    """The logits after ``CHECK_IDS`` by the reference interpreter on the checkpoint's weights, kept in a file."""
+    """The logits after ``CHECK_IDS`` by the reference interpreter, in float32, kept in a file."""
     kept = checkpoint / "oracle.npy"
     if not kept.exists():
         from pocketlm.families import build_graph

@@ -46,7 +46,7 @@ _OUTER = {
 
 
 def adjacent_pairs(weight: Array, heads: int) -> Array:
-    """Rows reordered from pairs (i, i + n/2) to (2i, 2i + 1): llama.cpp rotates so in models of type ``llama``."""
+    """Rows reordered from pairs (i, i + n/2) to (2i, 2i + 1), as llama.cpp rotates in ``llama`` models."""
     rows = weight.reshape(heads, 2, -1, weight.shape[1])
     return rows.swapaxes(1, 2).reshape(weight.shape)
 

@@ -29,13 +29,13 @@ class Peer(Adapter):
     build_variables = {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"}  # noqa: RUF012
     variants = {  # noqa: RUF012
         "F16": 0.9999,
-        "Q8_0": 0.999,
-        "Q6_K": 0.99,
-        "Q4_K_M": 0.95,
-        "IQ4_XS": 0.95,
-        "Q4_0": 0.93,
-        "Q3_K_M": 0.85,
-        "Q2_K": 0.5,
+        "Q8_0": 0.995,
+        "Q6_K": 0.98,
+        "Q4_K_M": 0.85,
+        "IQ4_XS": 0.85,
+        "Q4_0": 0.8,
+        "Q3_K_M": 0.7,
+        "Q2_K": 0.3,
     }
     exact = frozenset({"F16"})
 

@@ -18,7 +18,7 @@ class Peer(Adapter):
     """See :class:`Adapter`. Variants are bits per weight, or ``16`` for the checkpoint as it is."""
 
     title = "pocketlm"
-    variants = {"16": 0.9999, "8": 0.999, "4": 0.96, "3.5": 0.9, "3": 0.85, "2": 0.5}  # noqa: RUF012
+    variants = {"16": 0.9999, "8": 0.995, "4": 0.85, "3.5": 0.75, "3": 0.7, "2": 0.3}  # noqa: RUF012
     exact = frozenset({"16"})
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:
