@@ -80,8 +80,8 @@ impl Kernels {
     /// Palettized weights × int8 activations: `y[m, n] = scale[n] * Σ_blocks xscale[m, block] * Σ value[n, k] * q[m, k]`.
     ///
     /// Computes the outputs of `tiles` (16 each). `out` is row-major `[x.rows(), 16 * tiles.len()]`; outputs beyond
-    /// the last row of the weight are 0. Integer sums are exact and the float order is fixed, so the result is the
-    /// same, bit for bit, on every level and for any number of rows.
+    /// the last row of the weight are ±0 (NaN where a scale of x is NaN). Integer sums are exact and the float order
+    /// is fixed, so the result is the same, bit for bit, on every level and for any number of rows.
     ///
     /// # Errors
     /// When the inputs differ in number, `tiles` leaves the weight, or `out` has the wrong length.

@@ -2,6 +2,7 @@
 //!
 //! [`Kernels::best`] gives the kernels of this machine; every operation is a method that checks its arguments.
 
+mod arch;
 pub mod cluster;
 pub mod cpu;
 mod error;

@@ -149,7 +149,22 @@ impl Row {
 }
 
 /// All rows, by module.
-static TABLE: &[&[Row]] = &[crate::matmul::ROWS, crate::formats::EMBED_ROWS];
+static TABLE: &[&[Row]] = &[
+    crate::matmul::scalar::ROWS,
+    #[cfg(target_arch = "x86_64")]
+    crate::arch::avx2::plain::ROWS,
+    #[cfg(target_arch = "x86_64")]
+    crate::arch::avx2::vnni::ROWS,
+    #[cfg(target_arch = "x86_64")]
+    crate::arch::avx512::vnni::ROWS,
+    #[cfg(target_arch = "x86_64")]
+    crate::arch::avx512::vbmi::ROWS,
+    #[cfg(target_arch = "aarch64")]
+    crate::arch::neon::plain::ROWS,
+    #[cfg(target_arch = "aarch64")]
+    crate::arch::neon::dotprod::ROWS,
+    crate::formats::EMBED_ROWS,
+];
 
 /// All rows that this build has.
 pub fn rows() -> impl Iterator<Item = &'static Row> {

@@ -25,7 +25,6 @@ impl Scratch {
     }
 
     /// The panel of decoded weights and the float sums, as pointers to 64-byte aligned memory.
-    #[allow(dead_code)]
     pub(crate) fn parts(&mut self) -> (*mut u8, *mut f32) {
         let (panel, sums) = self.lines.split_at_mut(PANEL_LINES);
         (panel.as_mut_ptr().cast(), sums.as_mut_ptr().cast())

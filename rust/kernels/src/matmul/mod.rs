@@ -1,8 +1,75 @@
 //! Palettized weights × int8 activations.
 
-mod scalar;
+pub(crate) mod few;
+pub(crate) mod many;
+pub(crate) mod scalar;
 
-use crate::registry::Row;
+/// Instantiates the kernels for a [`crate::arch::Dot`] type inside functions with its instructions, as `ROWS`.
+#[allow(unused_macros)]
+macro_rules! instances {
+    ($dot:ty, $level:expr, $features:literal) => {
+        use crate::formats::Palette;
+        use crate::matmul::{few, many};
+        use crate::quantized::QuantRows;
+        use crate::registry::{KernelFn, MatmulPaletteFn, Row};
+        use crate::scratch::Scratch;
+        use std::ops::Range;
 
-/// Rows of the registry.
-pub(crate) const ROWS: &[Row] = scalar::ROWS;
+        #[target_feature(enable = $features)]
+        unsafe fn one<const BITS: usize>(
+            w: &Palette<'_>,
+            x: &QuantRows<'_>,
+            tiles: Range<usize>,
+            _: &mut Scratch,
+            out: &mut [f32],
+        ) {
+            // SAFETY: the features are enabled here; the caller has checked the lengths.
+            unsafe { few::one::<$dot, BITS>(w, x, tiles, out) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn some<const BITS: usize>(
+            w: &Palette<'_>,
+            x: &QuantRows<'_>,
+            tiles: Range<usize>,
+            _: &mut Scratch,
+            out: &mut [f32],
+        ) {
+            // SAFETY: the features are enabled here; the caller has checked the lengths.
+            unsafe { few::few::<$dot, BITS>(w, x, tiles, out) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn all<const BITS: usize>(
+            w: &Palette<'_>,
+            x: &QuantRows<'_>,
+            tiles: Range<usize>,
+            scratch: &mut Scratch,
+            out: &mut [f32],
+        ) {
+            // SAFETY: the features are enabled here; the caller has checked the lengths.
+            unsafe { many::many::<$dot, BITS>(w, x, tiles, scratch, out) }
+        }
+
+        const fn row(kind: &'static str, variant: &'static str, func: MatmulPaletteFn) -> Row {
+            Row { kind, variant, level: $level, func: KernelFn::MatmulPalette(func) }
+        }
+
+        pub(crate) const ROWS: &[Row] = &[
+            row("p2", "1", one::<2>),
+            row("p2", "2-16", some::<2>),
+            row("p2", "many", all::<2>),
+            row("p3", "1", one::<3>),
+            row("p3", "2-16", some::<3>),
+            row("p3", "many", all::<3>),
+            row("p4", "1", one::<4>),
+            row("p4", "2-16", some::<4>),
+            row("p4", "many", all::<4>),
+            row("p8", "1", one::<8>),
+            row("p8", "2-16", some::<8>),
+            row("p8", "many", all::<8>),
+        ];
+    };
+}
+#[allow(unused_imports)]
+pub(crate) use instances;

@@ -1,4 +1,4 @@
-//! The portable version: the definition that the others are held to.
+//! The portable version: weights of a tile are decoded block by block and multiplied row by row.
 
 use std::ops::Range;
 
@@ -12,28 +12,40 @@ unsafe fn matmul(w: &Palette<'_>, x: &QuantRows<'_>, tiles: Range<usize>, _: &mu
     let width = tiles.len() * TILE;
     let padded = w.cols.div_ceil(32) * 32;
     let n_blocks = blocks(w.cols);
+    out.fill(0.0);
+    let mut decoded = [[0i8; ACT_BLOCK]; TILE];
     for (i, t) in tiles.enumerate() {
-        let (codes, codebook, scales) = (w.tile(t), w.tile_codebook(t), w.tile_scales(t));
+        for b in 0..n_blocks {
+            let range = b * ACT_BLOCK..padded.min((b + 1) * ACT_BLOCK);
+            decode(w, t, range.clone(), &mut decoded);
+            for m in 0..x.rows {
+                let q = &x.values[m * x.stride..][range.clone()];
+                let scale = x.scales[m * n_blocks + b];
+                for (row, acc) in decoded.iter().zip(&mut out[m * width + i * TILE..][..TILE]) {
+                    let sum: i32 = row.iter().zip(q).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
+                    *acc = (sum as f32).mul_add(scale, *acc);
+                }
+            }
+        }
+        let scales = w.tile_scales(t);
         for m in 0..x.rows {
-            let values = &x.values[m * x.stride..];
-            let mut acc = [0f32; TILE];
-            for b in 0..n_blocks {
-                let mut sums = [0i32; TILE];
-                let range = b * ACT_BLOCK..padded.min((b + 1) * ACT_BLOCK);
-                for (k, &q) in range.clone().zip(&values[range]) {
-                    for (r, sum) in sums.iter_mut().enumerate() {
-                        let code = w.kind.code(codes, r, k);
-                        let value = if w.kind == Kind::P8 { code as i8 } else { codebook[usize::from(code)] };
-                        *sum += i32::from(value) * i32::from(q);
-                    }
-                }
-                for (a, s) in acc.iter_mut().zip(sums) {
-                    *a = (s as f32).mul_add(x.scales[m * n_blocks + b], *a);
-                }
+            for (y, scale) in out[m * width + i * TILE..][..TILE].iter_mut().zip(scales) {
+                *y *= scale;
             }
-            for (r, y) in out[m * width + i * TILE..][..TILE].iter_mut().enumerate() {
-                *y = acc[r] * scales[r];
-            }
+        }
+    }
+}
+
+/// The values of inputs `range` of a tile, row by row.
+fn decode(w: &Palette<'_>, tile: usize, range: Range<usize>, to: &mut [[i8; ACT_BLOCK]; TILE]) {
+    let codes = w.tile(tile);
+    // A table of 256 entries needs no check of its index; for `P8` a code is its own value.
+    let mut table: [i8; 256] = std::array::from_fn(|i| i as i8);
+    let codebook = w.tile_codebook(tile);
+    table[..codebook.len()].copy_from_slice(codebook);
+    for (r, row) in to.iter_mut().enumerate() {
+        for (value, k) in row.iter_mut().zip(range.clone()) {
+            *value = table[usize::from(w.kind.code(codes, r, k))];
         }
     }
 }

@@ -1,0 +1,160 @@
+//! AVX2 and AVX-VNNI: a vector is half a quad, 8 rows.
+
+use std::arch::x86_64::*;
+
+use super::{Dot, dot_ops, ymm};
+use crate::cpu::Level;
+use crate::matmul::instances;
+
+/// Plain AVX2. `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs in 16 bits, saturating; the grids of the
+/// codebooks keep those sums (of one, two or four quads) below 2^15. Int8 weights move their sign to the activations.
+struct Avx2;
+
+/// The four activations `4Q..4Q+4` in every lane.
+///
+/// # Safety
+/// Needs AVX2; `x` must be valid for 16 bytes.
+#[inline(always)]
+unsafe fn quad<const Q: usize>(x: *const i8) -> __m256i {
+    // SAFETY: as the caller promises.
+    unsafe { _mm256_set1_epi32(x.add(4 * Q).cast::<i32>().read_unaligned()) }
+}
+
+/// Adds neighbouring 16-bit sums to 32-bit ones.
+///
+/// # Safety
+/// Needs AVX2.
+#[inline(always)]
+unsafe fn widen(sum: __m256i, pairs: __m256i) -> __m256i {
+    // SAFETY: as the caller promises.
+    unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))) }
+}
+
+/// Methods that both types share.
+macro_rules! shared {
+    () => {
+        dot_ops! {
+            acts(p: *const i8) -> *const i8 = p;
+            sum(start: i32) -> __m256i = _mm256_set1_epi32(start);
+            add(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
+            load(p: *const u8) -> __m256i = _mm256_loadu_si256(p.cast());
+            store(p: *mut u8, v: __m256i) = _mm256_storeu_si256(p.cast(), v);
+            float(sum: __m256i) -> __m256 = _mm256_cvtepi32_ps(sum);
+            splat(x: f32) -> __m256 = _mm256_set1_ps(x);
+            fma(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
+            mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
+            load_f(p: *const f32) -> __m256 = _mm256_loadu_ps(p);
+            store_f(p: *mut f32, v: __m256) = _mm256_storeu_ps(p, v);
+            prefetch(p: *const u8) = _mm_prefetch::<_MM_HINT_T0>(p.cast());
+        }
+    };
+}
+
+impl Dot for Avx2 {
+    const PARTS: usize = 2;
+    const FEW: usize = 8;
+    const BLOCK: usize = 4;
+    type V = __m256i;
+    type X = *const i8;
+    type Sum = __m256i;
+    type F = __m256;
+
+    #[inline(always)]
+    fn bias<const BITS: usize>() -> i32 {
+        match BITS {
+            2 => 16,
+            3 => 32,
+            4 => 64,
+            _ => 0,
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot4<const BITS: usize, const CHAINS: usize>(
+        sums: &mut [__m256i; CHAINS],
+        w: [__m256i; 4],
+        x: *const i8,
+    ) {
+        // SAFETY: the caller keeps the contract of the trait.
+        unsafe {
+            match BITS {
+                2 | 3 => {
+                    let a = _mm256_add_epi16(
+                        _mm256_maddubs_epi16(w[0], quad::<0>(x)),
+                        _mm256_maddubs_epi16(w[1], quad::<1>(x)),
+                    );
+                    let b = _mm256_add_epi16(
+                        _mm256_maddubs_epi16(w[2], quad::<2>(x)),
+                        _mm256_maddubs_epi16(w[3], quad::<3>(x)),
+                    );
+                    if BITS == 2 {
+                        sums[0] = widen(sums[0], _mm256_add_epi16(a, b));
+                    } else {
+                        sums[0] = widen(sums[0], a);
+                        sums[1 % CHAINS] = widen(sums[1 % CHAINS], b);
+                    }
+                }
+                _ => {
+                    sums[0] = Self::dot1::<BITS, 0>(sums[0], w[0], x);
+                    sums[1 % CHAINS] = Self::dot1::<BITS, 1>(sums[1 % CHAINS], w[1], x);
+                    sums[2 % CHAINS] = Self::dot1::<BITS, 2>(sums[2 % CHAINS], w[2], x);
+                    sums[3 % CHAINS] = Self::dot1::<BITS, 3>(sums[3 % CHAINS], w[3], x);
+                }
+            }
+        }
+    }
+
+    shared!();
+    dot_ops! {
+        table<BITS>(codebook: *const i8) -> __m256i = ymm::table::<BITS>(codebook, Self::bias::<BITS>() as i8);
+        decode<BITS, HALF>(table: __m256i, group: *const u8) -> [__m256i; 4] =
+            ymm::decode::<BITS, HALF>(table, group, 0);
+        dot1<BITS, Q>(sum: __m256i, w: __m256i, x: *const i8) -> __m256i = {
+            let x = quad::<Q>(x);
+            let pairs = match BITS {
+                8 => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)),
+                _ => _mm256_maddubs_epi16(w, x),
+            };
+            widen(sum, pairs)
+        };
+    }
+}
+
+/// AVX-VNNI: `vpdpbusd` as in AVX-512, on half the width.
+struct Avx2Vnni;
+
+impl Dot for Avx2Vnni {
+    const PARTS: usize = 2;
+    const FEW: usize = 8;
+    const BLOCK: usize = 6;
+    type V = __m256i;
+    type X = *const i8;
+    type Sum = __m256i;
+    type F = __m256;
+
+    #[inline(always)]
+    fn bias<const BITS: usize>() -> i32 {
+        128
+    }
+
+    shared!();
+    dot_ops! {
+        table<BITS>(codebook: *const i8) -> __m256i = ymm::table::<BITS>(codebook, -128);
+        decode<BITS, HALF>(table: __m256i, group: *const u8) -> [__m256i; 4] =
+            ymm::decode::<BITS, HALF>(table, group, -128);
+        dot1<BITS, Q>(sum: __m256i, w: __m256i, x: *const i8) -> __m256i =
+            _mm256_dpbusd_avx_epi32(sum, w, quad::<Q>(x));
+    }
+}
+
+/// Without AVX-VNNI.
+pub(crate) mod plain {
+    use super::*;
+    instances!(Avx2, Level::Avx2, "avx2,fma,f16c");
+}
+
+/// With AVX-VNNI.
+pub(crate) mod vnni {
+    use super::*;
+    instances!(Avx2Vnni, Level::Avx2Vnni, "avx2,fma,f16c,avxvnni");
+}

@@ -1,0 +1,161 @@
+//! AVX-512 VNNI, with and without VBMI: a vector is a whole quad.
+//!
+//! `vpdpbusd` multiplies unsigned by signed bytes: weights are raised by 128, activations stay signed and come
+//! as a broadcast from memory. The sum starts at -128 × Σ activations, which undoes the raise.
+
+use std::arch::x86_64::*;
+
+use super::{Dot, dot_ops};
+use crate::cpu::Level;
+use crate::matmul::instances;
+
+/// With `VBMI`, `vpermb` looks codes up: it reads six bits of an index, so the table is repeated over 64 bytes and
+/// nothing needs masking. Without it, `vpshufb` wants clean nibbles.
+struct Avx512<const VBMI: bool>;
+
+/// Hides where a table comes from. LLVM 22 does not end on `vpermb` of a table that it knows to repeat four bytes.
+///
+/// # Safety
+/// Needs AVX-512 F.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn opaque(mut table: __m512i) -> __m512i {
+    // SAFETY: no instruction is in it.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(zmm_reg) table, options(pure, nomem, nostack, preserves_flags));
+    }
+    table
+}
+
+impl<const VBMI: bool> Avx512<VBMI> {
+    #[inline(always)]
+    unsafe fn look_up(table: __m512i, index: __m512i) -> __m512i {
+        // SAFETY: the caller keeps the contract of `Dot`.
+        unsafe {
+            if VBMI {
+                _mm512_permutexvar_epi8(index, table)
+            } else {
+                _mm512_shuffle_epi8(table, _mm512_and_si512(index, _mm512_set1_epi8(15)))
+            }
+        }
+    }
+
+    /// Codes of three bits of quad `Q`: two from `low`, the third from bit `4 * HALF + Q` of `high`.
+    #[inline(always)]
+    unsafe fn three<const HALF: usize, const Q: usize>(low: __m512i, high: __m512i) -> __m512i {
+        // SAFETY: the caller keeps the contract of `Dot`.
+        unsafe {
+            let low = match Q {
+                0 => low,
+                1 => _mm512_srli_epi16::<2>(low),
+                2 => _mm512_srli_epi16::<4>(low),
+                _ => _mm512_srli_epi16::<6>(low),
+            };
+            // The third bit goes to position 2; shifts by 16 bits spoil only bits that do not count.
+            let high = match 4 * HALF + Q {
+                0 => _mm512_slli_epi16::<2>(high),
+                1 => _mm512_slli_epi16::<1>(high),
+                2 => high,
+                3 => _mm512_srli_epi16::<1>(high),
+                4 => _mm512_srli_epi16::<2>(high),
+                5 => _mm512_srli_epi16::<3>(high),
+                6 => _mm512_srli_epi16::<4>(high),
+                _ => _mm512_srli_epi16::<5>(high),
+            };
+            _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi8(3), low, high)
+        }
+    }
+}
+
+impl<const VBMI: bool> Dot for Avx512<VBMI> {
+    const PARTS: usize = 1;
+    const FEW: usize = 16;
+    const BLOCK: usize = 6;
+    type V = __m512i;
+    type X = *const i8;
+    type Sum = __m512i;
+    type F = __m512;
+
+    #[inline(always)]
+    fn bias<const BITS: usize>() -> i32 {
+        128
+    }
+
+    dot_ops! {
+        table<BITS>(codebook: *const i8) -> __m512i = {
+            let entries = match BITS {
+                2 => _mm512_set1_epi32(codebook.cast::<i32>().read_unaligned()),
+                3 => _mm512_set1_epi64(codebook.cast::<i64>().read_unaligned()),
+                4 => _mm512_broadcast_i32x4(_mm_loadu_si128(codebook.cast())),
+                _ => _mm512_setzero_si512(),
+            };
+            opaque(_mm512_xor_si512(entries, _mm512_set1_epi8(-128)))
+        };
+        decode<BITS, HALF>(table: __m512i, group: *const u8) -> [__m512i; 4] = {
+            let line = |i: usize| _mm512_loadu_si512(group.add(64 * i).cast());
+            match BITS {
+                2 => {
+                    let a = line(HALF);
+                    [
+                        Self::look_up(table, a),
+                        Self::look_up(table, _mm512_srli_epi16::<2>(a)),
+                        Self::look_up(table, _mm512_srli_epi16::<4>(a)),
+                        Self::look_up(table, _mm512_srli_epi16::<6>(a)),
+                    ]
+                }
+                3 => {
+                    let (low, high) = (line(HALF), line(2));
+                    [
+                        Self::look_up(table, Self::three::<HALF, 0>(low, high)),
+                        Self::look_up(table, Self::three::<HALF, 1>(low, high)),
+                        Self::look_up(table, Self::three::<HALF, 2>(low, high)),
+                        Self::look_up(table, Self::three::<HALF, 3>(low, high)),
+                    ]
+                }
+                4 => {
+                    let (a, b) = (line(2 * HALF), line(2 * HALF + 1));
+                    [
+                        Self::look_up(table, a),
+                        Self::look_up(table, _mm512_srli_epi16::<4>(a)),
+                        Self::look_up(table, b),
+                        Self::look_up(table, _mm512_srli_epi16::<4>(b)),
+                    ]
+                }
+                _ => {
+                    let raise = _mm512_set1_epi8(-128);
+                    [0, 1, 2, 3].map(|q| _mm512_xor_si512(line(4 * HALF + q), raise))
+                }
+            }
+        };
+        acts(p: *const i8) -> *const i8 = p;
+        dot1<BITS, Q>(sum: __m512i, w: __m512i, x: *const i8) -> __m512i =
+            _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(x.add(4 * Q).cast::<i32>().read_unaligned()));
+        sum(start: i32) -> __m512i = _mm512_set1_epi32(start);
+        add(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+        load(p: *const u8) -> __m512i = _mm512_loadu_si512(p.cast());
+        store(p: *mut u8, v: __m512i) = _mm512_storeu_si512(p.cast(), v);
+        float(sum: __m512i) -> __m512 = _mm512_cvtepi32_ps(sum);
+        splat(x: f32) -> __m512 = _mm512_set1_ps(x);
+        fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        load_f(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
+        store_f(p: *mut f32, v: __m512) = _mm512_storeu_ps(p, v);
+        prefetch(p: *const u8) = _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+}
+
+/// Without VBMI.
+pub(crate) mod vnni {
+    use super::*;
+    instances!(Avx512<false>, Level::Avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");
+}
+
+/// With VBMI.
+pub(crate) mod vbmi {
+    use super::*;
+    instances!(
+        Avx512<true>,
+        Level::Avx512Vbmi,
+        "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi"
+    );
+}

@@ -1,0 +1,100 @@
+//! Int8 dot products of each instruction set, behind one trait.
+//!
+//! A line of 64 bytes holds 16 rows × 4 inputs once its codes are decoded: a *quad*. A vector `V` covers one of
+//! `PARTS` equal parts of it (all 16 rows in AVX-512, 8 in AVX2, 4 in NEON), and `Sum` one int32 per row of that part.
+//! Kernels are written once over this trait and instantiated inside functions with `#[target_feature]`.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
+#[cfg(target_arch = "x86_64")]
+mod ymm;
+
+/// Weights in int8 times activations in int8. `BITS` (2, 3, 4, 8) is the width of the codes.
+///
+/// # Safety
+/// Every method needs the instructions of its type, and must be inlined into a function that enables them.
+/// Pointers must be valid for the bytes that the method names; no alignment is needed.
+pub(crate) trait Dot {
+    /// Vectors per quad: 64 / bytes of `V`.
+    const PARTS: usize;
+    /// Rows of activations whose sums fit the registers, one vector of weights at a time.
+    const FEW: usize;
+    /// Rows of activations of the block that the kernel for many rows keeps in registers.
+    const BLOCK: usize;
+    /// Weights of one part of a quad, or the table of a tile's codebook.
+    type V: Copy;
+    /// Sixteen activations of a row.
+    type X: Copy;
+    /// Integer sums of the rows of a part.
+    type Sum: Copy;
+    /// Float sums of the rows of a part: `64 / 4 / PARTS` lanes.
+    type F: Copy;
+
+    /// What decoded weights have been raised by, so that they are unsigned.
+    fn bias<const BITS: usize>() -> i32;
+    /// The table for a codebook of 2^BITS entries at `codebook` (not read for 8 bits).
+    unsafe fn table<const BITS: usize>(codebook: *const i8) -> Self::V;
+    /// One part of the four quads of half `HALF` (0, 1) of a group of 32 inputs, decoded. `group` points at the part in
+    /// the first line of the group; `BITS` lines of 64 bytes, less the offset of the part, are readable.
+    unsafe fn decode<const BITS: usize, const HALF: usize>(table: Self::V, group: *const u8) -> [Self::V; 4];
+    /// Sixteen activations at `p`.
+    unsafe fn acts(p: *const i8) -> Self::X;
+    /// `sum + Σ w · x[4Q..4Q+4]` for each row.
+    unsafe fn dot1<const BITS: usize, const Q: usize>(sum: Self::Sum, w: Self::V, x: Self::X) -> Self::Sum;
+    /// All lanes `start` (which is 0 where the bias is).
+    unsafe fn sum(start: i32) -> Self::Sum;
+    /// Lane by lane.
+    unsafe fn add(a: Self::Sum, b: Self::Sum) -> Self::Sum;
+    /// One vector of weights.
+    unsafe fn load(p: *const u8) -> Self::V;
+    /// One vector of weights.
+    unsafe fn store(p: *mut u8, v: Self::V);
+
+    /// Sums as floats (exact: below 2^24).
+    unsafe fn float(sum: Self::Sum) -> Self::F;
+    /// All lanes `x`.
+    unsafe fn splat(x: f32) -> Self::F;
+    /// `a * b + c`, rounded once.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a * b`.
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    /// Floats at `p`.
+    unsafe fn load_f(p: *const f32) -> Self::F;
+    /// Floats to `p`.
+    unsafe fn store_f(p: *mut f32, v: Self::F);
+    /// Hints that the line at `p`, which may be any address, will be read.
+    unsafe fn prefetch(p: *const u8);
+
+    /// Adds the dot products of four quads to `CHAINS` (1, 2, 4) independent sums.
+    #[inline(always)]
+    unsafe fn dot4<const BITS: usize, const CHAINS: usize>(
+        sums: &mut [Self::Sum; CHAINS],
+        w: [Self::V; 4],
+        x: Self::X,
+    ) {
+        // SAFETY: the caller keeps the contract of the trait.
+        unsafe {
+            sums[0] = Self::dot1::<BITS, 0>(sums[0], w[0], x);
+            sums[1 % CHAINS] = Self::dot1::<BITS, 1>(sums[1 % CHAINS], w[1], x);
+            sums[2 % CHAINS] = Self::dot1::<BITS, 2>(sums[2 % CHAINS], w[2], x);
+            sums[3 % CHAINS] = Self::dot1::<BITS, 3>(sums[3 % CHAINS], w[3], x);
+        }
+    }
+}
+
+/// Writes methods of a [`Dot`] implementation whose contract is that of the trait.
+macro_rules! dot_ops {
+    ($($name:ident$(<$($generic:ident),*>)?($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $body:expr;)*) => {$(
+        #[inline(always)]
+        #[allow(unused_unsafe)] // some bodies are plain expressions
+        unsafe fn $name$(<$(const $generic: usize),*>)?($($arg: $ty),*) $(-> $ret)? {
+            // SAFETY: the caller keeps the contract of the trait: the instructions exist, the pointers are valid.
+            unsafe { $body }
+        }
+    )*};
+}
+use dot_ops;

@@ -1,0 +1,199 @@
+//! NEON, with and without int8 dot products: a vector is a quarter of a quad, 4 rows. Everything is signed.
+
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+use super::{Dot, dot_ops};
+use crate::cpu::Level;
+use crate::matmul::instances;
+
+/// The codebook, repeated over 16 bytes.
+///
+/// # Safety
+/// Needs NEON; `codebook` must be valid for 2^BITS bytes (none for 8 bits).
+#[inline(always)]
+unsafe fn table<const BITS: usize>(codebook: *const i8) -> uint8x16_t {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match BITS {
+            2 => vreinterpretq_u8_u32(vdupq_n_u32(codebook.cast::<u32>().read_unaligned())),
+            3 => vreinterpretq_u8_u64(vdupq_n_u64(codebook.cast::<u64>().read_unaligned())),
+            4 => vld1q_u8(codebook.cast()),
+            _ => vdupq_n_u8(0),
+        }
+    }
+}
+
+/// The contract of `Dot::decode`.
+///
+/// # Safety
+/// Needs NEON; `group` as in `Dot::decode`.
+#[inline(always)]
+unsafe fn decode<const BITS: usize, const HALF: usize>(
+    table: uint8x16_t,
+    group: *const u8,
+) -> [uint8x16_t; 4] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let line = |i: usize| vld1q_u8(group.add(64 * i));
+        let nibble = |index| vqtbl1q_u8(table, vandq_u8(index, vdupq_n_u8(15)));
+        match BITS {
+            2 => {
+                // The table repeats every four entries, so a nibble may hold two codes.
+                let a = line(HALF);
+                [
+                    nibble(a),
+                    nibble(vshrq_n_u8::<2>(a)),
+                    vqtbl1q_u8(table, vshrq_n_u8::<4>(a)),
+                    vqtbl1q_u8(table, vshrq_n_u8::<6>(a)),
+                ]
+            }
+            3 => {
+                let (low, high) = (line(HALF), line(2));
+                // The third bit goes to position 2; the table repeats every eight entries.
+                let (h0, h1, h2, h3) = match HALF {
+                    0 => (vshlq_n_u8::<2>(high), vshlq_n_u8::<1>(high), high, vshrq_n_u8::<1>(high)),
+                    _ => (
+                        vshrq_n_u8::<2>(high),
+                        vshrq_n_u8::<3>(high),
+                        vshrq_n_u8::<4>(high),
+                        vshrq_n_u8::<5>(high),
+                    ),
+                };
+                let join = |low, high| nibble(vbslq_u8(vdupq_n_u8(3), low, high));
+                [
+                    join(low, h0),
+                    join(vshrq_n_u8::<2>(low), h1),
+                    join(vshrq_n_u8::<4>(low), h2),
+                    join(vshrq_n_u8::<6>(low), h3),
+                ]
+            }
+            4 => {
+                let (a, b) = (line(2 * HALF), line(2 * HALF + 1));
+                [
+                    nibble(a),
+                    vqtbl1q_u8(table, vshrq_n_u8::<4>(a)),
+                    nibble(b),
+                    vqtbl1q_u8(table, vshrq_n_u8::<4>(b)),
+                ]
+            }
+            _ => [0, 1, 2, 3].map(|q| line(4 * HALF + q)),
+        }
+    }
+}
+
+/// Methods that both types share.
+macro_rules! shared {
+    () => {
+        #[inline(always)]
+        fn bias<const BITS: usize>() -> i32 {
+            0
+        }
+
+        dot_ops! {
+            table<BITS>(codebook: *const i8) -> uint8x16_t = table::<BITS>(codebook);
+            decode<BITS, HALF>(entries: uint8x16_t, group: *const u8) -> [uint8x16_t; 4] =
+                decode::<BITS, HALF>(entries, group);
+            acts(p: *const i8) -> int8x16_t = vld1q_s8(p);
+            load(p: *const u8) -> uint8x16_t = vld1q_u8(p);
+            store(p: *mut u8, v: uint8x16_t) = vst1q_u8(p, v);
+            splat(x: f32) -> float32x4_t = vdupq_n_f32(x);
+            fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t = vfmaq_f32(c, a, b);
+            mul(a: float32x4_t, b: float32x4_t) -> float32x4_t = vmulq_f32(a, b);
+            load_f(p: *const f32) -> float32x4_t = vld1q_f32(p);
+            store_f(p: *mut f32, v: float32x4_t) = vst1q_f32(p, v);
+            // The intrinsic is not stable; the instruction never faults.
+            prefetch(p: *const u8) =
+                asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly));
+        }
+    };
+}
+
+/// Baseline: products in 16 bits, then pairwise sums into two vectors of 32 bits (rows 0 and 1; rows 2 and 3).
+struct Neon;
+
+impl Dot for Neon {
+    const PARTS: usize = 4;
+    const FEW: usize = 8;
+    const BLOCK: usize = 2;
+    type V = uint8x16_t;
+    type X = int8x16_t;
+    type Sum = [int32x4_t; 2];
+    type F = float32x4_t;
+
+    shared!();
+    dot_ops! {
+        dot1<BITS, Q>(sum: [int32x4_t; 2], w: uint8x16_t, x: int8x16_t) -> [int32x4_t; 2] = {
+            let w = vreinterpretq_s8_u8(w);
+            let words = vreinterpretq_s32_s8(x);
+            let x = vreinterpret_s8_s32(match Q {
+                0 => vdup_laneq_s32::<0>(words),
+                1 => vdup_laneq_s32::<1>(words),
+                2 => vdup_laneq_s32::<2>(words),
+                _ => vdup_laneq_s32::<3>(words),
+            });
+            [
+                vpadalq_s16(sum[0], vmull_s8(vget_low_s8(w), x)),
+                vpadalq_s16(sum[1], vmull_s8(vget_high_s8(w), x)),
+            ]
+        };
+        // With no bias the start is always zero, as one row's two partial sums require.
+        sum(start: i32) -> [int32x4_t; 2] = { debug_assert_eq!(start, 0); [vdupq_n_s32(0); 2] };
+        add(a: [int32x4_t; 2], b: [int32x4_t; 2]) -> [int32x4_t; 2] =
+            [vaddq_s32(a[0], b[0]), vaddq_s32(a[1], b[1])];
+        float(sum: [int32x4_t; 2]) -> float32x4_t = vcvtq_f32_s32(vpaddq_s32(sum[0], sum[1]));
+    }
+}
+
+/// With `sdot`.
+struct NeonDotprod;
+
+/// `sdot` by lane, as assembly: its intrinsic is not stable.
+macro_rules! sdot {
+    ($sum:ident, $w:ident, $x:ident, $lane:literal) => {
+        asm!(
+            concat!("sdot {s:v}.4s, {w:v}.16b, {x:v}.4b[", $lane, "]"),
+            s = inout(vreg) $sum, w = in(vreg) $w, x = in(vreg) $x,
+            options(pure, nomem, nostack, preserves_flags),
+        )
+    };
+}
+
+impl Dot for NeonDotprod {
+    const PARTS: usize = 4;
+    const FEW: usize = 16;
+    const BLOCK: usize = 4;
+    type V = uint8x16_t;
+    type X = int8x16_t;
+    type Sum = int32x4_t;
+    type F = float32x4_t;
+
+    shared!();
+    dot_ops! {
+        dot1<BITS, Q>(sum: int32x4_t, w: uint8x16_t, x: int8x16_t) -> int32x4_t = {
+            let mut sum = sum;
+            match Q {
+                0 => sdot!(sum, w, x, "0"),
+                1 => sdot!(sum, w, x, "1"),
+                2 => sdot!(sum, w, x, "2"),
+                _ => sdot!(sum, w, x, "3"),
+            }
+            sum
+        };
+        sum(start: i32) -> int32x4_t = vdupq_n_s32(start);
+        add(a: int32x4_t, b: int32x4_t) -> int32x4_t = vaddq_s32(a, b);
+        float(sum: int32x4_t) -> float32x4_t = vcvtq_f32_s32(sum);
+    }
+}
+
+/// Baseline.
+pub(crate) mod plain {
+    use super::*;
+    instances!(Neon, Level::Neon, "neon");
+}
+
+/// With int8 dot products.
+pub(crate) mod dotprod {
+    use super::*;
+    instances!(NeonDotprod, Level::NeonDotprod, "neon,dotprod");
+}
