@@ -52,6 +52,9 @@ pub enum EngineError {
         /// Tokens in a block.
         block: usize,
     },
+    /// The model computed what no token can be chosen from: its weights are damaged, or too large for its activations.
+    #[error("sampling: {0}")]
+    Logits(String),
     /// This machine or this build cannot do it.
     #[error("{0}")]
     Unsupported(String),
@@ -62,17 +65,11 @@ pub enum EngineError {
 
 impl EngineError {
     pub(crate) fn graph(site: &str, reason: impl Into<String>) -> Self {
-        Self::Graph {
-            site: shorten(site),
-            reason: reason.into(),
-        }
+        Self::Graph { site: shorten(site), reason: reason.into() }
     }
 
     pub(crate) fn parameter(name: &str, reason: impl Into<String>) -> Self {
-        Self::Parameter {
-            name: name.into(),
-            reason: reason.into(),
-        }
+        Self::Parameter { name: name.into(), reason: reason.into() }
     }
 }
 

@@ -1,10 +1,17 @@
 //! The engine of pocketlm: graph to plan, thread pool, KV cache, `step`.
 
+mod arena;
+pub mod engine;
 mod error;
 pub mod graph;
 mod kv;
 pub mod palettize;
+mod plan;
 pub mod pool;
+mod run;
 pub mod store;
 
+pub use engine::{Engine, EngineOptions, Logits, Memory, Sequence, StepItem, StepResult, Traced};
 pub use error::EngineError;
+pub use kv::KV_TOKENS;
+pub use pocketlm_kernels::sample::{Sampler, SamplingParams};

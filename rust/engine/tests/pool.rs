@@ -50,7 +50,9 @@ fn a_panic_is_an_error_and_the_pool_lives_on() {
 #[test]
 fn a_panic_while_others_wait_for_its_tail_is_an_error() {
     let pool = ThreadPool::new();
-    let outcome = pool.run(3, |team| drop(team.wait_then(|| panic!("in the tail"))));
+    let outcome = pool.run(3, |team| {
+        let _ = team.wait_then(|| panic!("in the tail"));
+    });
     assert!(matches!(outcome, Err(EngineError::Internal(text)) if text.contains("in the tail")));
     pool.run(3, |team| team.wait().unwrap()).unwrap();
 }
@@ -83,8 +85,7 @@ fn callers_take_turns() {
                         running.fetch_add(1, Ordering::SeqCst);
                         team.wait().unwrap();
                         assert_eq!(running.load(Ordering::SeqCst), 3);
-                        team.wait_then(|| running.store(0, Ordering::SeqCst))
-                            .unwrap();
+                        team.wait_then(|| running.store(0, Ordering::SeqCst)).unwrap();
                     })
                     .unwrap();
                 }
@@ -97,12 +98,7 @@ fn callers_take_turns() {
 #[cfg(target_os = "linux")]
 fn ticks() -> u64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat
-        .rsplit_once(')')
-        .unwrap()
-        .1
-        .split_whitespace()
-        .collect();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 

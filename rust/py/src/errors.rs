@@ -31,6 +31,7 @@ fn class_of(error: &EngineError) -> &'static str {
         EngineError::ContextLength { .. } => "ContextLengthError",
         EngineError::Memory { .. } | EngineError::CacheFull { .. } => "MemoryLimitError",
         EngineError::Unsupported(_) => "UnsupportedError",
+        EngineError::Logits(_) => "WeightError",
         EngineError::Internal(_) => "InternalError",
     }
 }

@@ -1,7 +1,10 @@
 //! The Python binding of pocketlm: the module `pocketlm._core`, and nothing else.
 
+mod engine;
 mod errors;
+mod machine;
 mod palettize;
+mod sampler;
 mod store;
 
 use pyo3::prelude::*;
@@ -12,7 +15,13 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
+    use crate::engine::{PyEngine, PySequence, PyStepResult};
+    #[pymodule_export]
+    use crate::machine::{cpu_count, current_isa, isa_levels, kernel_registry, read_bandwidth};
+    #[pymodule_export]
     use crate::palettize::{PyPalettized, measure_tensor, palettize_tensor};
+    #[pymodule_export]
+    use crate::sampler::PySampler;
     #[pymodule_export]
     use crate::store::{PyTensorInfo, PyWeightStore};
 

@@ -28,8 +28,8 @@ impl Graph {
     /// # Errors
     /// [`EngineError::Graph`] naming the operation at fault.
     pub fn parse(json: &str) -> Result<Self, EngineError> {
-        let graph: Self = serde_json::from_str(json)
-            .map_err(|error| EngineError::graph("json", error.to_string()))?;
+        let graph: Self =
+            serde_json::from_str(json).map_err(|error| EngineError::graph("json", error.to_string()))?;
         check::check(&graph)?;
         Ok(graph)
     }

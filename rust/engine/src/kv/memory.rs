@@ -27,9 +27,7 @@ impl CacheShape {
     }
 
     fn block_len(self) -> Option<usize> {
-        self.kv_heads
-            .checked_mul(self.head_dim)?
-            .checked_mul(2 * KV_TOKENS)
+        self.kv_heads.checked_mul(self.head_dim)?.checked_mul(2 * KV_TOKENS)
     }
 }
 
@@ -47,9 +45,7 @@ pub(super) struct Blocks {
 impl Blocks {
     /// Bytes of `count` blocks with their bookkeeping.
     pub fn bytes(layers: &[CacheShape], count: usize) -> Option<u64> {
-        let block = layers
-            .iter()
-            .try_fold(0usize, |sum, layer| sum.checked_add(layer.block_len()?))?;
+        let block = layers.iter().try_fold(0usize, |sum, layer| sum.checked_add(layer.block_len()?))?;
         // Bookkeeping: holders, free list, used.
         let bytes = block.checked_mul(2)?.checked_add(9)?.checked_mul(count)?;
         (u32::try_from(count).is_ok() && isize::try_from(bytes).is_ok()).then_some(bytes as u64)
@@ -57,11 +53,7 @@ impl Blocks {
 
     pub fn new(shapes: &[CacheShape], count: usize) -> Result<Self, EngineError> {
         let needed = Self::bytes(shapes, count);
-        let memory = |needed| EngineError::Memory {
-            what: "the KV cache".into(),
-            needed,
-            available: 0,
-        };
+        let memory = |needed| EngineError::Memory { what: "the KV cache".into(), needed, available: 0 };
         let needed = needed.ok_or_else(|| memory(u64::MAX))?;
         let mut block_len = 0;
         let mut layers = Vec::with_capacity(shapes.len());
@@ -71,21 +63,8 @@ impl Blocks {
             block_len += shape.block_len().unwrap_or(0);
         }
         let len = (block_len * count * 2).max(1);
-        let map = MmapOptions::new()
-            .len(len)
-            .no_reserve_swap()
-            .map_anon()
-            .map_err(|_| memory(needed))?;
-        Ok(Self {
-            map,
-            count,
-            block_len,
-            layers,
-        })
-    }
-
-    pub fn count(&self) -> usize {
-        self.count
+        let map = MmapOptions::new().len(len).no_reserve_swap().map_anon().map_err(|_| memory(needed))?;
+        Ok(Self { map, count, block_len, layers })
     }
 
     /// Shared access for the workers of a step.
@@ -104,10 +83,7 @@ impl Blocks {
         assert!((block as usize) < self.count);
         // SAFETY: the block lies inside the map, which is page-aligned, holds only plain numbers, and is borrowed mutably.
         unsafe {
-            std::slice::from_raw_parts_mut(
-                self.map.as_mut_ptr().cast::<u16>().add(start),
-                self.block_len,
-            )
+            std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast::<u16>().add(start), self.block_len)
         }
     }
 
@@ -128,8 +104,8 @@ impl Blocks {
         let layers = std::mem::take(&mut self.layers);
         let memory = self.block_mut(block);
         for &(shape, start) in &layers {
-            let heads = memory[start..][..shape.kv_heads * 2 * shape.part()]
-                .chunks_exact_mut(2 * shape.part());
+            let heads =
+                memory[start..][..shape.kv_heads * 2 * shape.part()].chunks_exact_mut(2 * shape.part());
             for head in heads {
                 let (keys, values) = head.split_at_mut(shape.part());
                 for (index, line) in keys.chunks_exact_mut(GROUP).enumerate() {
@@ -168,10 +144,7 @@ impl<'a> KvView<'a> {
         let (shape, start) = self.layers[layer];
         assert!((block as usize) < self.count && head < shape.kv_heads);
         let start = block as usize * self.block_len + start + head * 2 * shape.part();
-        (
-            start..start + shape.part(),
-            start + shape.part()..start + 2 * shape.part(),
-        )
+        (start..start + shape.part(), start + shape.part()..start + 2 * shape.part())
     }
 
     /// Keys and values of one head in a block.
@@ -189,38 +162,18 @@ impl<'a> KvView<'a> {
         }
     }
 
-    /// Writes the key and the value of one token and head.
+    /// Keys and values of one head in a block, to be written.
     ///
     /// # Safety
-    /// No other thread reads or writes this slot of this head meanwhile.
-    pub unsafe fn write(
-        &self,
-        block: u32,
-        layer: usize,
-        head: usize,
-        slot: usize,
-        key: &[f32],
-        value: &[f32],
-    ) {
+    /// No other thread reads or writes this head of this block while the result is used.
+    pub unsafe fn write(&self, block: u32, layer: usize, head: usize) -> (&'a mut [u16], &'a mut [u16]) {
         let (keys, values) = self.head(block, layer, head);
-        let dim = self.shape(layer).head_dim;
-        assert!(slot < KV_TOKENS && key.len() == dim && value.len() == dim);
-        let first = keys.start + slot / GROUP * GROUP * dim + slot % GROUP;
-        for (index, &number) in key.iter().enumerate() {
-            // SAFETY: `first + index * GROUP` is inside `keys`; the slot is this thread's by the caller's promise.
-            unsafe { self.base.add(first + index * GROUP).write(to_f16(number)) };
-        }
-        for (index, &number) in value.iter().enumerate() {
-            // SAFETY: the slot's row is inside `values`; it is this thread's by the caller's promise.
-            unsafe {
-                self.base
-                    .add(values.start + slot * dim + index)
-                    .write(to_f16(number))
-            };
+        // SAFETY: both ranges lie inside the map, do not meet, and are this thread's by the caller's promise.
+        unsafe {
+            (
+                std::slice::from_raw_parts_mut(self.base.add(keys.start), keys.len()),
+                std::slice::from_raw_parts_mut(self.base.add(values.start), values.len()),
+            )
         }
     }
-}
-
-fn to_f16(number: f32) -> u16 {
-    half::f16::from_f32(number).to_bits()
 }

@@ -31,15 +31,7 @@ impl KvCache {
     /// An empty cache; see [`KvCache::bytes`].
     pub fn new(layers: &[CacheShape], tokens: usize) -> Result<Self, EngineError> {
         let count = tokens.div_ceil(KV_TOKENS);
-        Ok(Self {
-            blocks: Blocks::new(layers, count)?,
-            tables: Tables::new(count),
-        })
-    }
-
-    /// Tokens that fit into all blocks.
-    pub fn capacity(&self) -> usize {
-        self.blocks.count() * KV_TOKENS
+        Ok(Self { blocks: Blocks::new(layers, count)?, tables: Tables::new(count) })
     }
 
     /// Tokens that fit into the free blocks.
@@ -90,11 +82,7 @@ impl KvCache {
     pub fn extend(&mut self, wanted: &[(SequenceId, usize)]) -> Result<(), EngineError> {
         let needed = self.tables.blocks_needed(wanted);
         if needed > self.tables.free_blocks() {
-            return Err(EngineError::CacheFull {
-                needed,
-                free: self.tables.free_blocks(),
-                block: KV_TOKENS,
-            });
+            return Err(EngineError::CacheFull { needed, free: self.tables.free_blocks(), block: KV_TOKENS });
         }
         for &(id, tokens) in wanted {
             if let Some((old, new)) = self.tables.unshare_last(id) {

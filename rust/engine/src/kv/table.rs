@@ -58,10 +58,7 @@ impl Tables {
 
     pub fn fork(&mut self, id: SequenceId) -> SequenceId {
         let copy = self.create();
-        let (blocks, length) = (
-            self.sequences[id.0].blocks.clone(),
-            self.sequences[id.0].length,
-        );
+        let (blocks, length) = (self.sequences[id.0].blocks.clone(), self.sequences[id.0].length);
         for &block in &blocks {
             self.holders[block as usize] += 1;
         }
@@ -79,10 +76,7 @@ impl Tables {
     pub fn truncate(&mut self, id: SequenceId, length: usize) {
         let table = &mut self.sequences[id.0];
         table.length = table.length.min(length);
-        for block in table
-            .blocks
-            .drain(table.length.div_ceil(KV_TOKENS).min(table.blocks.len())..)
-        {
+        for block in table.blocks.drain(table.length.div_ceil(KV_TOKENS).min(table.blocks.len())..) {
             let holders = &mut self.holders[block as usize];
             *holders -= 1;
             if *holders == 0 {
@@ -98,9 +92,8 @@ impl Tables {
             let new = (table.length + tokens).div_ceil(KV_TOKENS) - table.blocks.len();
             let copied = self.shared_partial(id).is_some_and(|block| {
                 // Each earlier sequence of this step leaves the block to the others; the last holder keeps it.
-                let earlier = wanted[..index]
-                    .iter()
-                    .filter(|(other, _)| self.shared_partial(*other) == Some(block));
+                let earlier =
+                    wanted[..index].iter().filter(|(other, _)| self.shared_partial(*other) == Some(block));
                 self.holders[block as usize] as usize - earlier.count() > 1
             });
             new + usize::from(copied)
@@ -111,11 +104,7 @@ impl Tables {
     /// The last block, if it has room left and others hold it too.
     fn shared_partial(&self, id: SequenceId) -> Option<u32> {
         let table = &self.sequences[id.0];
-        let last = table
-            .blocks
-            .last()
-            .copied()
-            .filter(|_| !table.length.is_multiple_of(KV_TOKENS))?;
+        let last = table.blocks.last().copied().filter(|_| !table.length.is_multiple_of(KV_TOKENS))?;
         (self.holders[last as usize] > 1).then_some(last)
     }
 
@@ -149,14 +138,8 @@ impl Tables {
 
     /// A free block and whether it was used before. `blocks_needed` was asked, so there is one.
     fn take(&mut self) -> (u32, bool) {
-        let block = self
-            .free
-            .pop()
-            .expect("blocks were counted before they are taken");
+        let block = self.free.pop().expect("blocks were counted before they are taken");
         self.holders[block as usize] = 1;
-        (
-            block,
-            std::mem::replace(&mut self.used[block as usize], true),
-        )
+        (block, std::mem::replace(&mut self.used[block as usize], true))
     }
 }

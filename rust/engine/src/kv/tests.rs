@@ -1,24 +1,21 @@
 use super::*;
 
-const LAYERS: [CacheShape; 2] = [
-    CacheShape {
-        kv_heads: 2,
-        head_dim: 8,
-    },
-    CacheShape {
-        kv_heads: 1,
-        head_dim: 24,
-    },
-];
+const LAYERS: [CacheShape; 2] =
+    [CacheShape { kv_heads: 2, head_dim: 8 }, CacheShape { kv_heads: 1, head_dim: 24 }];
 
 fn write(cache: &KvCache, id: SequenceId, position: usize, number: f32) {
     let view = cache.view();
     let block = cache.table(id)[position / KV_TOKENS];
     for (layer, shape) in LAYERS.iter().enumerate() {
         for head in 0..shape.kv_heads {
-            let row = vec![number; shape.head_dim];
             // SAFETY: one thread.
-            unsafe { view.write(block, layer, head, position % KV_TOKENS, &row, &row) };
+            let (keys, values) = unsafe { view.write(block, layer, head) };
+            let (slot, dim) = (position % KV_TOKENS, shape.head_dim);
+            let bits = half::f16::from_f32(number).to_bits();
+            for index in 0..dim {
+                keys[(slot / 16 * dim + index) * 16 + slot % 16] = bits;
+            }
+            values[slot * dim..][..dim].fill(bits);
         }
     }
 }
@@ -33,10 +30,7 @@ fn read(cache: &KvCache, id: SequenceId, position: usize) -> f32 {
         for head in 0..shape.kv_heads {
             // SAFETY: one thread.
             let (keys, values) = unsafe { view.read(block, layer, head) };
-            let keys = keys
-                .chunks_exact(16)
-                .skip(slot / 16 * shape.head_dim)
-                .take(shape.head_dim);
+            let keys = keys.chunks_exact(16).skip(slot / 16 * shape.head_dim).take(shape.head_dim);
             found.extend(keys.map(|line| line[slot % 16]));
             found.extend(&values[slot * shape.head_dim..][..shape.head_dim]);
         }
@@ -59,10 +53,7 @@ fn forks_share_until_written() {
     write(&cache, first, 70, 1000.0);
     write(&cache, second, 70, 2000.0);
     assert_eq!(cache.table(first)[0], cache.table(second)[0]);
-    assert_eq!(
-        (read(&cache, first, 70), read(&cache, second, 70)),
-        (1000.0, 2000.0)
-    );
+    assert_eq!((read(&cache, first, 70), read(&cache, second, 70)), (1000.0, 2000.0));
     for position in 0..70 {
         assert_eq!(read(&cache, second, position), position as f32);
     }
@@ -80,14 +71,7 @@ fn truncated_slots_and_reused_blocks_are_zero() {
     (0..64).for_each(|position| write(&cache, id, position, 5.0));
     cache.truncate(id, 19);
     assert_eq!(cache.length(id), 19);
-    assert_eq!(
-        (
-            read(&cache, id, 18),
-            read(&cache, id, 19),
-            read(&cache, id, 63)
-        ),
-        (5.0, 0.0, 0.0)
-    );
+    assert_eq!((read(&cache, id, 18), read(&cache, id, 19), read(&cache, id, 63)), (5.0, 0.0, 0.0));
     cache.free(id);
     let id = cache.create();
     cache.extend(&[(id, 1)]).unwrap();
@@ -104,10 +88,7 @@ fn a_fork_that_was_cut_back_does_not_see_or_hurt_the_other() {
     cache.truncate(second, 10);
     assert_eq!(read(&cache, first, 39), 7.0);
     cache.extend(&[(second, 1)]).unwrap();
-    assert_eq!(
-        (read(&cache, second, 9), read(&cache, second, 30)),
-        (7.0, 0.0)
-    );
+    assert_eq!((read(&cache, second, 9), read(&cache, second, 30)), (7.0, 0.0));
     assert_eq!(read(&cache, first, 39), 7.0);
 }
 
@@ -117,32 +98,15 @@ fn a_full_cache_changes_nothing() {
     let (first, second) = (cache.create(), cache.create());
     cache.extend(&[(first, 64)]).unwrap();
     let wanted = [(second, 64), (first, 1)];
-    let expected = EngineError::CacheFull {
-        needed: 2,
-        free: 1,
-        block: 64,
-    };
+    let expected = EngineError::CacheFull { needed: 2, free: 1, block: 64 };
     assert_eq!(cache.extend(&wanted), Err(expected));
-    assert_eq!(
-        (
-            cache.length(first),
-            cache.length(second),
-            cache.free_tokens()
-        ),
-        (64, 0, 64)
-    );
+    assert_eq!((cache.length(first), cache.length(second), cache.free_tokens()), (64, 0, 64));
 }
 
 #[test]
 fn absurd_sizes_are_refused() {
     assert_eq!(KvCache::bytes(&LAYERS, usize::MAX), None);
-    let huge = CacheShape {
-        kv_heads: usize::MAX / 2,
-        head_dim: 64,
-    };
+    let huge = CacheShape { kv_heads: usize::MAX / 2, head_dim: 64 };
     assert_eq!(KvCache::bytes(&[huge], 64), None);
-    assert!(matches!(
-        KvCache::new(&[huge], 64),
-        Err(EngineError::Memory { .. })
-    ));
+    assert!(matches!(KvCache::new(&[huge], 64), Err(EngineError::Memory { .. })));
 }

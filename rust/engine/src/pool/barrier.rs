@@ -22,11 +22,7 @@ pub struct Stopped;
 
 impl Barrier {
     pub(super) fn new() -> Self {
-        Self {
-            arrived: AtomicUsize::new(0),
-            generation: Signal::default(),
-            stopped: AtomicBool::new(false),
-        }
+        Self { arrived: AtomicUsize::new(0), generation: Signal::default(), stopped: AtomicBool::new(false) }
     }
 
     /// Waits for `size` threads. The last to arrive runs `then` while the others wait.
@@ -43,11 +39,7 @@ impl Barrier {
         } else {
             self.generation.wait_beyond(generation, SPIN);
         }
-        if self.stopped.load(Ordering::SeqCst) {
-            Err(Stopped)
-        } else {
-            Ok(())
-        }
+        if self.stopped.load(Ordering::SeqCst) { Err(Stopped) } else { Ok(()) }
     }
 
     /// Releases all who wait, now and later, with [`Stopped`].

@@ -11,9 +11,7 @@ use crate::error::EngineError;
 /// a second hardware thread of a core adds no memory bandwidth and takes the first one's vector units.
 pub fn cpu_count() -> usize {
     let available = available_parallelism().map_or(1, usize::from);
-    physical_cores()
-        .map_or(available, |cores| cores.min(available))
-        .clamp(1, MAX_THREADS)
+    physical_cores().map_or(available, |cores| cores.min(available)).clamp(1, MAX_THREADS)
 }
 
 /// The threads of an engine: `asked`, else `POCKETLM_THREADS`, else [`cpu_count`].
@@ -23,17 +21,13 @@ pub fn cpu_count() -> usize {
 pub fn thread_count(asked: Option<usize>) -> Result<usize, EngineError> {
     let checked = |name: &str, count: Option<usize>| match count {
         Some(count) if (1..=MAX_THREADS).contains(&count) => Ok(count),
-        _ => Err(EngineError::parameter(
-            name,
-            format!("must be a number from 1 to {MAX_THREADS}"),
-        )),
+        _ => Err(EngineError::parameter(name, format!("must be a number from 1 to {MAX_THREADS}"))),
     };
     match (asked, std::env::var_os("POCKETLM_THREADS")) {
         (Some(count), _) => checked("threads", Some(count)),
-        (None, Some(text)) => checked(
-            "POCKETLM_THREADS",
-            text.to_str().and_then(|text| text.trim().parse().ok()),
-        ),
+        (None, Some(text)) => {
+            checked("POCKETLM_THREADS", text.to_str().and_then(|text| text.trim().parse().ok()))
+        }
         (None, None) => Ok(cpu_count()),
     }
 }
@@ -41,16 +35,12 @@ pub fn thread_count(asked: Option<usize>) -> Result<usize, EngineError> {
 /// Distinct cores among the processors that this process may run on, where Linux tells.
 fn physical_cores() -> Option<usize> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let allowed = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
     let cores: Option<BTreeSet<String>> = parse_list(allowed.trim())?
         .into_iter()
         .map(|cpu| {
             let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
-            fs::read_to_string(path)
-                .ok()
-                .map(|siblings| siblings.trim().to_owned())
+            fs::read_to_string(path).ok().map(|siblings| siblings.trim().to_owned())
         })
         .collect();
     cores.map(|cores| cores.len()).filter(|&count| count > 0)

@@ -5,6 +5,7 @@
 //! own primitives serve because the slow path is not where time goes: a phase that keeps a worker waiting for longer than
 //! the spin has lost more than a wake-up costs.
 
+mod bandwidth;
 mod barrier;
 mod cpus;
 mod signal;
@@ -16,6 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use bandwidth::read_bandwidth;
 pub use barrier::{Barrier, Stopped};
 pub use cpus::{cpu_count, thread_count};
 use worker::{Crew, Job};
@@ -82,10 +84,7 @@ impl Default for ThreadPool {
 impl ThreadPool {
     /// A pool without threads yet; they start with the first job that needs them.
     pub fn new() -> Self {
-        Self {
-            crew: Mutex::new(Crew::default()),
-            process: std::process::id(),
-        }
+        Self { crew: Mutex::new(Crew::default()), process: std::process::id() }
     }
 
     /// The pool of this process. After a `fork` the child gets a new one: its parent's workers did not come along, and
@@ -121,26 +120,12 @@ impl ThreadPool {
     pub fn run(&self, threads: usize, job: impl Fn(&Team<'_>) + Sync) -> Result<(), EngineError> {
         let barrier = Barrier::new();
         if INSIDE.get() || threads <= 1 {
-            return report(run_member(
-                &job,
-                &Team {
-                    index: 0,
-                    size: 1,
-                    barrier: &barrier,
-                },
-            ));
+            return report(run_member(&job, &Team { index: 0, size: 1, barrier: &barrier }));
         }
         let mut crew = self.lock();
         let size = crew.grow(threads.min(MAX_THREADS) - 1) + 1;
         let outcome = crew.dispatch(&Job::new(&job, &barrier, size), || {
-            run_member(
-                &job,
-                &Team {
-                    index: 0,
-                    size,
-                    barrier: &barrier,
-                },
-            )
+            run_member(&job, &Team { index: 0, size, barrier: &barrier })
         });
         report(outcome)
     }
@@ -166,10 +151,7 @@ fn run_member(job: &(dyn Fn(&Team<'_>) + Sync), team: &Team<'_>) -> Outcome {
 }
 
 fn message(payload: &(dyn Any + Send)) -> String {
-    match (
-        payload.downcast_ref::<&str>(),
-        payload.downcast_ref::<String>(),
-    ) {
+    match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
         (Some(text), _) => (*text).to_owned(),
         (_, Some(text)) => text.clone(),
         _ => "panic without a message".to_owned(),

@@ -29,11 +29,7 @@ pub(super) struct Job {
 
 impl Job {
     /// The references are good only until the [`Crew::dispatch`] that gets this job returns, and go nowhere else.
-    pub fn new<'a>(
-        function: &'a (dyn Fn(&Team<'_>) + Sync + 'a),
-        barrier: &'a Barrier,
-        size: usize,
-    ) -> Self {
+    pub fn new<'a>(function: &'a (dyn Fn(&Team<'_>) + Sync + 'a), barrier: &'a Barrier, size: usize) -> Self {
         // SAFETY: only the lifetimes change. Workers use the references between the start of `dispatch` and their report,
         // and `dispatch`, which borrows this job, returns after all reports; a job is made only to be dispatched.
         let (function, barrier) = unsafe {
@@ -42,11 +38,7 @@ impl Job {
                 transmute::<&'a Barrier, &'static Barrier>(barrier),
             )
         };
-        Self {
-            function,
-            barrier,
-            size,
-        }
+        Self { function, barrier, size }
     }
 }
 
@@ -87,10 +79,7 @@ impl Crew {
             let slot = Arc::new(Slot::default());
             let (shared, own) = (Arc::clone(&self.shared), Arc::clone(&slot));
             let index = self.workers.len() + 1;
-            match Builder::new()
-                .name(format!("pocketlm-{index}"))
-                .spawn(move || work(&shared, &own, index))
-            {
+            match Builder::new().name(format!("pocketlm-{index}")).spawn(move || work(&shared, &own, index)) {
                 Ok(handle) => self.workers.push((slot, handle)),
                 Err(_) => break,
             }
@@ -111,12 +100,7 @@ impl Crew {
         // `own` catches panics, so that this function never unwinds while workers hold the job.
         let outcome = own();
         self.shared.done.wait_beyond(before, FINISH);
-        let failure = self
-            .shared
-            .failure
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let failure = self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         outcome.and(failure.map_or(Ok(()), Err))
     }
 }
@@ -144,17 +128,9 @@ fn work(shared: &Shared, slot: &Slot, index: usize) {
         let Some(job) = (unsafe { (*slot.job.get()).take() }) else {
             continue;
         };
-        let team = Team {
-            index,
-            size: job.size,
-            barrier: job.barrier,
-        };
+        let team = Team { index, size: job.size, barrier: job.barrier };
         if let Err(text) = run_member(job.function, &team) {
-            shared
-                .failure
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .get_or_insert(text);
+            shared.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(text);
         }
         // The last touch of this job; after it the references may dangle.
         if shared.pending.fetch_sub(1, Ordering::AcqRel) == 1 {

@@ -1,0 +1,87 @@
+//! A prefill that keeps the result of every operation.
+
+use std::sync::Mutex;
+
+use super::step::check_ids;
+use super::{Engine, Memory, State};
+use crate::arena::Arena;
+use crate::error::EngineError;
+use crate::kv::KvCache;
+use crate::plan::{Options, Plan};
+use crate::run::{Schedule, SharedPartials, Worker};
+
+/// Rows that are traced at once: all results of all operations are in memory.
+const TRACE_ROWS: usize = 16;
+
+/// The result of an operation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Traced {
+    /// The operation's name.
+    pub name: String,
+    /// Channels.
+    pub width: usize,
+    /// Row-major `[tokens, width]`.
+    pub values: Vec<f32>,
+}
+
+impl Engine {
+    /// Runs a prefill of `ids` from an empty sequence with a plan that fuses nothing, in memory of its own, and returns the result of
+    /// every operation in order. A norm's quantized result is not shown: values are what the next operation is given before it
+    /// quantizes.
+    ///
+    /// # Errors
+    /// As for a step; memory for the trace counts as the engine's does.
+    pub fn trace(&self, ids: &[u32]) -> Result<Vec<Traced>, EngineError> {
+        let facts = &self.inner.facts;
+        if ids.is_empty() {
+            return Err(EngineError::parameter("ids", "are empty"));
+        }
+        if ids.len() > facts.graph.context_length {
+            return Err(EngineError::ContextLength { tokens: ids.len(), limit: facts.graph.context_length });
+        }
+        check_ids(ids, facts)?;
+        self.inner.lock()?.state()?;
+        let rows = ids.len().min(TRACE_ROWS);
+        let options = Options { max_rows: rows, precise: facts.precise, trace: true };
+        let plan = Plan::new(&facts.graph, &facts.store, options)?;
+        Memory::of(&plan, ids.len(), ids.len(), facts.threads)?.check(facts.max_memory)?;
+        let mut traced = Vec::with_capacity(facts.graph.ops.len());
+        for op in &facts.graph.ops {
+            let len = ids.len().checked_mul(op.width);
+            let mut values = Vec::new();
+            let reserved = len.and_then(|len| values.try_reserve_exact(len).ok());
+            reserved.ok_or_else(|| EngineError::Memory {
+                what: format!("trace of {}", op.name),
+                needed: len.map_or(u64::MAX, |len| 4 * len as u64),
+                available: 0,
+            })?;
+            traced.push(Traced { name: op.name.clone(), width: op.width, values });
+        }
+        let schedule = Schedule::new(&plan);
+        let mut state = State {
+            arena: Arena::new(plan.arena_bytes)?,
+            cache: KvCache::new(&plan.caches, ids.len())?,
+            partials: SharedPartials::new(schedule.limits),
+            schedule,
+            workers: (0..facts.threads).map(|_| Mutex::new(Worker::new(&plan, ids.len()))).collect(),
+            wanted: Vec::new(),
+            plan,
+        };
+        let id = state.cache.create();
+        for chunk in ids.chunks(rows) {
+            state.cache.extend(&[(id, chunk.len())])?;
+            state.schedule.clear();
+            state.schedule.add(&state.cache, id, chunk);
+            state.schedule.divide(facts.threads);
+            state.run(&[], facts)?;
+            let arena = state.arena.view(&state.plan);
+            for (traced, view) in traced.iter_mut().zip(&state.plan.values) {
+                for row in 0..chunk.len() {
+                    // SAFETY: the step is over; nobody else uses the arena.
+                    traced.values.extend_from_slice(unsafe { arena.row(*view, row) });
+                }
+            }
+        }
+        Ok(traced)
+    }
+}

@@ -1,0 +1,53 @@
+//! How fast the machine reads memory: the bound of decoding.
+
+use std::time::{Duration, Instant};
+
+use super::ThreadPool;
+use crate::error::EngineError;
+
+/// Far larger than caches of today's processors.
+const BYTES: usize = 512 << 20;
+
+/// Bytes per second that `threads` threads of the pool read together, each a part of a buffer of 512 MiB, again and again for about
+/// `seconds`. The best pass counts: others were disturbed.
+///
+/// # Errors
+/// When there is no memory for the buffer.
+pub fn read_bandwidth(threads: usize, time: Duration) -> Result<f64, EngineError> {
+    let mut buffer: Vec<u64> = Vec::new();
+    buffer.try_reserve_exact(BYTES / 8).map_err(|_| EngineError::Memory {
+        what: "measuring bandwidth".into(),
+        needed: BYTES as u64,
+        available: 0,
+    })?;
+    // Not zero: the system maps pages that hold nothing to one page.
+    buffer.resize(BYTES / 8, 0x0101_0101_0101_0101);
+    let part = (buffer.len() / threads.max(1)).max(1);
+    let mut best = f64::INFINITY;
+    let started = Instant::now();
+    let pool = ThreadPool::global();
+    loop {
+        let begin = Instant::now();
+        pool.run(threads, |team| {
+            for share in buffer.chunks(part).skip(team.index()).step_by(team.size()) {
+                std::hint::black_box(sum(share));
+            }
+        })?;
+        best = best.min(begin.elapsed().as_secs_f64());
+        if started.elapsed() >= time {
+            return Ok(BYTES as f64 / best);
+        }
+    }
+}
+
+/// Enough independent sums that reading is the bound, not adding.
+fn sum(words: &[u64]) -> u64 {
+    let (blocks, rest) = words.as_chunks::<32>();
+    let mut sums = [0u64; 32];
+    for block in blocks {
+        for (sum, word) in sums.iter_mut().zip(block) {
+            *sum = sum.wrapping_add(*word);
+        }
+    }
+    rest.iter().chain(&sums).fold(0, |sum, word| sum.wrapping_add(*word))
+}

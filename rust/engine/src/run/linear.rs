@@ -1,0 +1,213 @@
+//! Matrix products: outputs claimed in chunks of tiles, each with its epilogue.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use pocketlm_kernels::{Dense, KernelError, Palette, TILE};
+
+use super::{Pass, Step, Worker};
+use crate::plan::{Epilogue, Factor, Input, Matrix, Part, Plan};
+
+/// Rows from which kernels work on panels of 64 outputs, so that smaller chunks would decode weights for nothing.
+const MANY_ROWS: usize = 17;
+/// Tiles of a panel.
+const PANEL: usize = 4;
+/// Weights that a claim should read at least, to outweigh the claim: about half a microsecond.
+const CHUNK_BYTES: usize = 12 << 10;
+/// Floats of a worker's results for one chunk, if a panel of all rows needs no more.
+const PRODUCT_LEN: usize = 32 << 10;
+
+/// Floats that a worker's memory for the results of a chunk holds: a panel of all rows, or [`PRODUCT_LEN`].
+pub(super) fn product_len(plan: &Plan) -> usize {
+    (plan.max_rows * PANEL * TILE).max(PRODUCT_LEN)
+}
+
+impl Step<'_, '_> {
+    /// Works on the products of a phase until no outputs are left.
+    pub(super) fn linear(
+        &self,
+        parts: &[Part],
+        pass: Pass,
+        threads: usize,
+        worker: &mut Worker,
+    ) -> Result<(), KernelError> {
+        let tiles = |part: &Part| part.to.width.div_ceil(TILE);
+        let total: usize = parts.iter().map(tiles).sum();
+        let step = self.least_chunk(parts, pass.rows);
+        let most = (worker.products[0].len() / (pass.rows * TILE) / step * step).max(step);
+        while let Some(claimed) = self.claim_tiles(total, step, most, threads) {
+            let mut base = 0;
+            for part in parts {
+                let count = tiles(part);
+                let (start, end) = (claimed.start.max(base), claimed.end.min(base + count));
+                if start < end {
+                    self.part(part, pass.rows, start - base..end - base, worker)?;
+                }
+                base += count;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tiles that are worth a claim.
+    fn least_chunk(&self, parts: &[Part], rows: usize) -> usize {
+        if rows >= MANY_ROWS {
+            return PANEL;
+        }
+        let tile_bytes = |part: &Part| {
+            let matrix = &self.plan.weights.matrices[part.factor.matrix];
+            let tile = matrix.bytes() / matrix.rows().div_ceil(TILE);
+            if matches!(part.epilogue, Epilogue::Gated(..)) { 2 * tile } else { tile }
+        };
+        let largest = parts.iter().map(tile_bytes).max().unwrap_or(1).max(1);
+        CHUNK_BYTES.div_ceil(largest)
+    }
+
+    /// The next tiles of the phase. Claims shrink with what is left, so that long runs of memory are read in order and all workers
+    /// still end together.
+    fn claim_tiles(&self, total: usize, step: usize, most: usize, threads: usize) -> Option<Range<usize>> {
+        let mut start = self.next.load(Ordering::Relaxed);
+        loop {
+            let left = total.checked_sub(start).filter(|&left| left > 0)?;
+            let share = if threads == 1 { left } else { left / (3 * threads) };
+            let count = (share / step * step).clamp(step, most).min(left);
+            let next = &self.next;
+            match next.compare_exchange_weak(start, start + count, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(start..start + count),
+                Err(other) => start = other,
+            }
+        }
+    }
+
+    /// Some tiles of a product, through the epilogue.
+    fn part(
+        &self,
+        part: &Part,
+        rows: usize,
+        tiles: Range<usize>,
+        worker: &mut Worker,
+    ) -> Result<(), KernelError> {
+        let outputs = tiles.start * TILE..(tiles.end * TILE).min(part.to.width);
+        let Worker { scratch, products: [product, partner], .. } = worker;
+        let stride = self.product(&part.factor, rows, &outputs, scratch, product)?;
+        if let Epilogue::Gated(up, _) = &part.epilogue {
+            let other = self.product(up, rows, &outputs, scratch, partner)?;
+            debug_assert!(other == stride || rows == 1);
+        }
+        let count = outputs.len();
+        let to = crate::plan::View { start: part.to.start + outputs.start, width: count, ..part.to };
+        let partner_stride = match &part.epilogue {
+            Epilogue::Gated(up, _) => self.product_stride(up, &outputs),
+            _ => stride,
+        };
+        for row in 0..rows {
+            let y = &mut product[row * stride..][..count];
+            self.add_bias(&part.factor, &outputs, y)?;
+            // SAFETY: these outputs were claimed by this worker alone; nothing else of this phase reads or writes their place. The
+            // planner lets a sum lie where its operand lay only if no product of the phase reads it.
+            let target = unsafe { self.arena.row_mut(to, row) };
+            match &part.epilogue {
+                Epilogue::Store => target.copy_from_slice(y),
+                Epilogue::Residual(other) if *other == part.to => self.kernels.add(target, y)?,
+                Epilogue::Residual(other) => {
+                    let other =
+                        crate::plan::View { start: other.start + outputs.start, width: count, ..*other };
+                    // SAFETY: a value of an earlier phase that nothing of this phase writes, since it does not lie at `to`.
+                    target.copy_from_slice(unsafe { self.arena.row(other, row) });
+                    self.kernels.add(target, y)?;
+                }
+                Epilogue::Activate(activation) => {
+                    target.copy_from_slice(y);
+                    self.kernels.activate(*activation, target)?;
+                }
+                Epilogue::Gated(up, activation) => {
+                    let u = &mut partner[row * partner_stride..][..count];
+                    self.add_bias(up, &outputs, u)?;
+                    self.kernels.gated(*activation, y, u, target)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Floats from one row of a product to the next: palettized matrices yield whole tiles.
+    fn product_stride(&self, factor: &Factor, outputs: &Range<usize>) -> usize {
+        if self.plan.weights.matrices[factor.matrix].is_palette() {
+            outputs.len().next_multiple_of(TILE)
+        } else {
+            outputs.len()
+        }
+    }
+
+    /// Computes outputs of a factor into `out`; returns [`Step::product_stride`].
+    fn product(
+        &self,
+        factor: &Factor,
+        rows: usize,
+        outputs: &Range<usize>,
+        scratch: &mut pocketlm_kernels::Scratch,
+        out: &mut [f32],
+    ) -> Result<usize, KernelError> {
+        let stride = self.product_stride(factor, outputs);
+        let out = &mut out[..rows * stride];
+        let matrix = &self.plan.weights.matrices[factor.matrix];
+        let (start, end) = (factor.start + outputs.start, factor.start + outputs.end);
+        let tiles = start / TILE..end.div_ceil(TILE);
+        // SAFETY (of the calls below): the inputs were written in earlier phases, and no product writes over an input of its phase.
+        match (matrix, factor.input) {
+            (Matrix::Palette(_), Input::Quantized(buffer)) => {
+                // SAFETY: see above.
+                let x = unsafe { self.arena.quantized_rows(buffer, rows) }?;
+                self.kernels.matmul_palette(&matrix.palette(), &x, tiles, scratch, out)?;
+            }
+            (Matrix::Palette(_), Input::Float(view)) => {
+                // SAFETY: see above.
+                let (x, x_stride) = unsafe { self.arena.rows(view, 0, rows) };
+                self.decoded(&matrix.palette(), x, rows, x_stride, start..end, stride, out)?;
+            }
+            (Matrix::Dense { .. }, Input::Float(view)) => {
+                // SAFETY: see above.
+                let (x, x_stride) = unsafe { self.arena.rows(view, 0, rows) };
+                self.kernels.matmul_dense(&matrix.dense(), x, rows, x_stride, start..end, out)?;
+            }
+            (Matrix::Dense { .. }, Input::Quantized(_)) => {
+                return Err(KernelError::Invalid {
+                    what: "input of a dense matrix",
+                    reason: "it is quantized",
+                });
+            }
+        }
+        Ok(stride)
+    }
+
+    /// Outputs of a palettized matrix on float activations: its rows decoded one by one.
+    fn decoded(
+        &self,
+        palette: &Palette<'_>,
+        x: &[f32],
+        rows: usize,
+        x_stride: usize,
+        outputs: Range<usize>,
+        stride: usize,
+        out: &mut [f32],
+    ) -> Result<(), KernelError> {
+        let (mut line, mut column) = (vec![0.0; palette.cols()], vec![0.0; rows]);
+        for (index, output) in outputs.enumerate() {
+            self.kernels.embed_palette(palette, output, &mut line)?;
+            let line = Dense::from_f32(1, palette.cols(), &line)?;
+            self.kernels.matmul_dense(&line, x, rows, x_stride, 0..1, &mut column)?;
+            out.chunks_exact_mut(stride).zip(&column).for_each(|(row, &value)| row[index] = value);
+        }
+        Ok(())
+    }
+
+    fn add_bias(&self, factor: &Factor, outputs: &Range<usize>, y: &mut [f32]) -> Result<(), KernelError> {
+        match factor.bias {
+            Some(bias) => {
+                let bias = &self.plan.weights.vectors[bias];
+                self.kernels.add(y, &bias[factor.start + outputs.start..factor.start + outputs.end])
+            }
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What this machine and this build offer: instruction sets, kernels, processors, bandwidth.
+
+use std::time::Duration;
+
+use pocketlm_engine::EngineError;
+use pocketlm_engine::pool;
+use pocketlm_kernels::registry::{find, rows};
+use pocketlm_kernels::{KernelError, Level, level};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::errors::{parameter, to_python};
+
+/// Every level that this build knows, and whether this machine can run it.
+#[pyfunction]
+pub(crate) fn isa_levels() -> Vec<(&'static str, bool)> {
+    Level::ALL.into_iter().map(|level| (level.name(), level.is_available())).collect()
+}
+
+/// The level in use.
+#[pyfunction]
+pub(crate) fn current_isa() -> PyResult<&'static str> {
+    Ok(level().map_err(unsupported)?.name())
+}
+
+/// Every kernel of this build: see `_core.pyi`.
+#[pyfunction]
+pub(crate) fn kernel_registry(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
+    let current = level().map_err(unsupported)?;
+    rows()
+        .map(|row| {
+            let chosen =
+                find(row.op(), row.kind, row.variant, current).is_some_and(|best| best.level == row.level);
+            let entry = PyDict::new(py);
+            entry.set_item("op", row.op().name())?;
+            entry.set_item("kind", row.kind)?;
+            entry.set_item("variant", row.variant)?;
+            entry.set_item("level", row.level.name())?;
+            entry.set_item("available", row.level.is_available())?;
+            entry.set_item("chosen", chosen)?;
+            Ok(entry)
+        })
+        .collect()
+}
+
+/// Bytes per second that `threads` threads read from memory together.
+#[pyfunction]
+#[pyo3(signature = (threads, seconds=0.5))]
+pub(crate) fn read_bandwidth(py: Python<'_>, threads: usize, seconds: f64) -> PyResult<f64> {
+    if !(0.0..=60.0).contains(&seconds) {
+        return Err(parameter("seconds", "must be from 0 to 60"));
+    }
+    let threads = pool::thread_count(Some(threads)).map_err(to_python)?;
+    py.detach(|| pool::read_bandwidth(threads, Duration::from_secs_f64(seconds))).map_err(to_python)
+}
+
+/// The number of threads that an engine would choose.
+#[pyfunction]
+pub(crate) fn cpu_count() -> PyResult<usize> {
+    pool::thread_count(None).map_err(to_python)
+}
+
+fn unsupported(error: KernelError) -> PyErr {
+    to_python(EngineError::Unsupported(error.to_string()))
+}
