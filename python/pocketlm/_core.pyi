@@ -1,6 +1,6 @@
 """The compiled part of pocketlm. Arrays are C-contiguous copies unless said otherwise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence as AbstractSequence
 from os import PathLike
 from typing import Any, final
 
@@ -9,6 +9,160 @@ from numpy.typing import NDArray
 
 __version__: str
 
+<<<<<<< HEAD
+=======
+PaletteKind = Literal["p2", "p3", "p4", "p8"]
+
+Logits = Literal["none", "last", "all"]
+"""Which logits a step returns of an item: none, those of its last token, or those of each."""
+
+@final
+class Engine:
+    """A model ready to run: the plan of a graph over its weights, a cache, and memory for steps, all reserved here.
+
+    It may be used from any thread, one step at a time. The interpreter lock is released while it works.
+
+    Args:
+        graph_json: what ``Graph.to_json()`` gives.
+        store: weights, mapped or owned; later additions are not seen.
+        threads: of a step; else ``POCKETLM_THREADS``, else the physical cores that the process may use.
+        cache_tokens: tokens that the cache holds over all sequences, rounded up to blocks of 64. Unused pages cost nothing.
+        max_rows: tokens of a step at most.
+        precise: keep activations in float32 with palettized weights too (slow; for comparison).
+        max_memory: bytes that weights, cache and scratch may take; else what the machine has.
+
+    Raises:
+        ConfigError: the graph is malformed; names the operation.
+        WeightError: a weight is missing or of another shape or type; names it.
+        MemoryLimitError: raised before anything large is allocated.
+        ParameterError: an argument, or ``POCKETLM_THREADS``, is out of its range.
+        UnsupportedError: ``POCKETLM_ISA`` names what this machine cannot run.
+    """
+
+    def __new__(
+        cls,
+        graph_json: str,
+        store: WeightStore,
+        *,
+        threads: int | None = None,
+        cache_tokens: int,
+        max_rows: int = 512,
+        precise: bool = False,
+        max_memory: int | None = None,
+    ) -> Engine: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def max_rows(self) -> int: ...
+    @property
+    def cache_tokens(self) -> int: ...
+    @property
+    def cache_tokens_free(self) -> int:
+        """Tokens that fit into free blocks. Waits for a running step."""
+    @property
+    def weight_bytes_per_token(self) -> int:
+        """Bytes of weights that decoding one token reads: all matrices once, one row of tables that are only looked up."""
+    def memory(self) -> dict[str, int]:
+        """Bytes of ``weights``, ``cache`` (when full) and ``scratch``."""
+    def sequence(self) -> Sequence: ...
+    def step(
+        self,
+        items: AbstractSequence[tuple[Sequence, AbstractSequence[int] | NDArray[Any], Sampler | None, Logits]],
+    ) -> list[StepResult]:
+        """Appends tokens to sequences, any mix of prompt chunks and single tokens; with a sampler, samples the next token and counts
+        it in the sampler's history. Results depend neither on the batch, nor on chunks, nor on threads.
+
+        Raises:
+            ParameterError: more than ``max_rows`` tokens, an id that has no embedding, no ids, a sequence or a sampler twice.
+            ContextLengthError: a sequence would exceed ``context_length``.
+            MemoryLimitError: the cache has no room.
+            WeightError: the logits to sample from are not finite numbers.
+
+        Whatever it raises, all sequences are as before.
+        """
+    def trace(self, ids: AbstractSequence[int] | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Result [tokens, width] of every operation of a prefill, by name, in memory of its own; bit for bit what a step computes."""
+    def close(self) -> None:
+        """Gives all memory back; later uses raise ParameterError."""
+
+@final
+class Sequence:
+    """Tokens whose keys and values an engine keeps. Dropping it gives its blocks back."""
+
+    @property
+    def length(self) -> int: ...
+    def fork(self) -> Sequence:
+        """A sequence with the same tokens; both share memory until one writes."""
+    def truncate(self, length: int) -> None:
+        """Forgets the tokens from ``length`` on."""
+    def free(self) -> None:
+        """Gives the blocks back; later uses raise ParameterError. Freeing twice does nothing."""
+
+@final
+class StepResult:
+    """What a step gives for one item."""
+
+    @property
+    def token(self) -> int | None: ...
+    @property
+    def logprob(self) -> float | None:
+        """Log-probability of the token, if the sampler reports it."""
+    @property
+    def top(self) -> list[tuple[int, float]]: ...
+    @property
+    def logits(self) -> NDArray[np.float32] | None:
+        """[rows, vocab_size]"""
+
+@final
+class Sampler:
+    """How a request chooses its tokens, with those that it has seen.
+
+    ``history`` is the prompt, for ``repetition_penalty``; tokens that steps sample are added. ``top_k`` 0 or -1 keeps all. ``logprobs``
+    asks for the log-probability of the token and of so many of the most likely ones. The random number depends on ``seed`` and on the
+    token's position only.
+
+    Raises:
+        ParameterError: names the parameter that is out of its range.
+    """
+
+    def __new__(
+        cls,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: dict[int, float] | None = None,
+        seed: int = 0,
+        logprobs: int | None = None,
+        history: AbstractSequence[int] | NDArray[Any] | None = None,
+    ) -> Sampler: ...
+
+def isa_levels() -> list[tuple[str, bool]]:
+    """Every instruction set that this build knows, and whether this machine can run it."""
+
+def current_isa() -> str:
+    """The instruction set in use: the best, or the one that ``POCKETLM_ISA`` names (UnsupportedError if it cannot run)."""
+
+def kernel_registry() -> list[dict[str, Any]]:
+    """Every kernel: ``op``, ``kind``, ``variant``, ``level``, whether ``available`` here, whether ``chosen`` at the level in use."""
+
+def read_bandwidth(threads: int, seconds: float = 0.5) -> float:
+    """Bytes per second that so many threads together read from memory: the best pass over a buffer of 512 MiB."""
+
+def cpu_count() -> int:
+    """Threads that an engine would choose."""
+
+>>>>>>> 89be11a (wip5)
 @final
 class TensorInfo:
     """What a tensor is, without its values."""
