@@ -103,8 +103,8 @@ def make(kind: str, **options: object) -> tuple[_core.Engine, Graph, dict[str, n
     ],
 )
 def test_every_operation_agrees_with_the_interpreter(kind: str, precise: bool, limit: float) -> None:
-    # Float32 sums of up to 300 terms, f16 keys and values (2^-11 relative, diluted by averaging), or int8 activations
-    # (1/254 of a block's maximum each): errors relative to the largest value of the operation's result.
+    # Float32 sums of up to 300 terms, f16 keys and values (2^-11 relative, diluted by averaging), or int8
+    # activations (1/254 of a block's maximum each): errors relative to the largest value of the result.
     engine, graph, dense = make(kind, precise=precise)
     ids = np.random.default_rng(2).integers(0, 97, 100)
     traced = engine.trace(ids)
@@ -165,7 +165,7 @@ def test_sampling_is_greedy_or_seeded() -> None:
         (lambda e, s: e.step([(s, [1], None, "some")]), errors.ParameterError, "logits"),
         (lambda e, s: e.step([(s, [1], None, "none")] * 2), errors.ParameterError, "twice"),
         (lambda e, s: e.step([(s, [1] * 65, None, "none")]), errors.ParameterError, "65"),
-        (lambda e, s: e.step([(make("f32")[0].sequence(), [1], None, "none")]), errors.ParameterError, "other"),
+        (lambda e, s: e.step([(make("f32")[0].sequence(), [1], None, "none")]), errors.ParameterError, "oth"),
         (lambda e, s: s.truncate(4), errors.ParameterError, "length"),
         (lambda e, s: (s.free(), s.fork()), errors.ParameterError, "freed"),
         (lambda e, s: (e.close(), e.sequence()), errors.ParameterError, "closed"),

@@ -1,24 +1,18 @@
 """The compiled part of pocketlm. Arrays are C-contiguous copies unless said otherwise."""
 
-from collections.abc import Callable, Sequence as AbstractSequence
+from collections.abc import Callable
+from collections.abc import Sequence as AbstractSequence
 from os import PathLike
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 __version__: str
 
-<<<<<<< HEAD
-=======
-PaletteKind = Literal["p2", "p3", "p4", "p8"]
-
-Logits = Literal["none", "last", "all"]
-"""Which logits a step returns of an item: none, those of its last token, or those of each."""
-
 @final
 class Engine:
-    """A model ready to run: the plan of a graph over its weights, a cache, and memory for steps, all reserved here.
+    """A model ready to run: the plan of a graph over its weights, with a cache and all memory of its steps.
 
     It may be used from any thread, one step at a time. The interpreter lock is released while it works.
 
@@ -26,7 +20,8 @@ class Engine:
         graph_json: what ``Graph.to_json()`` gives.
         store: weights, mapped or owned; later additions are not seen.
         threads: of a step; else ``POCKETLM_THREADS``, else the physical cores that the process may use.
-        cache_tokens: tokens that the cache holds over all sequences, rounded up to blocks of 64. Unused pages cost nothing.
+        cache_tokens: tokens that the cache holds over all sequences, rounded up to blocks of 64. Pages that were
+            never used cost nothing.
         max_rows: tokens of a step at most.
         precise: keep activations in float32 with palettized weights too (slow; for comparison).
         max_memory: bytes that weights, cache and scratch may take; else what the machine has.
@@ -67,19 +62,27 @@ class Engine:
         """Tokens that fit into free blocks. Waits for a running step."""
     @property
     def weight_bytes_per_token(self) -> int:
-        """Bytes of weights that decoding one token reads: all matrices once, one row of tables that are only looked up."""
+        """Bytes of weights that decoding one token reads: matrices once, one row of tables only looked up."""
     def memory(self) -> dict[str, int]:
         """Bytes of ``weights``, ``cache`` (when full) and ``scratch``."""
     def sequence(self) -> Sequence: ...
     def step(
         self,
-        items: AbstractSequence[tuple[Sequence, AbstractSequence[int] | NDArray[Any], Sampler | None, Logits]],
+        items: AbstractSequence[
+            tuple[
+                Sequence, AbstractSequence[int] | NDArray[Any], Sampler | None, Literal["none", "last", "all"]
+            ]
+        ],
     ) -> list[StepResult]:
-        """Appends tokens to sequences, any mix of prompt chunks and single tokens; with a sampler, samples the next token and counts
-        it in the sampler's history. Results depend neither on the batch, nor on chunks, nor on threads.
+        """Appends tokens to sequences, any mix of prompt chunks and single tokens; an item's last member says which
+        logits to return: none, those of its last token, or those of each.
+
+        With a sampler, samples the next token and counts it in the sampler's history. Results depend neither on the
+        batch, nor on chunks, nor on threads.
 
         Raises:
-            ParameterError: more than ``max_rows`` tokens, an id that has no embedding, no ids, a sequence or a sampler twice.
+            ParameterError: more than ``max_rows`` tokens, an id that has no embedding, no ids, a sequence or a sampler
+                twice.
             ContextLengthError: a sequence would exceed ``context_length``.
             MemoryLimitError: the cache has no room.
             WeightError: the logits to sample from are not finite numbers.
@@ -87,7 +90,7 @@ class Engine:
         Whatever it raises, all sequences are as before.
         """
     def trace(self, ids: AbstractSequence[int] | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        """Result [tokens, width] of every operation of a prefill, by name, in memory of its own; bit for bit what a step computes."""
+        """Result [tokens, width] of every operation of a prefill, by name; bit for bit what a step computes."""
     def close(self) -> None:
         """Gives all memory back; later uses raise ParameterError."""
 
@@ -123,9 +126,9 @@ class StepResult:
 class Sampler:
     """How a request chooses its tokens, with those that it has seen.
 
-    ``history`` is the prompt, for ``repetition_penalty``; tokens that steps sample are added. ``top_k`` 0 or -1 keeps all. ``logprobs``
-    asks for the log-probability of the token and of so many of the most likely ones. The random number depends on ``seed`` and on the
-    token's position only.
+    ``history`` is the prompt, for ``repetition_penalty``; tokens that steps sample are added. ``top_k`` 0 or -1 keeps
+    all. ``logprobs`` asks for the log-probability of the token and of so many of the most likely ones. The random
+    number depends on ``seed`` and on the token's position only.
 
     Raises:
         ParameterError: names the parameter that is out of its range.
@@ -151,18 +154,17 @@ def isa_levels() -> list[tuple[str, bool]]:
     """Every instruction set that this build knows, and whether this machine can run it."""
 
 def current_isa() -> str:
-    """The instruction set in use: the best, or the one that ``POCKETLM_ISA`` names (UnsupportedError if it cannot run)."""
+    """The instruction set in use: the best, or the one that ``POCKETLM_ISA`` names."""
 
 def kernel_registry() -> list[dict[str, Any]]:
-    """Every kernel: ``op``, ``kind``, ``variant``, ``level``, whether ``available`` here, whether ``chosen`` at the level in use."""
+    """Every kernel: ``op``, ``kind``, ``variant``, ``level``, whether ``available`` here, whether ``chosen``."""
 
 def read_bandwidth(threads: int, seconds: float = 0.5) -> float:
-    """Bytes per second that so many threads together read from memory: the best pass over a buffer of 512 MiB."""
+    """Bytes per second that so many threads read together: the best pass over a buffer of 512 MiB."""
 
 def cpu_count() -> int:
     """Threads that an engine would choose."""
 
->>>>>>> 89be11a (wip5)
 @final
 class TensorInfo:
     """What a tensor is, without its values."""
