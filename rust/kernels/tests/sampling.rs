@@ -64,7 +64,7 @@ fn check_distribution(params: &SamplingParams, logits: &[f32], prompt: &[u32], o
 fn frequencies_are_the_exact_probabilities() {
     let mut random = Random(11);
     let base = SamplingParams { seed: 5, ..Default::default() };
-    for vocabulary in [1, 2, 50, 64, 65, 1000, 5000] {
+    for vocabulary in [1, 2, 50, 65, 1500] {
         let logits = random.normals(vocabulary, 2.0);
         for (i, params) in [
             base.clone(),
@@ -91,7 +91,7 @@ fn frequencies_are_the_exact_probabilities() {
                 (0..n).map(|_| random.below(vocabulary) as u32).collect()
             };
             let (prompt, output) = (some(10, &mut random), some(30, &mut random));
-            check_distribution(&params, &logits, &prompt, &output, 20_000);
+            check_distribution(&params, &logits, &prompt, &output, 5_000);
         }
     }
 }
@@ -238,7 +238,7 @@ fn extreme_parameters_keep_one_token() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
     /// Every token drawn is one that the oracle keeps, and every token that it keeps with some weight is drawn.
     #[test]
     fn sets_match_the_oracle(
@@ -261,13 +261,13 @@ proptest! {
         let required = probabilities(&logits, &settings(&narrower, &[], &[]));
         let mut sampler = sampler(&params, &[], &[]);
         let mut seen = vec![false; vocabulary];
-        for position in 0..600 {
+        for position in 0..500 {
             let token = sampler.sample(best(), &logits, position).unwrap().token as usize;
             prop_assert!(allowed[token] > 0.0, "token {token} was drawn, {params:?}");
             seen[token] = true;
         }
         for (token, &p) in required.iter().enumerate() {
-            // Missed by chance once in 10^13.
+            // Missed by chance once in 10^11.
             prop_assert!(seen[token] || p < 0.05 || exact[token] == 0.0, "token {token} was not drawn, {params:?}");
         }
     }

@@ -87,22 +87,45 @@ fn part(all: Option<&[f32]>, start: usize, len: usize) -> Option<&[f32]> {
 
 /// Normalises the channels `start..start + y.len()`, with `y` holding x on entry and the result on return.
 #[inline(always)]
-fn apply<S: Simd>(s: S, norm: &Norm<'_>, (mean, inverse): (f32, f32), start: usize, y: &mut [f32]) {
-    let (m, inv, offset) = (s.splat(mean), s.splat(inverse), s.splat(norm.offset));
+fn apply<S: Simd>(s: S, norm: &Norm<'_>, moments: (f32, f32), start: usize, y: &mut [f32]) {
+    let offset = s.splat(norm.offset);
     let weight = part(norm.weight, start, y.len());
     let bias = part(norm.bias, start, y.len());
-    for (i, chunk) in y.chunks_mut(LANES).enumerate() {
-        let range = i * LANES..i * LANES + chunk.len();
-        let mut v = s.mul(s.sub(s.load_part(chunk), m), inv);
-        let gain = weight.map(|w| &w[range.clone()]);
-        let shift = bias.map(|b| &b[range]);
-        match (gain, shift) {
-            (Some(w), Some(b)) => v = s.fma(v, s.add(s.load_part(w), offset), s.load_part(b)),
-            (Some(w), None) => v = s.mul(v, s.add(s.load_part(w), offset)),
-            (None, Some(b)) => v = s.add(v, s.load_part(b)),
-            (None, None) => {}
+    match (weight, bias) {
+        (Some(w), Some(b)) => each(s, moments, y, [w, b], |v, [w, b]| s.fma(v, s.add(w, offset), b)),
+        (Some(w), None) => each(s, moments, y, [w], |v, [w]| s.mul(v, s.add(w, offset))),
+        (None, Some(b)) => each(s, moments, y, [b], |v, [b]| s.add(v, b)),
+        (None, None) => each(s, moments, y, [], |v, []| v),
+    }
+}
+
+/// `y = f((y - mean) * inverse, others)`.
+#[inline(always)]
+fn each<S: Simd, const N: usize>(
+    s: S,
+    (mean, inverse): (f32, f32),
+    y: &mut [f32],
+    others: [&[f32]; N],
+    f: impl Fn(S::F, [S::F; N]) -> S::F,
+) {
+    let (m, inv) = (s.splat(mean), s.splat(inverse));
+    let (whole, rest) = y.as_chunks_mut::<LANES>();
+    let others = others.map(|o| o.as_chunks::<LANES>());
+    for (i, chunk) in whole.iter_mut().enumerate() {
+        let mut with = [m; N];
+        for (with, other) in with.iter_mut().zip(&others) {
+            *with = s.load(&other.0[i]);
         }
-        s.store_part(chunk, v);
+        let v = s.mul(s.sub(s.load(chunk), m), inv);
+        s.store(chunk, f(v, with));
+    }
+    if !rest.is_empty() {
+        let mut with = [m; N];
+        for (with, other) in with.iter_mut().zip(&others) {
+            *with = s.load_part(other.1);
+        }
+        let v = s.mul(s.sub(s.load_part(rest), m), inv);
+        s.store_part(rest, f(v, with));
     }
 }
 
