@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
@@ -186,7 +187,7 @@ class TensorInfo:
     def bytes(self) -> int:
         """Stored bytes of all parts."""
     @property
-    def file(self) -> str | None:
+    def file(self) -> Path | None:
         """The file that holds it; none for tensors added from memory."""
 
 @final

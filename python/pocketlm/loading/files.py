@@ -35,11 +35,7 @@ def require_directory(path: Path) -> Path:
         StorageError: it cannot be looked at.
     """
     with storage_errors(path):
-        try:
-            mode_known = path.exists()
-        except ValueError as error:  # a null character
-            raise MissingFileError(f"{str(path)!r:.200}: not a path") from error
-        if not mode_known:
+        if not path.exists():
             raise MissingFileError(f"{path}: no such directory")
         if not path.is_dir():
             hint = "; give the directory that holds it" if path.suffix == ".safetensors" else ""
