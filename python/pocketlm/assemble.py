@@ -1,0 +1,106 @@
+"""From a name to a model that runs: files, graph, engine and tokenizer put together."""
+
+from __future__ import annotations
+
+import functools
+from os import PathLike
+from pathlib import Path
+
+from pocketlm._core import Engine, Sampler
+from pocketlm.describe import describe
+from pocketlm.errors import MissingFileError, ParameterError
+from pocketlm.generate.defaults import GenerationDefaults
+from pocketlm.loading import open_model
+from pocketlm.model import LM
+from pocketlm.tokenizer import Tokenizer
+
+BUNDLED = Path(__file__).parent / "assets" / "pocketlm-stories"
+DEFAULT_CONTEXT = (
+    4096  # tokens; where the model could do more, its cache would often take more than its weights
+)
+_SMALL_TOKENIZER = (
+    4 << 20
+)  # bytes; read at once. One of 128,000 tokens takes half a second, many times the rest
+
+
+def load(
+    path_or_id: str | PathLike[str] | None = None,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    precise: bool = False,
+    max_memory: int | None = None,
+    revision: str | None = None,
+    cache_tokens: int | None = None,
+    check_values: bool = True,
+) -> LM:
+    """Opens a model and makes it ready to use.
+
+    Args:
+        path_or_id: a directory (a Hugging Face checkpoint, or one palettized by pocketlm) or a hub id;
+            ``None`` opens the bundled model.
+        threads: threads to compute with; ``None`` for as many as there are cores to use.
+        context: most tokens of a prompt and its answer together; ``None`` for the model's own context, at
+            most 4096.
+        precise: do not quantize activations to 8 bits: slower, for comparison.
+        max_memory: most bytes of weights, cache and scratch together.
+        revision: branch, tag or commit of a hub id.
+        cache_tokens: tokens that the cache holds, over all running requests and kept beginnings; ``None`` for
+            twice the context.
+        check_values: look for NaN and infinity in the weights first.
+
+    Raises:
+        MissingFileError, FileFormatError, ConfigError, WeightError, TokenizerError: the model cannot be used;
+            the message names the file. A tokenizer of more than 4 MB is read, and so checked, when it is
+            first needed.
+        ParameterError: an argument is out of range.
+        MemoryLimitError: ``max_memory``, or the machine's memory, would be exceeded.
+    """
+    for name, value in (
+        ("threads", threads),
+        ("context", context),
+        ("max_memory", max_memory),
+        ("cache_tokens", cache_tokens),
+    ):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 62
+        ):
+            raise ParameterError(f"{name}: must be a positive integer, not {value!r:.60}")
+    if path_or_id is None and not BUNDLED.is_dir():
+        raise MissingFileError(f"{BUNDLED}: the bundled model is not part of this installation; name a model")
+    model = open_model(
+        BUNDLED if path_or_id is None else path_or_id, revision=revision, check_values=check_values
+    )
+    most = model.graph.context_length
+    if context is not None and context > most:
+        raise ParameterError(f"context: {context} is more than the {most} tokens that the model was made for")
+    context = context or min(most, DEFAULT_CONTEXT)
+    source = str(model.path / "generation_config.json")
+    defaults = GenerationDefaults.of(model.generation_config, model.config, source)
+    tokenizer = functools.partial(Tokenizer.of, model, defaults.eos)
+    # Before the engine, which takes memory.
+    ready = tokenizer if _is_large(model.tokenizer_path) else tokenizer()
+    engine = Engine(
+        model.graph.to_json(),
+        model.store,
+        threads=threads,
+        cache_tokens=max(cache_tokens or 2 * context, context),
+        precise=precise,
+        max_memory=max_memory,
+    )
+    return LM(
+        engine,
+        ready,
+        Sampler,
+        defaults=defaults,
+        context=context,
+        describe=functools.partial(describe, model.graph, model.store),
+        name=model.path.name,
+    )
+
+
+def _is_large(path: Path) -> bool:
+    try:
+        return path.stat().st_size > _SMALL_TOKENIZER
+    except OSError:
+        return False

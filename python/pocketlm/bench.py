@@ -1,0 +1,145 @@
+"""Measures a model's speed on this machine, through the interface that everybody uses."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pocketlm._core import read_bandwidth
+from pocketlm.assemble import DEFAULT_CONTEXT, load
+from pocketlm.model import LM
+
+DEFAULT_PROMPT = 512  # tokens
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Results. Rates are per second, over all texts of the batch.
+
+    Attributes:
+        load_seconds: from the name to a model ready to run.
+        ttft_seconds: from the call to the first token after the prompt.
+        prefill_tokens_per_second: tokens of the prompt over that time.
+        decode_tokens_per_second: tokens generated after the given context.
+        peak_memory_bytes: most memory of the process at any time, mapped files included.
+        weight_bytes: bytes of weights that one step of decoding reads.
+        decode_bytes_per_second: weight_bytes times decode steps per second.
+        read_bandwidth_bytes_per_second: the larger of two measurements, before and after.
+        threads, isa: threads and instruction set in use.
+    """
+
+    load_seconds: float
+    ttft_seconds: float
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    peak_memory_bytes: int
+    weight_bytes: int
+    decode_bytes_per_second: float
+    read_bandwidth_bytes_per_second: float
+    threads: int
+    isa: str
+    prompt: int
+    generate: int
+    context: int
+    batch: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def run_bench(
+    model: str | PathLike[str] | None = None,
+    *,
+    prompt: int | None = None,
+    generate: int = 128,
+    context: int = 0,
+    batch: int = 1,
+    threads: int | None = None,
+    precise: bool = False,
+) -> Bench:
+    """Loads ``model`` and measures it on random tokens; ``prompt`` is 512 where the context has room for
+    that.
+
+    Raises:
+        ParameterError: the sizes do not fit the model's context.
+        As :func:`pocketlm.load`.
+    """
+    # One token more than measured, on both sides: a text cannot be empty, and its first token comes from the
+    # prompt.
+    first = max(context, 1)
+    longest = max((prompt or DEFAULT_PROMPT) + 1, first + generate + 1)
+    cache = 2 * batch * (_rounded(first) + _rounded(generate + 1)) + _rounded(prompt or DEFAULT_PROMPT)
+    began = time.perf_counter()
+    lm = load(
+        model,
+        threads=threads,
+        precise=precise,
+        context=longest if longest > DEFAULT_CONTEXT else None,
+        cache_tokens=cache,
+    )
+    load_seconds = time.perf_counter() - began
+    with lm:
+        prompt = prompt or min(DEFAULT_PROMPT, lm.context - 1)
+        before = read_bandwidth(lm.engine.threads)
+        random = np.random.default_rng(0)
+
+        def tokens(count: int) -> list[int]:
+            return [int(i) for i in random.integers(0, lm.engine.vocab_size, count)]
+
+        _run(lm, [tokens(min(prompt, 64))], 2)  # pages of the weights come in
+        ttft = _run(lm, [tokens(prompt)], 1)
+        beginnings = [tokens(first) for _ in range(batch)]
+        if context:
+            # Leaves the contexts in the cache, from where the texts go on.
+            lm.generate(beginnings, max_tokens=1, temperature=0, ignore_eos=True)
+        decode = _run(lm, beginnings, generate + 1, from_first=True)
+        after = read_bandwidth(lm.engine.threads)
+        weight_bytes = lm.engine.weight_bytes_per_token
+        return Bench(
+            load_seconds=load_seconds,
+            ttft_seconds=ttft,
+            prefill_tokens_per_second=prompt / ttft,
+            decode_tokens_per_second=batch * generate / decode,
+            peak_memory_bytes=peak_memory(),
+            weight_bytes=weight_bytes,
+            decode_bytes_per_second=weight_bytes * generate / decode,
+            read_bandwidth_bytes_per_second=max(before, after),
+            threads=lm.engine.threads,
+            isa=lm.engine.isa,
+            prompt=prompt,
+            generate=generate,
+            context=context,
+            batch=batch,
+        )
+
+
+def _run(lm: LM, prompts: list[list[int]], count: int, from_first: bool = False) -> float:
+    """Seconds to generate; with ``from_first`` those after the last text's first token."""
+    began = time.perf_counter()
+    found = lm.generate(prompts, max_tokens=count, temperature=0, ignore_eos=True)
+    seconds = time.perf_counter() - began
+    return seconds - max(c.timings.ttft_seconds for c in found) if from_first else seconds
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // 64) * 64 + 64
+
+
+def peak_memory() -> int:
+    """Most bytes that the process has had in memory."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError, ValueError):
+        import resource
+        import sys
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else 1024 * most

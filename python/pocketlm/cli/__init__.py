@@ -1,0 +1,63 @@
+"""The ``pocketlm`` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
+
+FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+
+
+def main() -> NoReturn:
+    """Entry point: runs the command line and exits with its status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: Sequence[str]) -> int:
+    """Runs a command line; returns the exit status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C.
+
+    A failure is one line on standard error. ``POCKETLM_DEBUG=1`` lets exceptions through, for their
+    tracebacks.
+    """
+    import click
+
+    from pocketlm.cli.group import cli
+    from pocketlm.errors import ParameterError, PocketlmError
+
+    try:
+        status = cli.main(args=list(args), prog_name="pocketlm", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.UsageError as problem:
+        path = problem.ctx.command_path if problem.ctx else "pocketlm"
+        return _complain(f"{problem.format_message()} (see {path} --help)", USAGE)
+    except click.ClickException as problem:
+        return _complain(problem.format_message(), FAILURE)
+    except (click.Abort, KeyboardInterrupt):
+        return _complain("interrupted", INTERRUPTED)
+    except (BrokenPipeError, SystemExit):
+        # Whoever read the output has seen enough (click turns that into SystemExit, its only one here). Python
+        # would complain when it flushes at exit.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as problem:
+        if os.environ.get("POCKETLM_DEBUG"):
+            raise
+        if isinstance(problem, PocketlmError):
+            return _complain(str(problem), USAGE if isinstance(problem, ParameterError) else FAILURE)
+        if isinstance(problem, MemoryError):
+            return _complain("out of memory", FAILURE)
+        if isinstance(problem, OSError) and problem.strerror:
+            return _complain(f"{problem.filename or 'output'}: {problem.strerror}", FAILURE)
+        kind = type(problem).__name__
+        return _complain(f"{kind}: {problem} (unexpected; POCKETLM_DEBUG=1 shows where)", FAILURE)
+
+
+def _complain(message: str, status: int) -> int:
+    with suppress(OSError, ValueError):
+        print("pocketlm: error:", " ".join(message.split()), file=sys.stderr)
+    return status

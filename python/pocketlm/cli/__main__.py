@@ -1,0 +1,5 @@
+"""``python -m pocketlm.cli``."""
+
+from pocketlm.cli import main
+
+main()

@@ -1,0 +1,78 @@
+"""``pocketlm bench``."""
+
+from __future__ import annotations
+
+import click
+
+from pocketlm.cli.common import human, json_option, options, print_json, threads_option
+
+
+@click.command()
+@click.argument("model", required=False)
+@options(
+    click.option(
+        "--prompt", type=click.IntRange(1), help="Tokens of the prompt to read.  [default: 512, or what fits]"
+    ),
+    click.option(
+        "--generate", default=128, show_default=True, type=click.IntRange(1), help="Tokens to generate."
+    ),
+    click.option(
+        "--context", default=0, show_default=True, type=click.IntRange(0), help="Tokens before the generated."
+    ),
+    click.option(
+        "--batch", default=1, show_default=True, type=click.IntRange(1, 64), help="Texts to generate at once."
+    ),
+    threads_option,
+    click.option("--precise", is_flag=True, help="Do not round activations to 8 bits."),
+    json_option,
+)
+def command(
+    model: str | None,
+    prompt: int | None,
+    generate: int,
+    context: int,
+    batch: int,
+    threads: int | None,
+    precise: bool,
+    as_json: bool,
+) -> None:
+    """Measure how fast MODEL runs here. Without MODEL: the bundled model.
+
+    Generating text is bound by memory: each step reads all weights once. So beside tokens per second stand
+        the bytes of
+    weights read per second, and the rate at which this machine reads memory, measured before and after.
+
+    \b
+    Example:
+        pocketlm bench my-model --prompt 512 --generate 128
+    """
+    from pocketlm.bench import run_bench
+
+    found = run_bench(
+        model,
+        prompt=prompt,
+        generate=generate,
+        context=context,
+        batch=batch,
+        threads=threads,
+        precise=precise,
+    )
+    if as_json:
+        print_json(found.to_dict())
+        return
+    share = found.decode_bytes_per_second / found.read_bandwidth_bytes_per_second
+    click.echo(f"load                 {found.load_seconds:.3f} s")
+    click.echo(f"first token          {found.ttft_seconds:.3f} s after a prompt of {found.prompt} tokens")
+    click.echo(f"prefill              {found.prefill_tokens_per_second:.1f} tokens/s")
+    each = f", {found.decode_tokens_per_second / batch:.1f} for each of {batch} texts" if batch > 1 else ""
+    click.echo(
+        f"decode               {found.decode_tokens_per_second:.1f} tokens/s after {context} tokens{each}"
+    )
+    click.echo(
+        f"weights              {human(found.weight_bytes)} a step, {human(found.decode_bytes_per_second)}/s"
+    )
+    click.echo(
+        f"memory reads         {human(found.read_bandwidth_bytes_per_second)}/s here; decode uses {share:.0%}"
+    )
+    click.echo(f"peak memory          {human(found.peak_memory_bytes)}")
+    click.echo(f"threads, kernels     {found.threads}, {found.isa}")

@@ -1,0 +1,177 @@
+"""``pocketlm chat``."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pocketlm.cli.common import chosen, json_option, open_model, options, runtime_options, sampling_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pocketlm.generate.session import Session
+    from pocketlm.generate.stream import Stream
+    from pocketlm.model import LM
+
+HELP = """\
+/help          this list
+/reset         forget the conversation, but not the instructions
+/save FILE     write the conversation to FILE, as JSON
+/quit          leave (Ctrl-D does too)
+Ctrl-C         stop the answer that is being written"""
+
+
+@click.command()
+@click.argument("model", required=False)
+@options(
+    click.option("--instructions", "-i", metavar="TEXT", help="How the model is to behave."),
+    sampling_options,
+    runtime_options,
+    json_option,
+)
+def command(
+    model: str | None,
+    instructions: str | None,
+    threads: int | None,
+    context: int | None,
+    max_memory: int | None,
+    precise: bool,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """Talk with MODEL. Without MODEL, the bundled one goes on with your story.
+
+    Type a line and read the answer as it is made; only what is new is computed in each turn. /help lists
+    commands. Without a terminal each line of standard input is a turn; with --json each answer is one line of
+    JSON.
+
+    \b
+    Example:
+        pocketlm chat meta-llama/Llama-3.2-1B-Instruct -i "Answer in one sentence."
+    """
+    from rich.console import Console
+
+    lm = open_model(model, threads=threads, context=context, max_memory=max_memory, precise=precise)
+    with lm, lm.session(instructions, **chosen(sampling)) as session:
+        if as_json:
+            for line in _lines():
+                completion = session.respond(line)
+                click.echo(json.dumps({"prompt": line, **completion.to_dict()}, ensure_ascii=False))
+                sys.stdout.flush()
+        else:
+            _talk(lm, session, Console(highlight=False, soft_wrap=True))
+
+
+def _lines() -> Iterator[str]:
+    for line in sys.stdin:
+        if line.strip():
+            yield line.rstrip("\n")
+
+
+def _talk(lm: LM, session: Session, console: Console) -> None:
+    from pocketlm.errors import PocketlmError
+
+    with_template = lm.tokenizer.template is not None
+    if console.is_terminal:
+        console.print(f"[bold]{lm.name}[/bold]  /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.")
+        if not with_template:
+            console.print("[dim]This model knows no chat: it goes on with what you write.[/dim]")
+    for line in _prompts(console):
+        try:
+            if line.startswith("/"):
+                if _obey(line, session, console):
+                    return
+                continue
+            _answer(session.stream_response(line), console)
+        except PocketlmError as error:
+            console.print(f"error: {error}", style="red", markup=False)
+
+
+def _prompts(console: Console) -> Iterator[str]:
+    if not sys.stdin.isatty():
+        yield from _lines()
+        return
+    with suppress(ImportError):
+        import readline  # noqa: F401  (editing and history of input)
+    while True:
+        try:
+            line = console.input("\n[bold cyan]>[/bold cyan] ")
+        except EOFError:
+            console.print()
+            return
+        except KeyboardInterrupt:
+            console.print()
+            continue
+        if line.strip():
+            yield line
+
+
+def _answer(stream: Stream, console: Console) -> None:
+    with _cancelled_by_interrupt(stream), stream:
+        for chunk in stream:
+            console.print(chunk.text, end="", markup=False)
+        console.print()
+    completion = stream.completion
+    if completion is not None and console.is_terminal:
+        usage, timings = completion.usage, completion.timings
+        stopped = ", stopped" if completion.finish_reason == "cancelled" else ""
+        cut = ", cut at --max-tokens" if completion.finish_reason == "length" else ""
+        console.print(
+            f"[dim]{usage.completion_tokens} tokens, {timings.decode_tokens_per_second:.1f} tokens/s, "
+            f"{usage.reused_tokens} of {usage.prompt_tokens} prompt tokens reused{stopped}{cut}[/dim]"
+        )
+
+
+@contextmanager
+def _cancelled_by_interrupt(stream: Stream) -> Iterator[None]:
+    """Ctrl-C ends the answer, not the program."""
+    try:
+        before = signal.signal(signal.SIGINT, lambda *_: stream.cancel())
+    except ValueError:  # not the main thread: there are no signals here
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _obey(line: str, session: Session, console: Console) -> bool:
+    """Runs a command; whether to leave."""
+    name, _, argument = line.partition(" ")
+    match name:
+        case "/quit" | "/exit":
+            return True
+        case "/help":
+            console.print(HELP, markup=False)
+        case "/reset":
+            session.reset()
+            console.print("The conversation is forgotten.")
+        case "/save":
+            _save(session, argument.strip(), console)
+        case _:
+            console.print(f"{name} is not a command; /help lists them.", markup=False)
+    return False
+
+
+def _save(session: Session, name: str, console: Console) -> None:
+    if not name:
+        console.print("Give a file: /save FILE")
+        return
+    turns = [{"role": m.role, "content": m.content} for m in session.transcript]
+    try:
+        Path(name).expanduser().write_text(json.dumps(turns, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    except (OSError, ValueError) as error:
+        console.print(
+            f"error: {name}: {getattr(error, 'strerror', None) or error}", style="red", markup=False
+        )
+    else:
+        console.print(f"Saved {len(turns)} turns to {name}.", markup=False)

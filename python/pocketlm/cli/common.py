@@ -1,0 +1,115 @@
+"""What several commands share: options of the model and of sampling, and output."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from pocketlm.model import LM
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number of bytes, with or without a unit: 500MB, 1.5GiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of bytes."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", str(value).strip().lower())
+        if match is None:
+            self.fail(f"{value!r} is not a size such as 500MB or 1.5GiB", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def options(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Several decorators as one, in the order in which they are to be listed."""
+
+    def decorate(function: Function) -> Function:
+        return functools.reduce(lambda inner, decorator: decorator(inner), reversed(decorators), function)
+
+    return decorate
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), help="Threads to use.  [default: all cores]"
+)
+runtime_options = options(
+    threads_option,
+    click.option("--context", type=click.IntRange(1), help="Most tokens of prompt and answer together."),
+    click.option("--max-memory", type=Bytes(), metavar="SIZE", help="Most memory to use, such as 2GB."),
+    click.option(
+        "--precise", is_flag=True, help="Do not round activations to 8 bits: slower, for comparison."
+    ),
+)
+sampling_options = options(
+    click.option("--max-tokens", type=int, metavar="N", help="Most tokens to generate."),
+    click.option(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="0 always takes the likeliest word; higher is more surprising.",
+    ),
+    click.option("--top-k", type=int, metavar="K", help="Choose among the K likeliest tokens only."),
+    click.option(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="Choose among the likeliest that together have probability P.",
+    ),
+    click.option(
+        "--min-p", type=float, metavar="P", help="Drop tokens less likely than P times the likeliest."
+    ),
+    click.option("--repetition-penalty", type=float, metavar="R", help="Above 1 avoids tokens seen before."),
+    click.option("--seed", type=int, metavar="S", help="The same seed gives the same text."),
+    click.option(
+        "--stop", multiple=True, metavar="TEXT", help="Stop where this text would come; repeatable."
+    ),
+)
+
+
+def open_model(model: str | None, **settings: Any) -> LM:
+    """Loads a model; ``None`` is the bundled one."""
+    from pocketlm.assemble import load
+
+    return load(model, **{key: value for key, value in settings.items() if value is not None})
+
+
+def chosen(values: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {key: value for key, value in values.items() if value is not None and value != ()}
+
+
+def print_json(value: Any) -> None:
+    """Writes a value as JSON."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def human(size: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file.
+
+    Raises:
+        MissingFileError, StorageError, FileFormatError: it cannot be read.
+    """
+    from pocketlm.loading.files import read_text as read
+
+    return read(path)

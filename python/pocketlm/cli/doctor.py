@@ -1,0 +1,65 @@
+"""``pocketlm doctor``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pocketlm.cli.common import human, json_option, print_json
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Leave out what takes time: memory speed and the bundled model.")
+@json_option
+@click.pass_context
+def command(ctx: click.Context, quick: bool, as_json: bool) -> None:
+    """Show what pocketlm finds on this machine, and whether it works.
+
+    Prints the processor, the instruction sets that could be used and the one that is, the kernels chosen for
+    it, threads, memory and its speed, and versions; then lets the bundled model say something. Put the output
+    in a bug report.
+
+    \b
+    Example:
+        pocketlm doctor
+    """
+    from pocketlm.doctor import examine
+
+    found = examine(quick=quick)
+    if as_json:
+        print_json(found)
+    else:
+        _show(found)
+    if found["problems"]:
+        ctx.exit(1)
+
+
+def _show(found: dict[str, Any]) -> None:
+    for key in ("pocketlm", "python", "system", "machine", "processor"):
+        click.echo(f"{key:<12} {found[key]}")
+    click.echo(
+        f"{'memory':<12} {human(found['memory_bytes'])}, {human(found['memory_available_bytes'])} available"
+    )
+    if found["read_bandwidth_bytes_per_second"]:
+        click.echo(f"{'':<12} {human(found['read_bandwidth_bytes_per_second'])}/s reads")
+    quota = f", quota {found['cpu_quota']:g}" if found["cpu_quota"] else ""
+    click.echo(
+        f"{'threads':<12} {found['threads']} ({found['cpus']} processors, {found['affinity']} allowed{quota})"
+    )
+    levels = ", ".join(
+        f"{name}{'' if available else ' (not here)'}" for name, available in found["levels"].items()
+    )
+    click.echo(f"{'levels':<12} {levels}")
+    click.echo(f"{'in use':<12} {found['isa']}")
+    click.echo(f"{'libraries':<12} {', '.join(f'{k} {v}' for k, v in found['libraries'].items())}")
+    click.echo("\nkernels in use")
+    for row in found["kernels"]:
+        if row["chosen"]:
+            click.echo(f"  {row['op']:<24} {row['kind']:<6} {row['variant']:<8} {row['level']}")
+    if found["bundled_model"]:
+        click.echo(f"\nbundled model: {found['bundled_model']}")
+    for problem in found["problems"]:
+        click.echo(f"PROBLEM: {problem}")
+    if not found["problems"]:
+        click.echo("\nNo problems found.")

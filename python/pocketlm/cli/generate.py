@@ -1,0 +1,99 @@
+"""``pocketlm generate``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from pocketlm.cli.common import (
+    chosen,
+    json_option,
+    open_model,
+    options,
+    print_json,
+    runtime_options,
+    sampling_options,
+)
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@options(
+    click.option(
+        "--model", metavar="MODEL", help="Directory or Hugging Face id.  [default: the bundled model]"
+    ),
+    click.option("--adapter", metavar="A", help="An adapter to apply."),
+    sampling_options,
+    click.option("--chat", is_flag=True, help="Treat PROMPT as a question, in the model's chat format."),
+    click.option(
+        "--logprobs", type=int, metavar="N", help="With --json: log-probabilities, with N alternatives each."
+    ),
+    click.option("--ignore-eos", is_flag=True, help="Go on past the model's own end."),
+    click.option("--quiet", "-q", is_flag=True, help="No figures on standard error."),
+    runtime_options,
+    json_option,
+)
+def command(
+    prompt: str | None,
+    model: str | None,
+    adapter: str | None,
+    chat: bool,
+    quiet: bool,
+    as_json: bool,
+    threads: int | None,
+    context: int | None,
+    max_memory: int | None,
+    precise: bool,
+    **sampling: Any,
+) -> None:
+    """Continue PROMPT with a model.
+
+    Prompt and text appear on standard output, the text as it is made; the figures that follow go to standard
+    error. Without PROMPT, or with "-", the prompt is read from standard input.
+
+    \b
+    Examples:
+        pocketlm generate "Once upon a time, a little fox" --max-tokens 200 --temperature 0.7
+        pocketlm generate "What is a palette?" --chat --model meta-llama/Llama-3.2-1B-Instruct
+        pocketlm generate "The answer is" --max-tokens 3 --seed 1 --json
+    """
+    from pocketlm.errors import UnsupportedError
+
+    if adapter is not None:
+        raise UnsupportedError("--adapter: this version of pocketlm has no adapters yet")
+    if prompt is None and sys.stdin.isatty():
+        raise click.UsageError("give a PROMPT, or text on standard input")
+    if prompt is None or prompt == "-":
+        prompt = _standard_input()
+    settings = chosen(sampling)
+    lm = open_model(model, threads=threads, context=context, max_memory=max_memory, precise=precise)
+    with lm:
+        stream = lm.session().stream_response(prompt, **settings) if chat else lm.stream(prompt, **settings)
+        if as_json:
+            completion = stream.result()
+            print_json({"model": lm.name, "prompt": prompt, **completion.to_dict()})
+            return
+        if not chat:
+            click.echo(prompt, nl=False)
+        for chunk in stream:
+            click.echo(chunk.text, nl=False)
+        click.echo()
+        completion = stream.result()
+    if not quiet:
+        timings, usage = completion.timings, completion.usage
+        click.echo(
+            f"[{usage.completion_tokens} tokens, {timings.decode_tokens_per_second:.1f} tokens/s, "
+            f"first after {timings.ttft_seconds:.3f} s, seed {completion.seed}]",
+            err=True,
+        )
+
+
+def _standard_input() -> str:
+    from pocketlm.errors import ParameterError
+
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as problem:
+        raise ParameterError("standard input is not UTF-8 text") from problem

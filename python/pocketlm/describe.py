@@ -1,0 +1,98 @@
+"""What a model is made of: tensors, bytes, bits per weight."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pocketlm.graph import Graph
+
+
+class _TensorInfo(Protocol):
+    @property
+    def kind(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def bits(self) -> float: ...
+    @property
+    def bytes(self) -> int: ...
+
+
+class _Store(Protocol):
+    def names(self) -> list[str]: ...
+    def info(self, name: str) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One weight: its kind (``p2`` to ``p8`` palettized, ``f16``, ``bf16``, ``f32``), logical shape, bits of
+    a code or number, and bytes with everything that belongs to it (codebooks and scales)."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    bits: float
+    bytes: int
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model's size.
+
+    Attributes:
+        model_type: its family.
+        vocab_size, context_length: logits, and positions that it was made for.
+        parameters: numbers in all tensors that it reads.
+        bits_per_weight_projections: 8 * bytes / parameters of the projections inside the layers.
+        bits_per_weight_all: the same of everything: embeddings, norms, head, codebooks and scales.
+        bytes: of everything.
+        tensors: every tensor, in order of use.
+    """
+
+    model_type: str
+    vocab_size: int
+    context_length: int
+    parameters: int
+    bits_per_weight_projections: float
+    bits_per_weight_all: float
+    bytes: int
+    tensors: tuple[Tensor, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def describe(graph: Graph, store: _Store) -> Description:
+    """Describes the tensors that ``graph`` reads from ``store``. Nothing is read but headers."""
+    present = set(store.names())
+    tensors = []
+    for name in graph.weights():
+        if name in present:
+            info: _TensorInfo = store.info(name)
+            tensors.append(Tensor(name, info.kind, tuple(info.shape), info.bits, info.bytes))
+    inner = {op.weight.name for op in graph.linears() if op.name.startswith("layers.")}
+    projections = [t for t in tensors if t.name in inner]
+    return Description(
+        model_type=graph.model_type,
+        vocab_size=graph.vocab_size,
+        context_length=graph.context_length,
+        parameters=sum(t.parameters for t in tensors),
+        bits_per_weight_projections=_bits(projections),
+        bits_per_weight_all=_bits(tensors),
+        bytes=sum(t.bytes for t in tensors),
+        tensors=tuple(tensors),
+    )
+
+
+def _bits(tensors: list[Tensor]) -> float:
+    parameters = sum(t.parameters for t in tensors)
+    return 8 * sum(t.bytes for t in tensors) / parameters if parameters else 0.0

@@ -1,0 +1,1 @@
+"""From a prompt to text: sampling parameters, scheduling, streams and sessions."""

@@ -1,0 +1,196 @@
+"""How a text is to be generated: sampling parameters by vLLM's and OpenAI's names."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pocketlm.errors import ParameterError
+
+DEFAULT_MAX_TOKENS = 1024  # where neither caller nor model says; less where the context ends sooner
+MAX_STOPS = 64
+MAX_STOP_LENGTH = 1024  # characters
+MAX_LOGPROBS = 64
+MAX_BIASES = 4096
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """What to sample and when to stop. ``None`` takes the model's own default, and without one the value in
+    brackets.
+
+    Attributes:
+        max_tokens: most tokens to generate [as many as fit the context, at most 1024].
+        temperature: 0 always takes the likeliest token; 1 samples the model's own distribution [1].
+        top_k: sample from the k likeliest tokens only; 0 for all [0].
+        top_p: sample from the likeliest tokens that together have this probability, in (0, 1] [1].
+        min_p: drop tokens less likely than this fraction of the likeliest, in [0, 1] [0].
+        repetition_penalty: above 0; divides the score of tokens already in prompt or answer [1].
+        presence_penalty: in [-2, 2]; subtracted once from the score of tokens already in the answer [0].
+        frequency_penalty: in [-2, 2]; the same, for each occurrence [0].
+        logit_bias: token id -> number in [-100, 100] added to its score.
+        stop: strings at which to stop; they are not part of the text.
+        stop_token_ids: token ids at which to stop, besides the model's own.
+        seed: the same seed yields the same tokens, whatever else runs; ``None`` draws one.
+        logprobs: report each token's log-probability and those of this many likeliest tokens (0 to 64).
+        ignore_eos: go on past the model's end-of-text token.
+
+    Raises:
+        ParameterError: a value is of the wrong type or out of its range; the message names it.
+    """
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
+    stop: tuple[str, ...] | str = ()
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int | None = None
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "max_tokens", _integer("max_tokens", self.max_tokens, 1, 1 << 31))
+        put(self, "temperature", _number("temperature", self.temperature, 0, 1000))
+        put(self, "top_k", _integer("top_k", self.top_k, -1, 1 << 31))
+        put(self, "top_p", _number("top_p", self.top_p, 0, 1))
+        put(self, "min_p", _number("min_p", self.min_p, 0, 1))
+        put(self, "repetition_penalty", _number("repetition_penalty", self.repetition_penalty, 0, 1000))
+        put(self, "presence_penalty", _number("presence_penalty", self.presence_penalty, -2, 2))
+        put(self, "frequency_penalty", _number("frequency_penalty", self.frequency_penalty, -2, 2))
+        for name in ("top_p", "repetition_penalty"):
+            if getattr(self, name) == 0:
+                raise ParameterError(f"{name}: must be above 0")
+        put(self, "logit_bias", _biases(self.logit_bias))
+        put(self, "stop", _stops(self.stop))
+        put(self, "stop_token_ids", _token_ids(self.stop_token_ids))
+        put(self, "seed", _integer("seed", self.seed, -(1 << 63), (1 << 64) - 1))
+        put(self, "logprobs", _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS))
+        if not isinstance(self.ignore_eos, bool):
+            raise ParameterError(f"ignore_eos: must be true or false, not {self.ignore_eos!r:.60}")
+
+    def __hash__(self) -> int:
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return hash(tuple(tuple(sorted(v.items())) if isinstance(v, Mapping) else v for v in values))
+
+    def replace(self, **changes: Any) -> SamplingParams:
+        """A copy with some parameters changed. ``max_new_tokens`` is taken for ``max_tokens``.
+
+        Raises:
+            ParameterError: a name is unknown or a value out of range.
+        """
+        if "max_new_tokens" in changes:
+            if "max_tokens" in changes:
+                raise ParameterError("max_new_tokens: is another name of max_tokens; give one of them")
+            changes["max_tokens"] = changes.pop("max_new_tokens")
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                raise ParameterError(f"{name}: unknown sampling parameter; known: {', '.join(known)}")
+        return dataclasses.replace(self, **changes)
+
+    def over(self, defaults: SamplingParams) -> SamplingParams:
+        """This, with what it leaves open taken from ``defaults``."""
+        fields = (field.name for field in dataclasses.fields(self))
+        open_ones = {name: getattr(defaults, name) for name in fields if getattr(self, name) is None}
+        return dataclasses.replace(self, **open_ones)
+
+
+def _integer(name: str, value: Any, least: int, most: int) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ParameterError(f"{name}: must be an integer, not {value!r:.60}")
+    number = int(value)
+    if not least <= number <= most:
+        raise ParameterError(f"{name}: must be from {least} to {most}")
+    # vLLM and mlx-lm write "all tokens" as -1.
+    return 0 if name == "top_k" and number == -1 else number
+
+
+def _number(name: str, value: Any, least: float, most: float) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ParameterError(f"{name}: must be a number, not {value!r:.60}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    # Written so that NaN fails.
+    if not (math.isfinite(number) and least <= number <= most):
+        raise ParameterError(f"{name}: must be from {least:g} to {most:g}, not {number}")
+    return number
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    strings = (value,) if isinstance(value, str) else _sequence("stop", value)
+    if len(strings) > MAX_STOPS:
+        raise ParameterError(f"stop: at most {MAX_STOPS} strings")
+    for text in strings:
+        if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:
+            raise ParameterError(
+                f"stop: each must be a string of 1 to {MAX_STOP_LENGTH} characters, not {text!r:.60}"
+            )
+    return tuple(strings)
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    ids = tuple(_integer("stop_token_ids", i, 0, (1 << 32) - 1) for i in _sequence("stop_token_ids", value))
+    if len(ids) > MAX_BIASES or None in ids:
+        raise ParameterError(f"stop_token_ids: must be at most {MAX_BIASES} token ids")
+    return tuple(i for i in ids if i is not None)
+
+
+def _biases(value: Any) -> dict[int, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or len(value) > MAX_BIASES:
+        raise ParameterError(f"logit_bias: must be a mapping of at most {MAX_BIASES} token ids to numbers")
+    biases = {}
+    for token, bias in value.items():
+        # JSON, and so OpenAI's form, has only strings for keys.
+        key = _integer(
+            "logit_bias",
+            int(token) if isinstance(token, str) and token.isdecimal() else token,
+            0,
+            (1 << 32) - 1,
+        )
+        number = _number("logit_bias", bias, -100, 100)
+        if key is None or number is None:
+            raise ParameterError("logit_bias: must map token ids to numbers, not None")
+        biases[key] = number
+    return biases
+
+
+def _sequence(name: str, value: Any) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str | bytes | Mapping):
+        raise ParameterError(f"{name}: must be a sequence, not {value!r:.60}")
+    try:
+        return tuple(value)
+    except TypeError as problem:
+        raise ParameterError(f"{name}: must be a sequence, not {value!r:.60}") from problem
+
+
+# What remains open after the caller and the model have spoken. max_tokens depends on the context.
+NEUTRAL = SamplingParams(
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    presence_penalty=0.0,
+    frequency_penalty=0.0,
+)

@@ -1,0 +1,271 @@
+"""Decides what runs in each step of the engine: continuous batching, from any number of threads, without one
+of its own.
+
+Whoever waits for a result leads: one waiting thread at a time composes steps and runs them for *all* jobs,
+and when its own result is there, another waiting thread takes the lead. Against a thread that serves a queue
+this saves two thread switches for each token, leaves nothing behind at ``fork`` or at exit, and Ctrl-C
+reaches the caller between two steps. A caller that cannot wait (an event loop) leaves a listener; a thread
+leads while there are listeners.
+
+A job is admitted when the cache has room for all that it may come to hold, so an admitted job never fails for
+memory; jobs are admitted in the order in which they came. Each step takes one token of every job that is
+generating, and shares the rest of the rows between the prompts, evenly, so that a long prompt holds up
+neither the running nor the waiting.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from pocketlm.errors import CancelledError, ContextLengthError, InternalError, ParameterError
+from pocketlm.generate.engine import BLOCK, Engine
+from pocketlm.generate.job import Evaluation, Generation, Job
+from pocketlm.generate.prefixes import PrefixCache
+from pocketlm.generate.result import Chunk
+
+STEP_SECONDS = (
+    0.25  # aim for the time of a step: how long a cancellation or another job's token may have to wait
+)
+MIN_CHUNK = 32  # rows of prompt; below this a step's fixed costs show
+MAX_RUNNING = 64
+LOGIT_BYTES = 64 << 20  # most memory for the logits of a step
+
+
+class Scheduler:
+    """Runs jobs on an engine. All methods may be called from any thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
+        self._prefixes = PrefixCache()
+        self._chunk = 128.0
+        self._closed = False
+        self._reset()
+        _live.add(self)
+
+    def _reset(self) -> None:
+        self._changed = threading.Condition()
+        self._leading = False
+        self._driver: threading.Thread | None = None
+
+    def submit(self, *jobs: Job) -> None:
+        """Queues jobs; they run when somebody waits.
+
+        Raises:
+            ContextLengthError: a job can never fit the cache.
+            ParameterError: the model is closed.
+        """
+        for job in jobs:
+            if _blocks(job.total) * BLOCK > self.engine.cache_tokens:
+                raise ContextLengthError(
+                    f"{job.total} tokens do not fit the cache of {self.engine.cache_tokens} tokens; "
+                    "load the model with a larger one"
+                )
+        with self._changed:
+            if self._closed:
+                raise ParameterError("the model is closed")
+            self._waiting.extend(jobs)
+            self._changed.notify_all()
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Runs steps, or waits while another thread does, until ``ready()``."""
+        while True:
+            with self._changed:
+                while self._leading and not ready():
+                    self._changed.wait()
+                if ready():
+                    return
+                self._leading = True
+            try:
+                while not ready():
+                    self._step()
+            finally:
+                with self._changed:
+                    self._leading = False
+                    self._changed.notify_all()
+
+    def take(self, job: Generation) -> Chunk | None:
+        """What is new of a text (see :meth:`Generation.take`)."""
+        with self._changed:
+            return job.take()
+
+    def listen(self, job: Generation, listener: Callable[[], None]) -> bool:
+        """Whether a job has news already. If not, ``listener`` is called once it has, from a thread that does
+        the work."""
+        with self._changed:
+            if job.has_news():
+                return True
+            job.listener = listener
+            if self._driver is None or not self._driver.is_alive():
+                self._driver = threading.Thread(target=self._drive, name="pocketlm-driver", daemon=True)
+                self._driver.start()
+            return False
+
+    def _drive(self) -> None:
+        def idle() -> bool:
+            return not any(isinstance(j, Generation) and j.listener for j in (*self._running, *self._waiting))
+
+        while True:
+            self.wait(idle)
+            with self._changed:
+                if idle():
+                    self._driver = None
+                    return
+
+    def cancel(self, *jobs: Job) -> None:
+        """Ends jobs: at once if nothing runs, otherwise after the step that is running."""
+        with self._changed:
+            for job in jobs:
+                job.cancelled = True
+            if not self._leading:
+                self._retire()
+
+    def forget(self, owner: Hashable) -> None:
+        """Frees what is kept for an owner."""
+        with self._changed:
+            self._prefixes.forget(owner)
+
+    def close(self) -> None:
+        """Ends all jobs and frees the cache. Waits for the step that is running."""
+        with self._changed:
+            self._closed = True
+            for job in (*self._waiting, *self._running):
+                job.cancelled = True
+        self.wait(lambda: not self._running and not self._waiting)
+        with self._changed:
+            self._prefixes.clear()
+
+    def _step(self) -> None:
+        with self._changed:
+            self._retire()
+            self._admit()
+            batch = self._compose()
+            if not batch:
+                if self._waiting:
+                    raise InternalError("the scheduler has jobs but cannot run any")
+                return
+            self._make_room(batch)
+        began = time.perf_counter()
+        try:
+            results = self.engine.step([item for _, item in batch])
+            self._adapt(batch, time.perf_counter() - began)
+            with self._changed:
+                for (job, item), result in zip(batch, results, strict=True):
+                    try:
+                        job.accept(len(item[1]), result)
+                    except Exception as problem:
+                        self._finish(job, problem)
+                self._retire()
+                self._changed.notify_all()
+        except BaseException as problem:
+            # The cache may hold tokens that the jobs do not know of: they cannot go on.
+            failed = isinstance(problem, Exception)
+            with self._changed:
+                for job, _ in batch:
+                    self._finish(job, problem if failed else CancelledError("the step was interrupted"))
+                self._changed.notify_all()
+            if not failed:
+                raise
+
+    def _retire(self) -> None:
+        for job in [j for j in self._waiting if j.cancelled]:
+            self._waiting.remove(job)
+            job.end()
+            _notify(job)
+        for job in [j for j in self._running if j.cancelled or j.finished]:
+            self._finish(job)
+        for job in self._running:
+            _notify(job)
+
+    def _finish(self, job: Job, error: BaseException | None = None) -> None:
+        if job in self._running:
+            self._running.remove(job)
+        if not job.finished:
+            job.end(error)
+        sequence = job.sequence
+        if sequence is not None:
+            if job.keeps and error is None and sequence.length and not self._closed:
+                self._prefixes.keep(job.held(), sequence, job.owner)
+            else:
+                sequence.free()
+            job.sequence = None
+        _notify(job)
+
+    def _admit(self) -> None:
+        most = min(MAX_RUNNING, self.engine.max_rows)
+        reserved = sum(_blocks(job.total) for job in self._running)
+        while self._waiting and len(self._running) < most:
+            job = self._waiting[0]
+            reserved += _blocks(job.total)
+            if reserved * BLOCK > self.engine.cache_tokens:
+                return
+            kept = self._prefixes.take(job.prompt, job.owner) if job.keeps else None
+            job.begin(kept if kept is not None else self.engine.sequence())
+            self._running.append(self._waiting.popleft())
+
+    def _compose(self) -> list[tuple[Job, Any]]:
+        batch = [(job, job.item(1)) for job in self._running if not job.left]
+        prompts = [job for job in self._running if job.left]
+        rows = min(self.engine.max_rows - len(batch), int(self._chunk))
+        with_logits = max(1, LOGIT_BYTES // (4 * self.engine.vocab_size))
+        for index, job in enumerate(prompts):
+            share = max(rows // (len(prompts) - index), min(16, rows))
+            count = min(job.left, share, with_logits if isinstance(job, Evaluation) else share)
+            if count < 1:
+                continue
+            if isinstance(job, Evaluation):
+                with_logits -= count
+            rows -= count
+            batch.append((job, job.item(count)))
+        return batch
+
+    def _make_room(self, batch: list[tuple[Job, Any]]) -> None:
+        needed = 0
+        for job, (_, ids, _, _) in batch:
+            length = job.sequence.length if job.sequence is not None else 0
+            # One more: the last block may be shared and need a copy.
+            needed += _blocks(length + len(ids)) - _blocks(length) + 1
+        while self.engine.cache_tokens_free < needed * BLOCK and self._prefixes.evict():
+            pass
+
+    def _adapt(self, batch: list[tuple[Job, Any]], seconds: float) -> None:
+        rows = sum(len(item[1]) for _, item in batch)
+        if seconds > 0 and rows * 2 >= self._chunk:
+            self._chunk = min(max(rows * STEP_SECONDS / seconds, MIN_CHUNK), self.engine.max_rows)
+
+    def _after_fork(self) -> None:
+        # Threads that waited are not in the child, and the sequences' owners with them.
+        self._reset()
+        for job in (*self._running, *self._waiting):
+            job.end(InternalError("the process forked while this request was running"))
+        self._running.clear()
+        self._waiting.clear()
+
+
+_live: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for scheduler in list(_live):
+        scheduler._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _blocks(tokens: int) -> int:
+    return -(-tokens // BLOCK)
+
+
+def _notify(job: Job) -> None:
+    if isinstance(job, Generation) and job.listener is not None and job.has_news():
+        listener, job.listener = job.listener, None
+        listener()

@@ -1,0 +1,131 @@
+"""A conversation: turns of talk on one model, of which only what is new is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+from pocketlm.errors import ParameterError
+from pocketlm.generate.params import SamplingParams
+from pocketlm.generate.result import Completion
+from pocketlm.generate.stream import Stream
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. ``role`` is ``"system"``, ``"user"`` or ``"assistant"``."""
+
+    role: str
+    content: str
+
+
+class _Model(Protocol):
+    def _render(self, messages: Sequence[dict[str, str]]) -> list[int]: ...
+
+    def _start(
+        self,
+        prompt: list[int],
+        params: SamplingParams | None,
+        overrides: dict[str, Any],
+        owner: Any,
+        on_end: Any,
+    ) -> Stream: ...
+
+    def _forget(self, owner: Any) -> None: ...
+
+
+class Session:
+    """A conversation with a model; make one with :meth:`pocketlm.LM.session`.
+
+    The transcript is the truth, and the whole of it is the prompt of each turn. The model's state after a
+    turn is kept, as
+    long as memory allows, and taken up where the new prompt agrees with it:
+        ``completion.usage.reused_tokens`` says how
+    much that was. Reuse never changes an answer. A model without a chat template continues the transcript as
+    plain text.
+    """
+
+    def __init__(
+        self,
+        model: _Model,
+        instructions: str | None = None,
+        params: SamplingParams | None = None,
+        **overrides: Any,
+    ) -> None:
+        if instructions is not None and not isinstance(instructions, str):
+            raise ParameterError(f"instructions: expected a string, not {type(instructions).__name__}")
+        self._model = model
+        self._params = (params or SamplingParams()).replace(**overrides)
+        self._messages = [Message("system", instructions)] if instructions else []
+        self._key = object()
+        self._busy: Stream | None = None
+        self._closed = False
+
+    @property
+    def transcript(self) -> tuple[Message, ...]:
+        """All turns so far, the instructions first."""
+        return tuple(self._messages)
+
+    def respond(self, prompt: str, params: SamplingParams | None = None, **overrides: Any) -> Completion:
+        """Answers ``prompt``. Parameters not given here are the session's.
+
+        Raises:
+            ContextLengthError: the conversation is longer than the model's context.
+            ParameterError, TemplateError: the prompt or a parameter is not usable. The transcript is
+                unchanged.
+        """
+        with self.stream_response(prompt, params, **overrides) as stream:
+            return stream.result()
+
+    def stream_response(self, prompt: str, params: SamplingParams | None = None, **overrides: Any) -> Stream:
+        """Answers ``prompt`` as a stream. A cancelled answer stays in the transcript as far as it came; one
+        that never began, or failed, leaves the transcript as it was.
+
+        Raises:
+            As :meth:`respond`.
+        """
+        if self._closed:
+            raise ParameterError("the session is closed")
+        if self._busy is not None and not self._busy.finished:
+            raise ParameterError("the session is still answering; cancel or finish that stream first")
+        if not isinstance(prompt, str) or not prompt:
+            raise ParameterError("prompt: expected a string that is not empty")
+        turn = [*self._messages, Message("user", prompt)]
+
+        def on_end(completion: Completion) -> None:
+            if completion.text or completion.finish_reason != "cancelled":
+                self._messages = [*turn, Message("assistant", completion.text)]
+
+        ids = self._model._render([{"role": m.role, "content": m.content} for m in turn])
+        chosen = params.over(self._params) if params is not None else self._params
+        self._busy = self._model._start(ids, chosen, overrides, self._key, on_end)
+        return self._busy
+
+    def fork(self) -> Session:
+        """A second session that goes on from the same transcript."""
+        other = Session(self._model, None, self._params)
+        other._messages = list(self._messages)
+        return other
+
+    def reset(self) -> None:
+        """Forgets all turns but the instructions."""
+        if self._busy is not None:
+            self._busy.close()
+        self._messages = [m for m in self._messages[:1] if m.role == "system"]
+
+    def close(self) -> None:
+        """Ends a running answer and frees what is kept of the conversation. The transcript stays readable."""
+        if self._busy is not None:
+            self._busy.close()
+        self._closed = True
+        self._model._forget(self._key)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

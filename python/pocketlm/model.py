@@ -1,0 +1,335 @@
+"""A language model, ready to use."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pocketlm.describe import Description
+from pocketlm.detokenize import Detokenizer
+from pocketlm.errors import ContextLengthError, ParameterError
+from pocketlm.generate.defaults import GenerationDefaults
+from pocketlm.generate.engine import Engine, SamplerFactory
+from pocketlm.generate.job import Evaluation, Generation
+from pocketlm.generate.params import DEFAULT_MAX_TOKENS, NEUTRAL, SamplingParams
+from pocketlm.generate.result import Completion
+from pocketlm.generate.scheduler import Scheduler
+from pocketlm.generate.session import Session
+from pocketlm.generate.stream import Stream
+from pocketlm.perplexity import Perplexity, measure
+from pocketlm.scores import Score, token_logprobs
+from pocketlm.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | NDArray[Any]
+
+
+class LM:
+    """A language model; :func:`pocketlm.load` makes one. Safe to use from any number of threads.
+
+    Attributes:
+        engine: the engine that runs it.
+        context: most tokens of a prompt and its answer together.
+        defaults: what the model's generation_config.json asks for.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer | Callable[[], Tokenizer],
+        sampler: SamplerFactory,
+        *,
+        defaults: GenerationDefaults | None = None,
+        context: int | None = None,
+        describe: Callable[[], Description] | None = None,
+        name: str = "",
+    ) -> None:
+        self.engine, self.name = engine, name
+        self.context = min(context or engine.context_length, engine.context_length, engine.cache_tokens)
+        self.defaults = defaults or GenerationDefaults()
+        self._tokenizer = tokenizer
+        self._tokenizer_lock = threading.Lock()
+        self._sampler, self._describe = sampler, describe
+        self._scheduler = Scheduler(engine)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; a large one is read when it is first needed.
+
+        Raises:
+            TokenizerError: it is damaged or not of this model.
+        """
+        with self._tokenizer_lock:
+            if not isinstance(self._tokenizer, Tokenizer):
+                self._tokenizer = self._tokenizer()
+            return self._tokenizer
+
+    @property
+    def info(self) -> Description:
+        """Tensors, bytes and bits per weight."""
+        if self._describe is None:
+            raise ParameterError("this model was made without a description")
+        return self._describe()
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[int] | NDArray[Any],
+        params: SamplingParams | None = None,
+        **overrides: Any,
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str | Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams | None] | None = None,
+        **overrides: Any,
+    ) -> list[Completion]: ...
+
+    def generate(self, prompt: Any, params: Any = None, **overrides: Any) -> Completion | list[Completion]:
+        """Continues a prompt, or each of several together.
+
+        ``prompt`` is a string, a sequence of token ids, or a list of either. ``params`` are
+        :class:`~pocketlm.SamplingParams` (or a list, one for each prompt); ``overrides`` change some of them
+        by name: ``lm.generate("Once", max_tokens=50, temperature=0.7)``.
+
+        Raises:
+            ParameterError: a parameter is out of range, a token id is unknown, or a prompt is empty.
+            ContextLengthError: a prompt and its ``max_tokens`` do not fit the context. Raised before any
+                work.
+        """
+        if not _is_batch(prompt):
+            return self.stream(prompt, params, **overrides).result()
+        chosen = params if isinstance(params, Sequence) else [params] * len(prompt)
+        if len(chosen) != len(prompt):
+            raise ParameterError(f"params: {len(chosen)} for {len(prompt)} prompts")
+        jobs = [self._job(self._ids(p), q, overrides) for p, q in zip(prompt, chosen, strict=True)]
+        self._scheduler.submit(*jobs)
+        streams = [Stream(self._scheduler, job) for job in jobs]
+        try:
+            return [stream.result() for stream in streams]
+        finally:
+            self._scheduler.cancel(*(job for job in jobs if not job.finished))
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any) -> Stream:
+        """Continues a prompt and yields the text in pieces as it is made; for ``for`` and ``async for``.
+
+        Raises:
+            As :meth:`generate`, at once.
+        """
+        return self._start(self._ids(prompt), params, overrides)
+
+    def session(
+        self, instructions: str | None = None, params: SamplingParams | None = None, **overrides: Any
+    ) -> Session:
+        """A conversation. ``instructions`` tell the model how to behave; parameters are those of its
+        answers."""
+        return Session(self, instructions, params, **overrides)
+
+    chat = session
+
+    def logits(self, ids: ArrayLike) -> NDArray[np.float32]:
+        """Logits [tokens, vocabulary] of a sequence of token ids: row i scores the token after ids[i].
+
+        Raises:
+            ParameterError: an id is unknown, or there are none.
+            ContextLengthError: there are more than the context holds.
+        """
+        tokens = self._ids(np.asarray(ids).tolist())
+        found = np.empty((len(tokens), self.engine.vocab_size), np.float32)
+
+        def receive(start: int, rows: NDArray[np.float32]) -> None:
+            found[start : start + len(rows)] = rows
+
+        self.evaluate([tokens], [receive])
+        return found
+
+    def score(self, prompt: Prompt, continuation: Prompt | None = None) -> Score:
+        """How likely the model finds ``continuation`` after ``prompt``, or ``prompt`` itself from its second
+        token on.
+
+        Raises:
+            As :meth:`logits`.
+        """
+        ids, first = self._ids(prompt), 1
+        if continuation is not None:
+            ids, first = self._joined(prompt, ids, continuation)
+        targets = np.asarray(ids[first:])
+        logprobs = np.empty(len(targets), np.float64)
+        greedy = np.ones(len(targets), bool)
+
+        def receive(start: int, rows: NDArray[np.float32]) -> None:
+            low, high = max(start, first - 1), min(start + len(rows), len(ids) - 1)
+            if low < high:
+                used, at = rows[low - start : high - start], slice(low - first + 1, high - first + 1)
+                logprobs[at] = token_logprobs(used, targets[at])
+                greedy[at] = used.argmax(-1) == targets[at]
+
+        self.evaluate([ids], [receive])
+        return Score(tuple(map(int, targets)), tuple(map(float, logprobs)), bool(greedy.all()))
+
+    def evaluate(
+        self,
+        sequences: Sequence[Sequence[int]],
+        receivers: Sequence[Callable[[int, NDArray[np.float32]], None]],
+    ) -> None:
+        """Runs sequences of token ids together and hands each one's logits on, a few rows at a time, in
+        order: ``receiver(position of the first row, rows [n, vocabulary])``. What a receiver raises is raised
+            here."""
+        jobs = [Evaluation(self._ids(ids), r) for ids, r in zip(sequences, receivers, strict=True)]
+        self._scheduler.submit(*jobs)
+        try:
+            self._scheduler.wait(lambda: all(job.finished for job in jobs))
+        finally:
+            self._scheduler.cancel(*(job for job in jobs if not job.finished))
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
+
+    def perplexity(self, path: str | PathLike[str], *, context: int = 512, **options: Any) -> Perplexity:
+        """How well the model predicts a text file; see :func:`pocketlm.perplexity.measure`."""
+        return measure(self, path, context=context, **options)
+
+    def close(self) -> None:
+        """Ends all work and frees the memory. Using the model afterwards is a :class:`ParameterError`."""
+        self._scheduler.close()
+        self.engine.close()
+
+    def __enter__(self) -> LM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt, limit=self.context)
+            if not ids and self.tokenizer.bos is not None:
+                ids = [self.tokenizer.bos]
+            if not ids:
+                raise ParameterError("prompt: is empty, and this model has no token that begins a text")
+        else:
+            ids = _token_ids(prompt, self.engine.vocab_size)
+        if len(ids) > self.context:
+            raise ContextLengthError(f"the prompt has {len(ids)} tokens; the context holds {self.context}")
+        return ids
+
+    def _joined(self, prompt: Prompt, ids: list[int], continuation: Prompt) -> tuple[list[int], int]:
+        if isinstance(prompt, str) and isinstance(continuation, str):
+            whole = self._ids(prompt + continuation)
+            if whole[: len(ids)] == ids and len(whole) > len(ids):
+                return whole, len(ids)
+        if isinstance(continuation, str):
+            rest = self.tokenizer.encode(continuation, bos=False, limit=self.context)
+        else:
+            rest = _token_ids(continuation, self.engine.vocab_size)
+        if not rest:
+            raise ParameterError("continuation: is empty")
+        return self._ids([*ids, *rest]), len(ids)
+
+    def _start(
+        self,
+        prompt: list[int],
+        params: SamplingParams | None,
+        overrides: Mapping[str, Any],
+        owner: Any = None,
+        on_end: Callable[[Completion], None] | None = None,
+    ) -> Stream:
+        job = self._job(prompt, params, overrides, owner)
+        self._scheduler.submit(job)
+        return Stream(self._scheduler, job, on_end)
+
+    def _job(
+        self,
+        prompt: list[int],
+        params: SamplingParams | None,
+        overrides: Mapping[str, Any],
+        owner: Any = None,
+    ) -> Generation:
+        if params is not None and not isinstance(params, SamplingParams):
+            raise ParameterError(f"params: expected SamplingParams, not {type(params).__name__}")
+        given = (params or SamplingParams()).replace(**overrides)
+        chosen = given.over(self.defaults.params).over(NEUTRAL)
+        room = self.context - len(prompt)
+        if room < max(1, given.max_tokens or 0):
+            raise ContextLengthError(
+                f"the prompt has {len(prompt)} tokens and up to {given.max_tokens or 1} are to follow; "
+                f"the context holds {self.context}"
+            )
+        for name, ids in (("stop_token_ids", chosen.stop_token_ids), ("logit_bias", chosen.logit_bias or ())):
+            if any(i >= self.engine.vocab_size for i in ids):
+                raise ParameterError(f"{name}: token ids must be below {self.engine.vocab_size}")
+        seed = secrets.randbits(63) if chosen.seed is None else chosen.seed % (1 << 64)
+        end = frozenset() if chosen.ignore_eos else self.tokenizer.eos
+        return Generation(
+            prompt,
+            chosen,
+            min(room, chosen.max_tokens or DEFAULT_MAX_TOKENS),
+            self._new_sampler(chosen, seed, prompt),
+            self._detokenizer(prompt),
+            stop_ids=end | frozenset(chosen.stop_token_ids),
+            token_text=self.tokenizer.token_text,
+            seed=seed,
+            owner=owner,
+        )
+
+    def _new_sampler(self, params: SamplingParams, seed: int, prompt: list[int]) -> Any:
+        biases = None if params.logit_bias is None else dict(params.logit_bias)
+        names = (
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+        )
+        values = {name: getattr(params, name) for name in names}
+        return self._sampler(**values, logit_bias=biases, seed=seed, logprobs=params.logprobs, history=prompt)
+
+    def _detokenizer(self, prompt: list[int]) -> Detokenizer:
+        return self.tokenizer.detokenizer(prompt)
+
+    def _render(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        # Without a template the conversation is one text that the model goes on with.
+        if self.tokenizer.template is not None:
+            ids = self.tokenizer.encode_chat(messages)
+            return self._ids(ids)
+        parts: list[str] = []
+        for message in messages:
+            before = "" if not parts or message["role"] == "assistant" else "\n"
+            parts.append(before + message["content"])
+        return self._ids("".join(parts))
+
+    def _forget(self, owner: Any) -> None:
+        self._scheduler.forget(owner)
+
+
+def _is_batch(prompt: Any) -> bool:
+    if isinstance(prompt, str | np.ndarray) or not isinstance(prompt, Sequence):
+        return False
+    return not prompt or not isinstance(prompt[0], int | np.integer)
+
+
+def _token_ids(ids: Iterable[Any], vocab_size: int) -> list[int]:
+    try:
+        values = list(ids)
+    except TypeError as problem:
+        raise ParameterError(f"prompt: expected a string or token ids, not {type(ids).__name__}") from problem
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise ParameterError(f"prompt: token ids must be integers, not {value!r:.60}")
+        if not 0 <= value < vocab_size:
+            raise ParameterError(f"prompt: token id {value} is not from 0 to {vocab_size - 1}")
+    if not values:
+        raise ParameterError("prompt: holds no tokens")
+    return [int(value) for value in values]

@@ -1,0 +1,226 @@
+"""Text to token ids and back: a model's ``tokenizer.json`` with the settings in the files beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import tokenizers
+
+from pocketlm.detokenize import Detokenizer
+from pocketlm.errors import ContextLengthError, ParameterError, TemplateError, TokenizerError
+from pocketlm.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from pocketlm.loading import LoadedModel
+
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+Result = TypeVar("Result")
+
+
+class Tokenizer:
+    """A model's tokenizer.
+
+    Attributes:
+        bos: id of the token that begins a text, or ``None``.
+        eos: ids that end a generation.
+        size: one more than the largest token id.
+        template: the chat template, or ``None``.
+    """
+
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        *,
+        config: Mapping[str, Any] | None = None,
+        template: str | None = None,
+        eos: Iterable[int] = (),
+        vocab_size: int | None = None,
+        source: str = "tokenizer.json",
+    ) -> None:
+        """Wraps ``inner``. ``config`` is a parsed tokenizer_config.json; ``eos`` adds ids that end a
+        generation.
+
+        Raises:
+            TokenizerError: a token id is beyond ``vocab_size`` (rows of the embedding), or a special token is
+                unknown.
+        """
+        self._inner, self._source = inner, source
+        config = config or {}
+        _guard(source, inner.no_truncation)
+        _guard(source, inner.no_padding)
+        vocab = _guard(source, inner.get_vocab)
+        self.size = max(vocab.values(), default=-1) + 1
+        self._longest = max(map(len, vocab), default=1)
+        if not vocab:
+            raise TokenizerError(f"{source}: the vocabulary is empty")
+        if vocab_size is not None and self.size > vocab_size:
+            raise TokenizerError(
+                f"{source}: has token ids up to {self.size - 1}, but the model's embedding has {vocab_size} "
+                "rows; the tokenizer does not belong to this model"
+            )
+        self._limit = vocab_size if vocab_size is not None else self.size
+        special = {key: text for key in _SPECIAL if (text := _token_text(config, key, source)) is not None}
+        self.bos = self._known(special, "bos_token", vocab)
+        end = self._known(special, "eos_token", vocab)
+        self.eos = frozenset({*eos, *([] if end is None else [end])})
+        for token in self.eos:
+            if not 0 <= token < self._limit:
+                raise TokenizerError(f"{source}: eos_token_id {token} is not a token of this model")
+        self._add_bos = config.get("add_bos_token") if isinstance(config.get("add_bos_token"), bool) else None
+        added = _guard(source, inner.get_added_tokens_decoder)
+        self._skip = frozenset(i for i, token in added.items() if token.special) | self.eos
+        if self.bos is not None:
+            self._skip |= {self.bos}
+        self._bytes = (
+            {i: int(t[3:5], 16) for t, i in vocab.items() if _BYTE.fullmatch(t)} if _falls_back(inner) else {}
+        )
+        self.template = ChatTemplate(template, special) if template is not None else None
+        if self.bos is None:
+            self.bos = self._leading_token()
+
+    @classmethod
+    def of(cls, model: LoadedModel, eos: Iterable[int] = ()) -> Tokenizer:
+        """The tokenizer of an opened model; ``eos`` adds ids that end a generation.
+
+        Raises:
+            TokenizerError: it is missing, damaged or not of this model.
+            TemplateError: its chat template is not valid.
+        """
+        return cls(
+            model.tokenizer,
+            config=model.tokenizer_config,
+            template=model.chat_template,
+            eos=eos,
+            vocab_size=model.graph.vocab_size,
+            source=str(model.tokenizer_path),
+        )
+
+    def encode(self, text: str, *, bos: bool = True, limit: int | None = None) -> list[int]:
+        """Token ids of ``text``, after the token that begins a text if the model uses one and ``bos`` is set.
+
+        Raises:
+            ParameterError: ``text`` is not a string, or not valid Unicode.
+            ContextLengthError: the text is certainly longer than ``limit`` tokens (checked before the work).
+        """
+        if not isinstance(text, str):
+            raise ParameterError(f"text: expected a string, not {type(text).__name__}")
+        # A normalizer can shorten text, though hardly to a quarter.
+        if limit is not None and len(text) > 4 * limit * self._longest:
+            raise ContextLengthError(
+                f"a text of {len(text)} characters does not fit a context of {limit} tokens"
+            )
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as problem:
+            raise ParameterError("text: holds a lone surrogate, which is not valid Unicode") from problem
+        encoding = _guard(self._source, lambda: self._inner.encode(text, add_special_tokens=bos))
+        ids, added = list(encoding.ids), encoding.special_tokens_mask
+        if bos:
+            # Some tokenizers also close a text, which a text to be continued must not be.
+            end = len(ids)
+            while end and added[end - 1] and not all(added[:end]):
+                end -= 1
+            start = 0
+            while start < end and added[start] and self._add_bos is False:
+                start += 1
+            ids = ids[start:end]
+            if self._add_bos and self.bos is not None and ids[:1] != [self.bos]:
+                ids.insert(0, self.bos)
+        if ids and max(ids) >= self._limit:
+            raise TokenizerError(
+                f"{self._source}: made token id {max(ids)}, beyond the {self._limit} of the model"
+            )
+        return ids
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of token ids; special tokens are left out unless ``special`` is set. Unknown ids have no
+        text.
+
+        Raises:
+            ParameterError: an id is negative or not an integer.
+        """
+        try:
+            values = [int(i) for i in ids]
+        except (TypeError, ValueError) as problem:
+            raise ParameterError("ids: expected a sequence of integers") from problem
+        if any(not 0 <= i < 1 << 32 for i in values):
+            raise ParameterError("ids: token ids cannot be negative")
+        return _guard(self._source, lambda: self._inner.decode(values, skip_special_tokens=not special))
+
+    def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
+        """An incremental decoder of the tokens that follow ``context``; special tokens have no text."""
+        return Detokenizer(
+            lambda ids: self._inner.decode(ids, skip_special_tokens=False),
+            skip=self._skip,
+            byte_tokens=self._bytes,
+            context=context[-64:],
+        )
+
+    def token_text(self, token: int) -> str:
+        """The token as the vocabulary writes it, or an empty string for an id without one."""
+        return self._inner.id_to_token(token) or ""
+
+    def token_id(self, text: str) -> int | None:
+        """The id of a token of the vocabulary, by its exact text."""
+        return self._inner.token_to_id(text)
+
+    def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of ``text`` without special tokens, and where each begins and ends in it (characters)."""
+        encoding = _guard(self._source, lambda: self._inner.encode(text, add_special_tokens=False))
+        return list(encoding.ids), list(encoding.offsets)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
+        """Token ids of a conversation in the model's chat template, ready for the assistant's answer.
+
+        Raises:
+            TemplateError: there is no template, or it fails on these messages.
+        """
+        if self.template is None:
+            raise TemplateError(f"{self._source}: this model has no chat template")
+        return self.encode(self.template.render(messages, **variables), bos=False)
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether an encoded text begins with a token of its own."""
+        return self._leading_token() is not None
+
+    def _leading_token(self) -> int | None:
+        ids = self.encode("")
+        return ids[0] if ids else None
+
+    def _known(self, special: Mapping[str, str], key: str, vocab: Mapping[str, int]) -> int | None:
+        if key not in special:
+            return None
+        if special[key] not in vocab:
+            raise TokenizerError(f"{self._source}: {key} {special[key]!r:.60} is not in the vocabulary")
+        return vocab[special[key]]
+
+
+def _guard(source: str, work: Callable[[], Result]) -> Result:
+    # The library reports damage as bare Exception, and some of it as a panic, which is not even an Exception.
+    try:
+        return work()
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as problem:
+        raise TokenizerError(f"{source}: damaged or not supported: {problem!s:.200}") from problem
+
+
+def _falls_back(inner: tokenizers.Tokenizer) -> bool:
+    # Whether "<0x41>" decodes to "A".
+    token = inner.token_to_id("<0x41>")
+    return token is not None and inner.decode([token], skip_special_tokens=False) == "A"
+
+
+def _token_text(config: Mapping[str, Any], key: str, source: str) -> str | None:
+    value = config.get(key)
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    if value is not None and not isinstance(value, str):
+        raise TokenizerError(f"{source}: {key!r} in tokenizer_config.json must be a string")
+    return value or None

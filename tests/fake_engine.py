@@ -1,0 +1,147 @@
+"""An engine whose logits depend on nothing but the tokens so far, and which checks how it is used.
+
+Any mistake in what the scheduler feeds (a token lost, repeated, out of order, in the wrong sequence) changes
+the logits of all that follows. It keeps the rules of the real engine: capacity in blocks, rows per step, no
+use after free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+BLOCK = 64
+
+
+class FakeSequence:
+    def __init__(self, engine: FakeEngine, ids: list[int]) -> None:
+        self.engine, self.ids, self.freed = engine, ids, False
+        engine.live.add(self)
+
+    @property
+    def length(self) -> int:
+        assert not self.freed
+        return len(self.ids)
+
+    def fork(self) -> FakeSequence:
+        assert not self.freed
+        return FakeSequence(self.engine, list(self.ids))
+
+    def truncate(self, length: int) -> None:
+        assert not self.freed and 0 <= length <= len(self.ids)
+        del self.ids[length:]
+
+    def free(self) -> None:
+        assert not self.freed
+        self.freed = True
+        self.engine.live.discard(self)
+
+
+class FakeResult:
+    def __init__(self) -> None:
+        self.token: int | None = None
+        self.logprob: float | None = None
+        self.top: list[tuple[int, float]] = []
+        self.logits: np.ndarray | None = None
+
+
+class FakeSampler:
+    """Greedy at temperature 0, otherwise one draw a token from a generator keyed by seed and count."""
+
+    def __init__(
+        self, *, temperature: float, seed: int, logprobs: int | None, logit_bias: Any = None, **rest: Any
+    ) -> None:
+        self.temperature, self.seed, self.logprobs, self.bias, self.rest = (
+            temperature,
+            seed,
+            logprobs,
+            logit_bias,
+            rest,
+        )
+        self.count = 0
+
+    def sample(self, logits: np.ndarray, result: FakeResult) -> None:
+        logits = logits.astype(np.float64)
+        for token, bias in (self.bias or {}).items():
+            logits[token] += bias
+        logprobs = logits - logits.max()
+        logprobs -= np.log(np.exp(logprobs).sum())
+        if self.temperature == 0:
+            token = int(logits.argmax())
+        else:
+            p = np.exp(logprobs / self.temperature)
+            token = int(np.random.default_rng([self.seed, self.count]).choice(len(p), p=p / p.sum()))
+        self.count += 1
+        result.token, result.logprob = token, float(logprobs[token])
+        order = np.argsort(-logprobs, kind="stable")[: self.logprobs or 0]
+        result.top = [(int(i), float(logprobs[i])) for i in order]
+
+
+class FakeEngine:
+    threads, isa = 1, "fake"
+    weight_bytes_per_token = 1000
+
+    def __init__(
+        self, vocab_size: int, *, context: int = 256, cache_tokens: int = 1024, max_rows: int = 64
+    ) -> None:
+        self.vocab_size, self.context_length = vocab_size, context
+        self.cache_tokens, self.max_rows = cache_tokens, max_rows
+        self.live: set[FakeSequence] = set()
+        self.steps: list[list[int]] = []  # tokens of each item, step by step
+        self.closed = False
+        self.before_step: Callable[[], None] = lambda: None
+        self._lock = threading.Lock()
+
+    @property
+    def cache_tokens_free(self) -> int:
+        return self.cache_tokens - sum(-(-len(s.ids) // BLOCK) * BLOCK for s in self.live)
+
+    def memory(self) -> dict[str, int]:
+        return {"weights": 1000, "cache": 1000, "scratch": 0}
+
+    def sequence(self) -> FakeSequence:
+        return FakeSequence(self, [])
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        digest = hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=8).digest()
+        return (
+            3 * np.random.default_rng(int.from_bytes(digest, "little")).standard_normal(self.vocab_size)
+        ).astype(np.float32)
+
+    def step(self, items: list[Any]) -> list[FakeResult]:
+        assert self._lock.acquire(blocking=False), "two steps at once"
+        try:
+            assert not self.closed and items
+            assert sum(len(ids) for _, ids, _, _ in items) <= self.max_rows
+            assert len({id(s) for s, *_ in items}) == len(items)
+            self.steps.append([len(ids) for _, ids, _, _ in items])
+            self.before_step()
+            return [self._run(*item) for item in items]
+        finally:
+            self._lock.release()
+
+    def _run(
+        self, sequence: FakeSequence, ids: list[int], sampler: FakeSampler | None, want: str
+    ) -> FakeResult:
+        assert not sequence.freed and ids and all(0 <= i < self.vocab_size for i in ids)
+        result, rows = FakeResult(), []
+        for token in ids:
+            sequence.ids.append(token)
+            if want == "all":
+                rows.append(self.logits(sequence.ids))
+        assert len(sequence.ids) <= self.context_length and self.cache_tokens_free >= 0
+        if sampler is not None:
+            sampler.sample(self.logits(sequence.ids), result)
+        if want == "all":
+            result.logits = np.stack(rows)
+        elif want == "last":
+            result.logits = self.logits(sequence.ids)[None]
+        return result
+
+    def close(self) -> None:
+        assert not self.live, "sequences outlive the engine"
+        self.closed = True

@@ -1,0 +1,214 @@
+"""The command line: what it prints, and the status it ends with. The model is a fake."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from fake_engine import FakeEngine, FakeSampler
+from pocketlm.cli import run
+from pocketlm.cli.group import COMMANDS, cli
+from pocketlm.errors import WeightError
+from pocketlm.model import LM
+from pocketlm.tokenizer import Tokenizer
+from tokenizer_files import CHAT, byte_level
+
+CONFIG = {"bos_token": "<|bos|>", "eos_token": "<|end|>"}
+
+
+class Loaded:
+    """Stands in for :mod:`pocketlm.assemble`; remembers what was asked for."""
+
+    def __init__(self) -> None:
+        self.template: str | None = CHAT
+        self.calls: list[tuple[Any, dict[str, Any]]] = []
+        self.before_step: Any = lambda: None
+
+    def load(self, model: Any = None, **settings: Any) -> LM:
+        self.calls.append((model, settings))
+        tokenizer = Tokenizer(byte_level(), config=CONFIG, template=self.template)
+        engine = FakeEngine(tokenizer.size)
+        engine.before_step = self.before_step
+        return LM(engine, tokenizer, FakeSampler, name="fake")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> Loaded:
+    fake = Loaded()
+    module: Any = types.ModuleType("pocketlm.assemble")
+    module.load, module.BUNDLED = fake.load, Path("/nowhere/bundled")
+    monkeypatch.setitem(sys.modules, "pocketlm.assemble", module)
+    monkeypatch.delenv("POCKETLM_DEBUG", raising=False)
+    return fake
+
+
+def call(*args: str, stdin: str = "") -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a command line."""
+    out, err, saved = (
+        io.TextIOWrapper(io.BytesIO(), "utf-8"),
+        io.StringIO(),
+        (sys.stdin, sys.stdout, sys.stderr),
+    )
+    sys.stdin, sys.stdout, sys.stderr = io.StringIO(stdin), out, err
+    try:
+        status = run(args)
+        out.flush()
+        return status, out.buffer.getvalue().decode(), err.getvalue()  # type: ignore[attr-defined]
+    finally:
+        sys.stdin, sys.stdout, sys.stderr = saved
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command: str) -> None:
+    result = CliRunner().invoke(cli, [command, "--help"])
+    assert result.exit_code == 0 and "Example" in result.output and f"pocketlm {command}" in result.output
+    assert "--json" in result.output
+
+
+def test_generate_streams_prompt_and_text(loaded: Loaded) -> None:
+    status, out, err = call("generate", "once upon", "--max-tokens", "8", "--seed", "1", "--ignore-eos")
+    expected = loaded.load().generate("once upon", max_tokens=8, seed=1, ignore_eos=True)
+    assert (status, out) == (0, f"once upon{expected.text}\n")
+    assert "8 tokens" in err and "tokens/s" in err and "seed 1" in err
+    assert call(
+        "generate", "-q", "--max-tokens", "8", "--seed", "1", "--ignore-eos", stdin="once upon\n"
+    ) == (0, out, "")
+
+
+def test_generate_json(loaded: Loaded) -> None:
+    args = ["--max-tokens", "4", "--temperature", "0", "--seed", "7", "--logprobs", "2", "--json"]
+    status, out, _ = call(
+        "generate", "once", "--model", "some/dir", "--threads", "2", "--max-memory", "1.5GiB", *args
+    )
+    found = json.loads(out)
+    assert status == 0 and found["model"] == "fake" and found["prompt"] == "once" and found["seed"] == 7
+    assert {"text", "tokens", "finish_reason", "stop_reason", "logprobs", "usage", "timings"} <= found.keys()
+    assert found["usage"]["total_tokens"] == found["usage"]["prompt_tokens"] + len(found["tokens"])
+    assert {"ttft_seconds", "decode_tokens_per_second"} <= found["timings"].keys()
+    assert len(found["logprobs"][0]["top"]) == 2
+    assert loaded.calls == [("some/dir", {"threads": 2, "max_memory": 3 << 29, "precise": False})]
+
+
+def test_generate_chat_uses_the_template(loaded: Loaded) -> None:
+    status, out, _ = call("generate", "once", "--chat", "--max-tokens", "4", "--seed", "7", "--json")
+    assert status == 0 and json.loads(out)["usage"]["prompt_tokens"] > 4
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "part"),
+    [
+        (["generate", "x", "--temperature", "nan"], 2, "temperature"),
+        (["generate", "x", "--temperature", "hot"], 2, "temperature"),
+        (["generate", "x", "--max-tokens", "0"], 2, "max_tokens"),
+        (["generate", "x", "--max-memory", "much"], 2, "size"),
+        (["generate", "x", "--wrong"], 2, "--wrong"),
+        (["generate", "x", "y"], 2, "argument"),
+        (["generate", "x " * 500], 1, "context"),
+        (["generate", "x", "--adapter", "a"], 1, "adapter"),
+        (["perplexity"], 2, "FILE"),
+        (["perplexity", "a", "b", "c"], 2, "FILE"),
+        (["perplexity", "nowhere.txt"], 1, "nowhere.txt"),
+        (["inspect", "nowhere/at/all"], 1, "nowhere/at/all"),
+        (["palettize", "nowhere/at/all", "dst"], 1, "nowhere/at/all"),
+        (["palettize", "src"], 2, "DST"),
+        (["palettize", "src", "dst", "--bits", "9"], 2, "bits"),
+        (["fly"], 2, "fly"),
+    ],
+)
+def test_failures_are_one_line(loaded: Loaded, args: list[str], status: int, part: str) -> None:
+    found, out, err = call(*args)
+    assert found == status and part in err and err.count("\n") == 1 and err.startswith("pocketlm: error: "), (
+        err
+    )
+    assert "Traceback" not in err and "{" not in out
+
+
+def test_errors_in_the_middle_are_one_line(loaded: Loaded) -> None:
+    for error, part in (
+        (WeightError("tensor 'x'\nis damaged"), "'x' is damaged"),
+        (RuntimeError("odd"), "POCKETLM_DEBUG"),
+    ):
+
+        def fail(error: Exception = error) -> None:
+            raise error
+
+        loaded.before_step = fail
+        status, _, err = call("generate", "x", "--json")
+        assert status == 1 and part in err and err.count("\n") == 1
+
+
+def test_interrupt_and_closed_pipe(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    loaded.before_step = interrupt
+    assert call("generate", "x")[0] == 130
+
+
+def test_debug_lets_exceptions_through(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETLM_DEBUG", "1")
+    with pytest.raises(ValueError, match="temperature"):
+        call("generate", "x", "--temperature", "nan")
+
+
+def test_perplexity_json(loaded: Loaded, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("once upon a time\n" * 20)
+    status, out, _ = call("perplexity", str(path), "--context", "32", "--json")
+    found = json.loads(out)
+    assert status == 0 and set(found) == {"tokens", "bytes", "nll", "perplexity", "bits_per_byte"}
+    assert found["bytes"] == 340 and loaded.calls[-1][0] is None
+    assert (
+        call("perplexity", "model", str(path), "--context", "32")[0] == 0 and loaded.calls[-1][0] == "model"
+    )
+
+
+def test_chat_without_a_terminal(loaded: Loaded, tmp_path: Path) -> None:
+    target = tmp_path / "talk.json"
+    talk = f"once upon\n\n/help\n/save {target}\n/save\n/nonsense\n/reset\nthe cat\n/quit\nnever\n"
+    status, out, err = call("chat", "-i", "Be brief.", "--max-tokens", "5", "--seed", "1", stdin=talk)
+    assert status == 0 and err == ""
+    assert "/reset" in out and "Saved 3 turns" in out and "Give a file" in out and "/nonsense is not" in out
+    saved = json.loads(target.read_text())
+    assert [turn["role"] for turn in saved] == ["system", "user", "assistant"]
+    assert saved[2]["content"] in out
+
+
+def test_chat_goes_on_after_an_error(loaded: Loaded) -> None:
+    status, out, _ = call(
+        "chat", "--max-tokens", "5", stdin=f"{'the cat ' * 300}\nonce\n/save /nowhere/at/all.json\n"
+    )
+    assert status == 0 and "error: " in out and "/nowhere/at/all.json" in out
+
+
+def test_chat_json_is_a_line_an_answer(loaded: Loaded) -> None:
+    status, out, _ = call("chat", "--max-tokens", "5", "--seed", "1", "--json", stdin="once\nthe cat\n")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert status == 0 and [a["prompt"] for a in answers] == ["once", "the cat"]
+    assert answers[1]["usage"]["reused_tokens"] > 0
+
+
+def test_ctrl_c_ends_the_answer_not_the_chat(loaded: Loaded) -> None:
+    import signal
+
+    count = 0
+
+    def interrupt() -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    loaded.before_step = interrupt
+    status, out, _ = call("chat", "--max-tokens", "100", "--json", stdin="")
+    assert status == 0
+    status, out, _ = call("chat", "--max-tokens", "20", "--seed", "1", stdin="once\n/save\nthe cat\n")
+    assert status == 0 and "Give a file" in out and count > 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,0 +1,69 @@
+"""The command line and the package as a user's shell sees them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PYTHON = [sys.executable, "-W", "error"]
+
+
+def run(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PYTHON, *args], capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("args", "status"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["generate", "--nonsense"], 2),
+        (["inspect", "/nowhere"], 1),
+        ([], 2),
+    ],
+)
+def test_exit_status(args: list[str], status: int) -> None:
+    found = run("-m", "pocketlm", *args)
+    assert found.returncode == status and "Traceback" not in found.stderr
+    if status:
+        assert found.stderr.count("\n") == 1 and found.stderr.startswith("pocketlm: error: ")
+    else:
+        assert not found.stderr
+
+
+def test_a_closed_pipe_is_no_failure() -> None:
+    script = f"{sys.executable} -m pocketlm --help | true; echo ${{PIPESTATUS[0]}}"
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert found.stdout.strip() in ("0", "141") and not found.stderr
+
+
+def test_importing_the_package_imports_next_to_nothing() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import pocketlm; "
+        "heavy = {'numpy', 'jax', 'tokenizers', 'jinja2', 'click', 'rich', 'torch', 'transformers'}; "
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules); "
+        "assert len(set(sys.modules) - before) < 60, sorted(set(sys.modules) - before)"
+    )
+    found = run("-c", code)
+    assert found.returncode == 0, found.stderr
+
+
+def test_using_the_package_imports_no_extras() -> None:
+    code = (
+        "import sys, pocketlm; [getattr(pocketlm, name) for name in pocketlm.__all__]; "
+        "extras = {'jax', 'optax', 'torch', 'transformers', 'plotly', 'starlette', 'ray', 'scipy'}; "
+        "assert not extras & set(sys.modules), extras & set(sys.modules)"
+    )
+    found = run("-c", code)
+    assert found.returncode == 0, found.stderr
+
+
+def test_every_public_name_is_there() -> None:
+    import pocketlm
+
+    assert sorted(pocketlm.__all__) == sorted(set(pocketlm.__all__)) == sorted(dir(pocketlm))
+    assert callable(pocketlm.load) and callable(pocketlm.palettize)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = pocketlm.nothing

@@ -1,0 +1,324 @@
+"""Scheduling, streams and sessions over an engine that notices any wrong token."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fake_engine import FakeEngine, FakeSampler
+from pocketlm.errors import ContextLengthError, ParameterError, WeightError
+from pocketlm.generate.params import SamplingParams
+from pocketlm.generate.result import Completion
+from pocketlm.model import LM
+from pocketlm.tokenizer import Tokenizer
+from tokenizer_files import CHAT, byte_level
+
+TOKENIZER = Tokenizer(
+    byte_level(),
+    config={"bos_token": "<|bos|>", "eos_token": "<|end|>"},
+    template=CHAT,
+    source="tokenizer.json",
+)
+FREE = SamplingParams(max_tokens=12, seed=3, ignore_eos=True)
+
+
+def make(**options: Any) -> LM:
+    return LM(FakeEngine(TOKENIZER.size, **options), TOKENIZER, FakeSampler)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def lm() -> Iterator[LM]:
+    with make() as model:
+        yield model
+
+
+def oracle(prompt: list[int], params: SamplingParams) -> list[int]:
+    """The tokens, by the plainest loop."""
+    engine, ids = FakeEngine(TOKENIZER.size), list(prompt)
+    temperature = 1.0 if params.temperature is None else params.temperature
+    sampler = FakeSampler(temperature=temperature, seed=params.seed or 0, logprobs=None)
+    while len(ids) - len(prompt) < (params.max_tokens or 0):
+        (result,) = [type("R", (), {})()]
+        sampler.sample(engine.logits(ids), result)
+        ids.append(result.token)
+        if result.token in TOKENIZER.eos and not params.ignore_eos:
+            break
+    return ids[len(prompt) :]
+
+
+def plain(completion: Completion) -> tuple[Any, ...]:
+    return completion.text, completion.tokens, completion.finish_reason, completion.stop_reason
+
+
+def test_tokens_are_those_of_the_plain_loop(lm: LM) -> None:
+    ids = TOKENIZER.encode("once upon a time")
+    completion = lm.generate("once upon a time", FREE)
+    assert list(completion.tokens) == oracle(ids, FREE)
+    assert completion.finish_reason == "length" and completion.seed == 3
+    assert completion.usage.prompt_tokens == len(ids) and completion.usage.completion_tokens == 12
+    assert completion.text == TOKENIZER.decode(completion.tokens)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    prompts=st.lists(
+        st.lists(st.integers(0, TOKENIZER.size - 1), min_size=1, max_size=120), min_size=1, max_size=9
+    ),
+    shared=st.integers(0, 40),
+    rows=st.integers(9, 64),
+    cache=st.integers(3, 12),
+    temperature=st.sampled_from([0.0, 1.0]),
+)
+def test_a_batch_equals_its_rows(
+    prompts: list[list[int]], shared: int, rows: int, cache: int, temperature: float
+) -> None:
+    params = SamplingParams(max_tokens=9, seed=5, temperature=temperature)
+    prompts = [[7] * shared + prompt for prompt in prompts]
+    with make(max_rows=rows, cache_tokens=64 * cache) as lm:
+        found = lm.generate(prompts, params)
+        again = lm.generate(prompts, params)
+    for prompt, completion, second in zip(prompts, found, again, strict=True):
+        assert list(completion.tokens) == oracle(prompt, params)
+        assert plain(second) == plain(completion)
+    assert not lm.engine.live  # type: ignore[attr-defined]
+
+
+def test_a_long_prompt_does_not_hold_up_others(lm: LM) -> None:
+    engine: Any = lm.engine
+    lm._scheduler._chunk = 32
+    lm._scheduler._adapt = lambda *_: None  # type: ignore[method-assign]
+    long = lm.stream([5] * 200, FREE)
+    short = lm.stream([6] * 4, FREE)
+    short.result()
+    # The short prompt is through in the first step, and has a token in every step after it.
+    assert engine.steps[:4] == [[16, 4], [1, 32], [1, 32], [1, 32]] and len(engine.steps) == 12
+    assert long.result().usage.completion_tokens == 12
+    assert max(map(sum, engine.steps)) <= 33
+
+
+def test_prefix_of_an_earlier_prompt_is_reused(lm: LM) -> None:
+    ids = [int(i) for i in np.random.default_rng(0).integers(5, 250, 100)]
+    first = lm.generate(ids, FREE)
+    second = lm.generate([*ids[:80], 9, 9, 9], FREE)
+    assert (first.usage.reused_tokens, second.usage.reused_tokens) == (0, 80)
+    assert list(second.tokens) == oracle([*ids[:80], 9, 9, 9], FREE)
+    # All of a prompt known: its last token is computed again, for its logits.
+    assert lm.generate(ids, FREE).usage.reused_tokens == 99
+
+
+def test_end_token_stop_string_and_stop_token(lm: LM) -> None:
+    tokens = lm.generate([5], FREE).tokens
+    text = TOKENIZER.decode(tokens)
+    stopped = lm.generate([5], FREE, stop_token_ids=[tokens[4]])
+    assert (
+        stopped.tokens == tokens[:5] and stopped.stop_reason == tokens[4] and stopped.finish_reason == "stop"
+    )
+    bias = {next(iter(TOKENIZER.eos)): 100.0}
+    ended = lm.generate([5], max_tokens=5, logit_bias=bias)
+    assert ended.tokens == tuple(TOKENIZER.eos) and ended.text == "" and ended.finish_reason == "stop"
+    assert len(lm.generate([5], max_tokens=5, logit_bias=bias, ignore_eos=True).tokens) == 5
+    for start in range(len(text) - 2):
+        stop = text[start : start + 2]
+        if "\ufffd" not in stop:
+            found = lm.generate([5], FREE, stop=stop)
+            assert found.text == text[: text.index(stop)] and found.stop_reason == stop
+            with lm.stream([5], FREE, stop=stop) as stream:
+                assert "".join(chunk.text for chunk in stream) == found.text
+
+
+def test_stream_yields_the_same_text_in_pieces(lm: LM) -> None:
+    whole = lm.generate("the cat", FREE, logprobs=2)
+    with lm.stream("the cat", FREE, logprobs=2) as stream:
+        chunks = list(stream)
+    assert "".join(map(str, chunks)) == whole.text == stream.text
+    assert sum((chunk.tokens for chunk in chunks), ()) == whole.tokens
+    assert sum((chunk.logprobs or () for chunk in chunks), ()) == whole.logprobs
+    assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1].finish_reason == "length" and stream.completion is not None
+    assert whole.logprobs is not None and len(whole.logprobs) == 12
+    assert all(len(entry.top) == 2 and entry.logprob <= 0 for entry in whole.logprobs)
+    assert next(stream, None) is None
+
+
+def test_cancel_during_prefill_ends_at_the_next_chunk(lm: LM) -> None:
+    engine: Any = lm.engine
+    lm._scheduler._chunk = 32
+    stream = lm.stream([5] * 200, FREE)
+    engine.before_step = stream.cancel
+    chunks = list(stream)
+    assert [chunk.finish_reason for chunk in chunks] == ["cancelled"] and len(engine.steps) == 1
+    assert stream.result().tokens == ()
+
+
+def test_cancel_from_another_thread_and_after_some_text(lm: LM) -> None:
+    stream = lm.stream([5], max_tokens=200, ignore_eos=True, seed=1)
+    first = next(stream)
+    thread = threading.Thread(target=stream.cancel)
+    thread.start()
+    thread.join()
+    rest = list(stream)
+    assert rest[-1].finish_reason == "cancelled"
+    assert first.text + "".join(map(str, rest)) == stream.text
+    # The model is free for others at once.
+    assert lm.generate([5], FREE).finish_reason == "length"
+
+
+def test_a_lost_stream_gives_its_memory_back(lm: LM) -> None:
+    engine: Any = lm.engine
+    for _ in range(30):
+        next(lm.stream([5], max_tokens=250, ignore_eos=True, seed=1))
+        gc.collect()
+    assert lm.generate([6] * 100, max_tokens=100, ignore_eos=True).finish_reason == "length"
+    assert len(engine.live) <= 33
+
+
+def test_threads_share_steps(lm: LM) -> None:
+    engine: Any = lm.engine
+    prompts = [[i + 10] * 20 for i in range(8)]
+    found: dict[int, Completion] = {}
+    barrier = threading.Barrier(8)
+
+    def work(index: int) -> None:
+        barrier.wait()
+        found[index] = lm.generate(prompts[index], FREE)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert all(list(found[i].tokens) == oracle(prompts[i], FREE) for i in range(8))
+    assert any(len(step) > 1 for step in engine.steps)
+
+
+def test_async_streams_run_together(lm: LM) -> None:
+    async def read(token: int) -> str:
+        async with lm.stream([token], FREE) as stream:
+            return "".join([chunk.text async for chunk in stream])
+
+    async def main() -> list[str]:
+        return await asyncio.gather(*(read(token) for token in range(20, 30)))
+
+    engine: Any = lm.engine
+    assert asyncio.run(main()) == [lm.generate([token], FREE).text for token in range(20, 30)]
+    assert any(len(step) > 1 for step in engine.steps)
+
+
+def test_async_stream_of_a_cancelled_task_stops(lm: LM) -> None:
+    streams = []
+
+    async def main() -> None:
+        async def read() -> None:
+            streams.append(lm.stream([5], max_tokens=250, ignore_eos=True, seed=1))
+            async for _ in streams[0]:
+                pass
+
+        task = asyncio.create_task(read())
+        while not streams or not streams[0].text:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert len(streams[0].result().tokens) < 250
+
+
+def test_errors_of_the_engine_reach_their_requests_only(lm: LM) -> None:
+    engine: Any = lm.engine
+
+    def fail() -> None:
+        engine.before_step = lambda: None
+        raise WeightError("tensor 'x' is damaged")
+
+    engine.before_step = fail
+    with pytest.raises(WeightError, match="'x'"):
+        lm.generate([5], FREE)
+    assert lm.generate([5], FREE).finish_reason == "length"
+
+
+def test_an_interrupt_leaves_the_model_usable(lm: LM) -> None:
+    engine: Any = lm.engine
+
+    def interrupt() -> None:
+        engine.before_step = lambda: None
+        raise KeyboardInterrupt
+
+    engine.before_step = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        lm.generate([[5], [6]], FREE)
+    assert list(lm.generate([5], FREE).tokens) == oracle([5], FREE)
+
+
+def test_limits_are_errors_before_any_work(lm: LM) -> None:
+    engine: Any = lm.engine
+    for call in (
+        lambda: lm.generate([5] * 256),
+        lambda: lm.generate([5] * 300),
+        lambda: lm.generate([5] * 250, max_tokens=7),
+        lambda: lm.generate("a" * 100_000_000),
+        lambda: lm.generate(["fine", "a " * 1000]),
+        lambda: lm.logits([5] * 300),
+    ):
+        with pytest.raises(ContextLengthError):
+            call()
+    for call in (
+        lambda: lm.generate([5, TOKENIZER.size]),
+        lambda: lm.generate([-1]),
+        lambda: lm.generate([5, 1.5]),  # type: ignore[list-item]
+        lambda: lm.generate(None),  # type: ignore[call-overload]
+        lambda: lm.generate([[]]),
+        lambda: lm.generate([5], temperature=float("nan")),
+        lambda: lm.generate([5], temprature=1.0),
+        lambda: lm.generate([5], max_tokens=3, max_new_tokens=3),
+        lambda: lm.generate([5], stop_token_ids=[TOKENIZER.size]),
+        lambda: lm.generate([5], logit_bias={TOKENIZER.size: 1.0}),
+        lambda: lm.generate("lone \ud800"),
+        lambda: lm.logits([]),
+    ):
+        with pytest.raises(ParameterError):
+            call()
+    assert not engine.steps and lm.generate([]) == []
+
+
+def test_empty_prompt_needs_a_token_that_begins_a_text(lm: LM) -> None:
+    assert lm.generate("", FREE).usage.prompt_tokens == 1
+    bare = LM(FakeEngine(TOKENIZER.size), Tokenizer(byte_level(bos=False)), FakeSampler)  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="prompt"):
+        bare.generate("")
+
+
+def test_without_max_tokens_the_context_is_the_end(lm: LM) -> None:
+    completion = lm.generate([5] * 200, ignore_eos=True)
+    assert len(completion.tokens) == 56 and completion.finish_reason == "length"
+
+
+def test_logits_and_score(lm: LM) -> None:
+    engine: Any = lm.engine
+    ids = list(range(10, 150))
+    logits = lm.logits(ids)
+    assert logits.shape == (140, TOKENIZER.size) and logits.dtype == np.float32
+    assert np.array_equal(logits[100], engine.logits(ids[:101]))
+    score = lm.score(ids[:100], ids[100:])
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    expected = (shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))[range(99, 139), ids[100:]]
+    assert score.tokens == tuple(ids[100:]) and np.allclose(score.logprobs, expected, atol=1e-12, rtol=0)
+    assert not score.greedy and lm.score(ids[:100], [int(logits[99].argmax())]).greedy
+    assert lm.score("once upon", " a time").tokens == tuple(TOKENIZER.encode(" a time", bos=False))
+    assert len(lm.score("once upon a time").tokens) == len(TOKENIZER.encode("once upon a time")) - 1
+
+
+def test_closed_model_says_so() -> None:
+    lm = make()
+    lm.generate([5], FREE)
+    lm.close()
+    with pytest.raises(ParameterError, match="closed"):
+        lm.generate([5], FREE)

@@ -1,0 +1,123 @@
+"""Tokenizers and their settings: what is honoured, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from tokenizers import processors
+
+from pocketlm.errors import ContextLengthError, ParameterError, TemplateError, TokenizerError
+from pocketlm.loading.tokenizer import load_tokenizer
+from pocketlm.tokenizer import Tokenizer
+from tokenizer_files import CHAT, byte_level, metaspace, save
+
+CONFIG = {"bos_token": "<|bos|>", "eos_token": {"content": "<|end|>"}}
+
+
+def test_special_tokens_and_round_trip() -> None:
+    tokenizer = Tokenizer(byte_level(), config=CONFIG, eos=[7])
+    assert tokenizer.bos == 0 and tokenizer.eos == {1, 7} and tokenizer.adds_bos
+    text = "naïve 😀\n"
+    ids = tokenizer.encode(text)
+    assert ids[0] == 0 and tokenizer.decode(ids) == text and tokenizer.encode(text, bos=False) == ids[1:]
+    assert tokenizer.decode([*ids, 1], special=True) == f"<|bos|>{text}<|end|>"
+
+
+@pytest.mark.parametrize("add_bos", [True, False, None])
+@pytest.mark.parametrize("processor", [True, False])
+def test_add_bos_token_overrides_the_processor(add_bos: bool | None, processor: bool) -> None:
+    tokenizer = Tokenizer(byte_level(bos=processor), config={**CONFIG, "add_bos_token": add_bos})
+    expected = processor if add_bos is None else add_bos
+    assert (tokenizer.encode("once")[0] == 0) is expected and tokenizer.adds_bos is expected
+
+
+def test_an_end_that_the_processor_adds_is_left_out() -> None:
+    inner = byte_level()
+    inner.post_processor = processors.TemplateProcessing(
+        single="<|bos|> $A <|end|>", special_tokens=[("<|bos|>", 0), ("<|end|>", 1)]
+    )
+    tokenizer = Tokenizer(inner, config=CONFIG)
+    assert tokenizer.encode("once")[0] == 0 and 1 not in tokenizer.encode("once")
+    assert tokenizer.encode("once<|end|>")[-1] == 1  # unless the text has it
+
+
+def test_truncation_and_padding_of_the_file_are_off() -> None:
+    inner = byte_level()
+    inner.enable_truncation(5)
+    inner.enable_padding(length=50)
+    assert 20 < len(Tokenizer(inner, config=CONFIG).encode("the cat " * 20)) != 50
+
+
+def test_sizes_that_do_not_match_are_refused() -> None:
+    inner = byte_level()
+    size = inner.get_vocab_size()
+    Tokenizer(inner, vocab_size=size)
+    with pytest.raises(TokenizerError, match=f"{size - 1}.*{size - 1} rows"):
+        Tokenizer(inner, vocab_size=size - 1)
+    with pytest.raises(TokenizerError, match="eos_token_id"):
+        Tokenizer(inner, eos=[size])
+    with pytest.raises(TokenizerError, match="bos_token"):
+        Tokenizer(inner, config={"bos_token": "<nowhere>"})
+    with pytest.raises(TokenizerError, match="eos_token"):
+        Tokenizer(inner, config={"eos_token": 5})
+
+
+def test_bad_text_and_ids_are_refused() -> None:
+    tokenizer = Tokenizer(byte_level())
+    for text in (None, b"once", 5, "\ud800"):
+        with pytest.raises(ParameterError):
+            tokenizer.encode(text)  # type: ignore[arg-type]
+    for ids in ([-1], ["a"], 5, [1 << 40]):
+        with pytest.raises(ParameterError):
+            tokenizer.decode(ids)  # type: ignore[arg-type]
+    with pytest.raises(ContextLengthError):
+        tokenizer.encode("a" * 1_000_000, limit=100)
+    assert tokenizer.decode([100_000]) == ""
+
+
+def test_chat_ids_have_no_second_bos() -> None:
+    tokenizer = Tokenizer(byte_level(), config=CONFIG, template=CHAT)
+    ids = tokenizer.encode_chat([{"role": "user", "content": "once"}])
+    assert (
+        ids.count(0) == 1 and tokenizer.decode(ids, special=True) == "<|bos|><|user|>once<|end|><|assistant|>"
+    )
+    with pytest.raises(TemplateError, match="no chat template"):
+        Tokenizer(byte_level()).encode_chat([])
+
+
+def test_byte_fallback_is_known_by_what_it_decodes_to() -> None:
+    assert len(Tokenizer(metaspace())._bytes) == 256 and not Tokenizer(byte_level())._bytes
+
+
+def test_damaged_files_raise_and_do_not_hang(tmp_path: Path) -> None:
+    path = save(tmp_path) / "tokenizer.json"
+    good, rng = path.read_bytes(), random.Random(0)
+    values = json.loads(good)
+    cases = [
+        b"",
+        b"{}",
+        b"[" * 100_000,
+        b"\xff\xfe",
+        good[: len(good) // 2],
+        json.dumps({**values, "model": {}}).encode(),
+    ]
+    cases.append(json.dumps({**values, "model": {**values["model"], "vocab": {}, "merges": []}}).encode())
+    for _ in range(150):
+        damaged = bytearray(good)
+        for _ in range(rng.randrange(1, 4)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        cases.append(bytes(damaged))
+    refused = 0
+    for case in cases:
+        path.write_bytes(case)
+        try:
+            tokenizer = Tokenizer(load_tokenizer(path, 400), config=CONFIG, vocab_size=400)
+            ids = tokenizer.encode("once upon a time 😀")
+            tokenizer.decode(ids)
+        except TokenizerError as error:
+            refused += 1
+            assert "\n" not in str(error)[:20]
+    assert refused > 20
