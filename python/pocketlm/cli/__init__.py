@@ -39,8 +39,8 @@ def run(args: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _complain("interrupted", INTERRUPTED)
     except (BrokenPipeError, SystemExit):
-        # Whoever read the output has seen enough (click turns that into SystemExit, its only one here). Python
-        # would complain when it flushes at exit.
+        # Whoever read the output has seen enough (click turns that into SystemExit, its only one here).
+        # Python would complain when it flushes at exit.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
