@@ -52,7 +52,6 @@ macro_rules! shared {
 
 impl Dot for Avx2 {
     const PARTS: usize = 2;
-    const FEW: usize = 8;
     const BLOCK: usize = 4;
     type V = __m256i;
     type X = *const i8;
@@ -125,7 +124,6 @@ struct Avx2Vnni;
 
 impl Dot for Avx2Vnni {
     const PARTS: usize = 2;
-    const FEW: usize = 8;
     const BLOCK: usize = 6;
     type V = __m256i;
     type X = *const i8;

@@ -69,7 +69,6 @@ impl<const VBMI: bool> Avx512<VBMI> {
 
 impl<const VBMI: bool> Dot for Avx512<VBMI> {
     const PARTS: usize = 1;
-    const FEW: usize = 16;
     const BLOCK: usize = 6;
     type V = __m512i;
     type X = *const i8;

@@ -21,8 +21,6 @@ mod ymm;
 pub(crate) trait Dot {
     /// Vectors per quad: 64 / bytes of `V`.
     const PARTS: usize;
-    /// Rows of activations whose sums fit the registers, one vector of weights at a time.
-    const FEW: usize;
     /// Rows of activations of the block that the kernel for many rows keeps in registers.
     const BLOCK: usize;
     /// Weights of one part of a quad, or the table of a tile's codebook.

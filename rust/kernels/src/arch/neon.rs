@@ -114,7 +114,6 @@ struct Neon;
 
 impl Dot for Neon {
     const PARTS: usize = 4;
-    const FEW: usize = 8;
     const BLOCK: usize = 2;
     type V = uint8x16_t;
     type X = int8x16_t;
@@ -161,7 +160,6 @@ macro_rules! sdot {
 
 impl Dot for NeonDotprod {
     const PARTS: usize = 4;
-    const FEW: usize = 16;
     const BLOCK: usize = 4;
     type V = uint8x16_t;
     type X = int8x16_t;

@@ -26,7 +26,8 @@ pub(crate) unsafe fn one<D: Dot, const BITS: usize>(
     }
 }
 
-/// Any number of rows, at most `D::FEW` at a time; meant for 2 to 16.
+/// Any number of rows, at most eight at a time; meant for 2 to 16. Sixteen at a time would decode once instead of twice,
+/// but measured slower: each dot product then needs a load of its own, and pointers to rows outgrow the registers.
 ///
 /// # Safety
 /// As for [`one`].
@@ -38,25 +39,25 @@ pub(crate) unsafe fn few<D: Dot, const BITS: usize>(
     out: &mut [f32],
 ) {
     let width = tiles.len() * TILE;
+    let step = x.rows.div_ceil(x.rows.div_ceil(8));
     for (i, t) in tiles.enumerate() {
-        let mut first = 0;
-        while first < x.rows {
-            let rows = (x.rows - first).min(D::FEW);
+        for first in (0..x.rows).step_by(step) {
+            let rows = (x.rows - first).min(step);
             let out = &mut out[first * width + i * TILE..];
-            // A kernel for more rows than there are repeats the last one and drops its result.
+            // A kernel for more rows than there are repeats the last one and drops its result. Sums in flight: at
+            // least eight where the registers allow it.
             // SAFETY: as the caller promises; each kernel serves at least `rows` rows.
             unsafe {
                 match rows {
-                    1 | 2 => tile::<D, BITS, 2, 2>(w, x, t, first, rows, out, width),
-                    3 | 4 => tile::<D, BITS, 4, 1>(w, x, t, first, rows, out, width),
-                    5 | 6 => tile::<D, BITS, 6, 1>(w, x, t, first, rows, out, width),
-                    7 | 8 => tile::<D, BITS, 8, 1>(w, x, t, first, rows, out, width),
-                    _ if const { D::FEW <= 8 } => unreachable!("at most D::FEW rows"),
-                    9..=12 => tile::<D, BITS, 12, 1>(w, x, t, first, rows, out, width),
-                    _ => tile::<D, BITS, 16, 1>(w, x, t, first, rows, out, width),
+                    1 | 2 => tile::<D, BITS, 2, 4>(w, x, t, first, rows, out, width),
+                    3 | 4 => tile::<D, BITS, 4, 2>(w, x, t, first, rows, out, width),
+                    5 | 6 if const { D::PARTS == 2 } => {
+                        tile::<D, BITS, 6, 1>(w, x, t, first, rows, out, width)
+                    }
+                    5 | 6 => tile::<D, BITS, 6, 2>(w, x, t, first, rows, out, width),
+                    _ => tile::<D, BITS, 8, 1>(w, x, t, first, rows, out, width),
                 }
             }
-            first += rows;
         }
     }
 }
