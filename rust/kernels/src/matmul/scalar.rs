@@ -36,16 +36,46 @@ unsafe fn matmul(w: &Palette<'_>, x: &QuantRows<'_>, tiles: Range<usize>, _: &mu
     }
 }
 
-/// The values of inputs `range` of a tile, row by row.
+/// The values of inputs `range` (ends at multiples of 32) of a tile, row by row.
 fn decode(w: &Palette<'_>, tile: usize, range: Range<usize>, to: &mut [[i8; ACT_BLOCK]; TILE]) {
-    let codes = w.tile(tile);
-    // A table of 256 entries needs no check of its index; for `P8` a code is its own value.
-    let mut table: [i8; 256] = std::array::from_fn(|i| i as i8);
+    let bytes = w.kind.group_bytes();
+    let codes = &w.tile(tile)[range.start / 32 * bytes..range.end / 32 * bytes];
+    let mut table = [0i8; 16];
     let codebook = w.tile_codebook(tile);
     table[..codebook.len()].copy_from_slice(codebook);
-    for (r, row) in to.iter_mut().enumerate() {
-        for (value, k) in row.iter_mut().zip(range.clone()) {
-            *value = table[usize::from(w.kind.code(codes, r, k))];
+    for (g, group) in codes.chunks_exact(bytes).enumerate() {
+        for (r, row) in to.iter_mut().enumerate() {
+            let row: &mut [i8; 32] = row[g * 32..].first_chunk_mut().expect("a block holds 8 groups");
+            let quad = |line: usize| -> [u8; 4] { std::array::from_fn(|j| group[64 * line + 4 * r + j]) };
+            // Value p of a line's byte j is input 4p + j.
+            match w.kind {
+                Kind::P8 => {
+                    for (line, to) in row.chunks_exact_mut(4).enumerate() {
+                        to.copy_from_slice(&quad(line).map(|v| v as i8));
+                    }
+                }
+                Kind::P4 => {
+                    for (line, to) in row.chunks_exact_mut(8).enumerate() {
+                        let codes = quad(line);
+                        for p in 0..2 {
+                            to[4 * p..][..4]
+                                .copy_from_slice(&codes.map(|c| table[usize::from(c >> (4 * p) & 15)]));
+                        }
+                    }
+                }
+                Kind::P2 | Kind::P3 => {
+                    let high = if w.kind == Kind::P3 { quad(2) } else { [0; 4] };
+                    for (line, to) in row.chunks_exact_mut(16).enumerate() {
+                        let low = quad(line);
+                        for p in 0..4 {
+                            for j in 0..4 {
+                                let code = low[j] >> (2 * p) & 3 | (high[j] >> (4 * line + p) & 1) << 2;
+                                to[4 * p + j] = table[usize::from(code & 15)];
+                            }
+                        }
+                    }
+                }
+            }
         }
     }
 }
