@@ -26,6 +26,7 @@ from pocketlm.errors import (
     MissingFileError,
     ParameterError,
     StorageError,
+    TokenizerError,
     UnsupportedError,
     WeightError,
 )
@@ -419,6 +420,31 @@ def test_calibration_counts_what_each_projection_reads() -> None:
     for op in graph.linears():
         inputs = np.concatenate([reference.trace(ids)[graph.ops[op.x].name] for ids in runs])
         np.testing.assert_allclose(moments[op.weight.name], (inputs**2).mean(axis=0), rtol=1e-5)
+
+
+def test_calibration_text_is_run_through_the_engine(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = " ".join(f"w{i * 7 % 97}" for i in range(1500))
+    (tmp_path / "text.txt").write_text(text)
+    options: dict[str, Any] = {"bits": 3.5, **QUIET}
+    palettize(source, tmp_path / "plain", **options)
+    palettize(source, tmp_path / "list", calibration=[text], threads=1, **options)
+    from_file = {**options, "calibration": tmp_path / "text.txt"}
+    del from_file["progress"]
+    partial = interrupted(source, tmp_path / "file", monkeypatch, 4, **from_file)
+    assert (partial / "importance.npz").exists()
+    palettize(source, tmp_path / "file", calibration=tmp_path / "text.txt", **options)
+    assert content(tmp_path / "file") == content(tmp_path / "list")
+    assert content(tmp_path / "file")["model.safetensors"] != content(tmp_path / "plain")["model.safetensors"]
+    for bad in ([], [""], [7]):
+        with pytest.raises(ParameterError, match="calibration"):
+            palettize(source, tmp_path / "x", calibration=bad, **QUIET)  # type: ignore[arg-type]
+    with pytest.raises(MissingFileError, match="nothing"):
+        palettize(source, tmp_path / "x", calibration=tmp_path / "nothing", **QUIET)
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(TokenizerError, match="tokenizer"):
+        palettize(source, tmp_path / "x", calibration=[text], **QUIET)
 
 
 def test_importance_helps_where_it_counts(tmp_path: Path) -> None:

@@ -9,6 +9,24 @@ from typing import Any, Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "Engine",
+    "Palettized",
+    "Sampler",
+    "Sequence",
+    "StepResult",
+    "TensorInfo",
+    "WeightStore",
+    "__version__",
+    "cpu_count",
+    "current_isa",
+    "isa_levels",
+    "kernel_registry",
+    "measure_tensor",
+    "palettize_tensor",
+    "read_bandwidth",
+]
+
 __version__: str
 
 @final
@@ -21,7 +39,8 @@ class Engine:
         graph_json: what ``Graph.to_json()`` gives.
         store: weights, mapped or owned; later additions are not seen.
         threads: of a step; else ``POCKETLM_THREADS``, else the physical cores that the process may use.
-        cache_tokens: tokens that the cache holds over all sequences, rounded up to blocks of 64. Pages that were
+        cache_tokens: tokens that the cache holds over all sequences, rounded up to blocks of 64. Pages that
+        were
             never used cost nothing.
         max_rows: tokens of a step at most.
         precise: keep activations in float32 with palettized weights too (slow; for comparison).
@@ -75,14 +94,15 @@ class Engine:
             ]
         ],
     ) -> list[StepResult]:
-        """Appends tokens to sequences, any mix of prompt chunks and single tokens; an item's last member says which
-        logits to return: none, those of its last token, or those of each.
+        """Appends tokens to sequences, any mix of prompt chunks and single tokens; an item's last member says
+        which logits to return: none, those of its last token, or those of each.
 
-        With a sampler, samples the next token and counts it in the sampler's history. Results depend neither on the
-        batch, nor on chunks, nor on threads.
+        With a sampler, samples the next token and counts it in the sampler's history. Results depend neither
+        on the batch, nor on chunks, nor on threads.
 
         Raises:
-            ParameterError: more than ``max_rows`` tokens, an id that has no embedding, no ids, a sequence or a sampler
+            ParameterError: more than ``max_rows`` tokens, an id that has no embedding, no ids, a sequence or
+            a sampler
                 twice.
             ContextLengthError: a sequence would exceed ``context_length``.
             MemoryLimitError: the cache has no room.
@@ -127,9 +147,9 @@ class StepResult:
 class Sampler:
     """How a request chooses its tokens, with those that it has seen.
 
-    ``history`` is the prompt, for ``repetition_penalty``; tokens that steps sample are added. ``top_k`` 0 or -1 keeps
-    all. ``logprobs`` asks for the log-probability of the token and of so many of the most likely ones. The random
-    number depends on ``seed`` and on the token's position only.
+    ``history`` is the prompt, for ``repetition_penalty``; tokens that steps sample are added. ``top_k`` 0 or
+    -1 keeps all. ``logprobs`` asks for the log-probability of the token and of so many of the most likely
+    ones. The random number depends on ``seed`` and on the token's position only.
 
     Raises:
         ParameterError: names the parameter that is out of its range.

@@ -9,6 +9,7 @@ run in chunks whose traces stay bounded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from pocketlm.loading.files import read_text
 
 Trace = Callable[[Sequence[int]], Mapping[str, NDArray[Any]]]
 
-MAX_TOKENS = 65536
+MAX_TOKENS = 16384  # a mean over so many is close enough, and a 1.1B model runs them in minutes
 _TRACE_BYTES = 256 << 20
 
 
@@ -88,9 +89,24 @@ def second_moments(
     return {name: (total / max(count, 1)).astype(np.float32) for name, total in sums.items()}
 
 
-def engine_trace(model: LoadedModel, length: int, threads: int | None) -> Trace:
-    """A trace by the engine on the model's own weights, in float32 activations."""
+@contextmanager
+def engine_trace(model: LoadedModel, length: int, threads: int | None) -> Iterator[Trace]:
+    """A trace of runs of up to ``length`` tokens by the engine, on the model's own weights, unquantized."""
+    # Imported here, as all of the engine: only calibration runs a model.
     from pocketlm._core import Engine
 
-    engine = Engine(model.graph.to_json(), model.store, threads=threads, cache_tokens=length, precise=True)
-    return engine.trace
+    engine = Engine(
+        model.graph.to_json(),
+        model.store,
+        threads=threads,
+        cache_tokens=length,
+        max_rows=length,
+        precise=True,
+    )
+    try:
+        yield engine.trace
+    finally:
+        engine.close()
+        # The pass has touched every weight; what follows goes tensor by tensor.
+        for name in model.store.names():
+            model.store.release(name)

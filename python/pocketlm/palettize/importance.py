@@ -41,8 +41,10 @@ class Importance:
             return
         length = chunk_length(model.graph)
         runs = list(chunks(model, self._texts, length))
-        trace = engine_trace(model, length, threads)
-        with Progress("calibrating", sum(map(len, runs)), progress, unit="tokens") as bar:
+        with (
+            engine_trace(model, length, threads) as trace,
+            Progress("calibrating", sum(map(len, runs)), progress, unit="tokens") as bar,
+        ):
 
             def counted() -> Iterable[list[int]]:
                 for run in runs:
