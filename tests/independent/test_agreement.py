@@ -65,39 +65,6 @@ def test_jax(case: str) -> None:
         assert distance(row, oracle.logits(sequence)) < 1e-4
 
 
-def bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The upper halves; exact for ``coarse`` values."""
-    bits = values.view(np.uint32)
-    assert not (bits & 0xFFFF).any()
-    return (bits >> 16).astype(np.uint16)
-
-
-@each_case
-@pytest.mark.parametrize(("dtype", "precision"), [("f32", "full"), ("f16", "coarse"), ("bf16", "coarse")])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_engine(case: str, dtype: str, precision: cases.Precision, threads: int) -> None:
-    core = pytest.importorskip("pocketlm._core")
-    if not hasattr(core, "Engine"):
-        pytest.skip("built without the engine")
-    graph, ids = cases.graph(case), cases.ids(case)
-    store = core.WeightStore()
-    for name, value in cases.weights(case, precision).items():
-        if dtype == "f16":
-            half = value.astype(np.float16)
-            assert (half == value).all()
-            store.add(name, half)
-        elif dtype == "bf16":
-            store.add(name, bf16(value), "bf16")
-        else:
-            store.add(name, value)
-    engine = core.Engine(graph.to_json(), store, threads=threads, cache_tokens=256)
-    (result,) = engine.step([(engine.sequence(), ids.tolist(), None, "all")])
-    expected = stored(case, precision)
-    assert result.logits.dtype == np.float32
-    assert result.logits.shape == (len(ids), graph.vocab_size)
-    assert distance(result.logits[-len(expected) :], expected) < 5e-3
-
-
 @pytest.mark.skipif(not peer.available(), reason="mlx-lm is not installed (extra: independent)")
 @each_case
 @everywhere
@@ -151,12 +118,6 @@ def test_the_cases_notice_mistakes(mistake: str) -> None:
     assert wrong != graph
     found = Reference(wrong, cases.weights(case)).logits(cases.ids(case))
     assert distance(found[-len(stored(case, "full")) :], stored(case, "full")) > 1e-4
-
-
-def test_coarse_values_are_the_same_in_every_16_bit_type() -> None:
-    for value in cases.weights("llama-biases", "coarse").values():
-        assert (value.astype(np.float16) == value).all()
-        bf16(value)
 
 
 def test_every_stored_case_is_still_a_case() -> None:
