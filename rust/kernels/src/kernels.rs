@@ -124,7 +124,7 @@ impl Kernels {
     }
 }
 
-fn check_tiles(w: &Palette<'_>, tiles: &Range<usize>) -> Result<(), KernelError> {
+pub(crate) fn check_tiles(w: &Palette<'_>, tiles: &Range<usize>) -> Result<(), KernelError> {
     if tiles.start > tiles.end {
         return Err(KernelError::Invalid { what: "tiles", reason: "the range ends before it starts" });
     }

@@ -47,6 +47,8 @@ kernel_ops! {
     MatmulPalette, "matmul_palette", MatmulPaletteFn;
     /// One row of a palettized table to float32. Variant "row".
     EmbedPalette, "embed_palette", EmbedPaletteFn;
+    /// Palettized weights × float32 activations. Variant "many".
+    MatmulPaletteF32, "matmul_palette_f32", MatmulPaletteF32Fn;
     /// Dense weights × float32 activations. Variants "1", "many".
     MatmulDense, "matmul_dense", MatmulDenseFn;
     /// One row of a dense table to float32. Variant "row".
@@ -90,6 +92,8 @@ pub type MatmulPaletteFn = unsafe fn(&Palette<'_>, &QuantRows<'_>, Range<usize>,
 /// `(weights, row, out)`; out holds one row.
 pub type EmbedPaletteFn = unsafe fn(&Palette<'_>, usize, &mut [f32]);
 
+/// `(weights, activations, rows, stride of activations, tiles, out)`; out is as for [`MatmulPaletteFn`].
+pub type MatmulPaletteF32Fn = unsafe fn(&Palette<'_>, &[f32], usize, usize, Range<usize>, &mut [f32]);
 /// `(weights, activations, rows, stride of activations, outputs, out)`; out is row-major `[rows, number of outputs]`.
 pub type MatmulDenseFn = unsafe fn(&Dense<'_>, &[f32], usize, usize, Range<usize>, &mut [f32]);
 /// `(bytes of the row, out)`.

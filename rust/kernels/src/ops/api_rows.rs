@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::api::{check_cap, check_heads};
 use super::{Attention, KV_TOKENS, SPLIT_TOKENS};
 use crate::error::{KernelError, expect_len, product};
-use crate::formats::Dense;
-use crate::kernels::Kernels;
+use crate::formats::{Dense, Palette, TILE};
+use crate::kernels::{Kernels, check_tiles};
 
 /// Elements that `count` pieces of `len` need when they begin `stride` apart.
 fn span(what: &'static str, count: usize, stride: usize, len: usize) -> Result<usize, KernelError> {
@@ -24,6 +24,31 @@ fn at_least(what: &'static str, got: usize, expected: usize) -> Result<(), Kerne
 }
 
 impl Kernels {
+    /// Palettized weights × float32 activations, for `m` rows that begin `stride` apart: `y[i, n] = scale[n] * Σ_k value[n, k] ·
+    /// x[i * stride + k]`, the sum over k in order with fused multiply-adds. `tiles` and `out` are as for
+    /// [`Kernels::matmul_palette`].
+    ///
+    /// # Errors
+    /// When a length, the stride or the range does not fit.
+    pub fn matmul_palette_f32(
+        &self,
+        w: &Palette<'_>,
+        x: &[f32],
+        m: usize,
+        stride: usize,
+        tiles: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), KernelError> {
+        check_tiles(w, &tiles)?;
+        at_least("activations", x.len(), span("activations", m, stride, w.cols())?)?;
+        let len = product("out of matmul_palette_f32", &[m, tiles.len(), TILE])?;
+        expect_len("out of matmul_palette_f32", out.len(), len)?;
+        let kernel = self.float.matmul_palette_f32[w.kind() as usize];
+        // SAFETY: the level was detected when the table was built, and the lengths were checked above.
+        unsafe { kernel(w, x, m, stride, tiles, out) };
+        Ok(())
+    }
+
     /// Dense weights × float32 activations: `out[i, j] = Σ_k w[rows.start + j, k] · x[i * stride + k]` for `m` rows.
     ///
     /// The sum is in sixteen lanes (lane l: k ≡ l mod 16, in order, fused), then a fixed tree; so each element has the same
