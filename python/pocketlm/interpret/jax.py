@@ -1,7 +1,7 @@
 """Runs a graph with JAX, for gradients: sensitivities, recovery adapters and training (extra ``train``).
 
-Batched over sequences; the arithmetic is that of :mod:`pocketlm.interpret.reference`. Matrix products run in the dtype of
-``params``, norms and softmax in float32.
+Batched over sequences; the arithmetic is that of :mod:`pocketlm.interpret.reference`. Matrix products run in
+the dtype of ``params``, norms and softmax in float32.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ACTIVATIONS = {
 
 
 def logits(graph: Graph, params: Params, ids: jax.Array) -> jax.Array:
-    """Logits [batch, tokens, vocabulary] of token ids [batch, tokens]. Pure; meant for ``jit`` and ``grad``."""
+    """Logits [batch, tokens, vocabulary] of ids [batch, tokens]. Pure; meant for ``jit`` and ``grad``."""
     return run(graph.ops, params, ids)
 
 
@@ -57,9 +57,38 @@ def run(ops: tuple[Op, ...], params: Params, ids: jax.Array) -> jax.Array:
     """The result of the last of ``ops``, which must be a prefix of a graph's operations."""
     values: list[jax.Array] = []
     cache: dict[int, tuple[jax.Array, jax.Array]] = {}
-    for op in ops:
-        values.append(apply(op, params, ids, cache, *(values[i] for i in op.inputs())))
+    fused = fused_linears(ops)
+    for index, op in enumerate(ops):
+        if index in fused:
+            values.append(values[fused[index].x])  # its slices multiply for themselves
+        elif isinstance(op, Slice) and op.x in fused:
+            values.append(linear(fused[op.x], params, values[op.x], op.start, op.start + op.width))
+        else:
+            values.append(apply(op, params, ids, cache, *(values[i] for i in op.inputs())))
     return values[-1]
+
+
+def fused_linears(ops: tuple[Op, ...]) -> dict[int, Linear]:
+    """The products that only slices read, by index.
+
+    Each slice is computed with its own rows of the weight: the gradient of a slice of a large result would be
+    padded with zeros and added up, at several times the memory traffic.
+    """
+    readers: dict[int, list[Op]] = {}
+    for op in ops:
+        for i in op.inputs():
+            readers.setdefault(i, []).append(op)
+    return {
+        i: op
+        for i, op in enumerate(ops)
+        if isinstance(op, Linear) and i in readers and all(isinstance(reader, Slice) for reader in readers[i])
+    }
+
+
+def linear(op: Linear, params: Params, x: jax.Array, start: int = 0, stop: int | None = None) -> jax.Array:
+    """Outputs ``start`` to ``stop`` of a product."""
+    y = product(x.reshape(-1, x.shape[-1]), matrix(params, op.weight)[start:stop]).reshape(*x.shape[:-1], -1)
+    return y if op.bias is None else y + params[op.bias.name][start:stop]
 
 
 def matrix(params: Params, weight: Weight) -> jax.Array:
@@ -77,8 +106,7 @@ def apply(op: Op, params: Params, ids: jax.Array, cache: dict[int, Any], *inputs
         case Norm():
             return norm(op, params, *inputs)
         case Linear():
-            y = inputs[0] @ matrix(params, op.weight).T
-            return y if op.bias is None else y + params[op.bias.name]
+            return linear(op, params, *inputs)
         case Slice():
             return inputs[0][..., op.start : op.start + op.width]
         case Rope():
@@ -101,6 +129,32 @@ def apply(op: Op, params: Params, ids: jax.Array, cache: dict[int, Any], *inputs
             return jnp.clip(inputs[0], -op.limit, op.limit)
         case _:
             raise UnsupportedError(f"the JAX interpreter does not know {type(op).__name__} ({op.name})")
+
+
+@jax.custom_vjp
+def product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """``x @ w.T`` for x [rows, inputs] and w [outputs, inputs]."""
+    return x @ w.T
+
+
+def product_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The product, and what its gradient needs."""
+    return x @ w.T, (x, w)
+
+
+def product_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both gradients.
+
+    XLA transposes the left factor of ``g.T @ x`` in memory, so let that be the narrower one. The barrier
+    keeps XLA from computing ``g`` itself a second time, column by column, inside that transposition.
+    """
+    x, w = saved
+    x, g = jax.lax.optimization_barrier((x, g))
+    grad_w = g.T @ x if g.shape[1] <= x.shape[1] else (x.T @ g).T
+    return g @ w, grad_w
+
+
+product.defvjp(product_forward, product_backward)
 
 
 def norm(op: Norm, params: Params, x: jax.Array) -> jax.Array:
@@ -127,19 +181,27 @@ def rope(op: Rope, x: jax.Array) -> jax.Array:
     else:
         first, second = y[..., :pairs], y[..., pairs : 2 * pairs]
     rotated = first * cos - second * sin, second * cos + first * sin
-    joined = jnp.stack(rotated, -1).reshape(*y.shape[:-1], -1) if op.rotary.interleaved else jnp.concatenate(rotated, -1)
+    joined = (
+        jnp.stack(rotated, -1).reshape(*y.shape[:-1], -1)
+        if op.rotary.interleaved
+        else jnp.concatenate(rotated, -1)
+    )
     return jnp.concatenate([joined, y[..., 2 * pairs :]], -1).reshape(x.shape)
 
 
 def attention(op: Attention, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Softmax attention of each query head over the keys and values of its group."""
     batch, tokens, _ = q.shape
-    queries = q.reshape(batch, tokens, op.kv_heads, op.heads // op.kv_heads, op.head_dim)
-    keys, values = (a.reshape(batch, tokens, op.kv_heads, op.head_dim) for a in (k, v))
-    scores = jnp.einsum("btkgd,bskd->bkgts", queries, keys).astype(jnp.float32) * op.scale
+    # Query heads of a group become more rows of one product per KV head, so scores need no transposition.
+    queries = q.reshape(batch, tokens, op.heads, op.head_dim).swapaxes(1, 2) * op.scale
+    queries = queries.reshape(batch, op.kv_heads, -1, op.head_dim)
+    keys, values = (a.reshape(batch, tokens, op.kv_heads, op.head_dim).swapaxes(1, 2) for a in (k, v))
+    scores = jnp.einsum("bkrd,bksd->bkrs", queries, keys).astype(jnp.float32)
     if op.softcap is not None:
         scores = op.softcap * jnp.tanh(scores / op.softcap)
     distance = jnp.arange(tokens)[:, None] - jnp.arange(tokens)
     seen = (distance >= 0) & (distance < (op.window or tokens))
+    seen = jnp.tile(seen, (op.heads // op.kv_heads, 1))
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", weights, values).reshape(batch, tokens, -1)
+    mixed = jnp.einsum("bkrs,bksd->bkrd", weights, values)
+    return mixed.reshape(batch, op.heads, tokens, op.head_dim).swapaxes(1, 2).reshape(batch, tokens, -1)
