@@ -84,7 +84,7 @@ def palettized(case: str, kinds: list[str]) -> tuple[_core.WeightStore, dict[str
 
 
 def steps(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The step between quantized activations [tokens, inputs] at each of them: their block's maximum / 127."""
+    """The step between quantized activations [tokens, inputs]: their block's maximum / 127."""
     size = np.empty_like(x)
     for start in range(0, x.shape[1], ACT_BLOCK):
         block = slice(start, start + ACT_BLOCK)
