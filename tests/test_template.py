@@ -14,7 +14,7 @@ TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
     ("source", "expected"),
     [
         (
-            "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m.content }}\n{% endif %}\n{% endfor %}",
+            "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m.content }}\n{% endif %}{% endfor %}",
             "Hi <b>\n",
         ),
         ("{{ bos_token }}{{ messages[0].content | trim }}{{ eos_token }}", "<s>Be brief.</s>"),
