@@ -34,11 +34,11 @@ fn check(name: &str, model: &Model, length: usize, base: &EngineOptions) {
     let prompt = ids(length, vocab, 5);
     let one = model.engine(&EngineOptions { threads: Some(1), ..base.clone() });
     let whole = chunked(&one, &prompt, &[base.max_rows]);
-    for threads in [2, 3, 5] {
+    let few: &[&[usize]] = &[&[7, 1, 33]];
+    let many: &[&[usize]] = &[&[base.max_rows], &[1], &[7, 1, 33], &[64], &[17, 16]];
+    for (threads, lists) in [(2, many), (5, few)] {
         let engine = model.engine(&EngineOptions { threads: Some(threads), ..base.clone() });
-        let what = format!("{threads} threads");
-        assert_same(name, &what, vocab, &whole, &chunked(&engine, &prompt, &[base.max_rows]));
-        for chunks in [&[1][..], &[7, 1, 33], &[64], &[17, 16]] {
+        for chunks in lists {
             let what = format!("{threads} threads, chunks {chunks:?}");
             assert_same(name, &what, vocab, &whole, &chunked(&engine, &prompt, chunks));
         }

@@ -112,6 +112,7 @@ impl Engine {
         let tokens = options.cache_tokens.min(graph.context_length);
         let memory = Memory::of(&plan, options.cache_tokens, tokens, threads)?;
         memory.check(options.max_memory)?;
+        let graph_context = graph.context_length;
         let facts = Facts {
             kernels,
             threads,
@@ -128,7 +129,7 @@ impl Engine {
         let schedule = Schedule::new(&plan);
         let state = State {
             arena: Arena::new(plan.arena_bytes)?,
-            cache: KvCache::new(&plan.caches, options.cache_tokens)?,
+            cache: KvCache::new(&plan.caches, options.cache_tokens, graph_context)?,
             partials: SharedPartials::new(schedule.limits),
             schedule,
             workers: (0..threads).map(|_| Mutex::new(Worker::new(&plan, tokens))).collect(),

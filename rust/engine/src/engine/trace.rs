@@ -60,7 +60,7 @@ impl Engine {
         let schedule = Schedule::new(&plan);
         let mut state = State {
             arena: Arena::new(plan.arena_bytes)?,
-            cache: KvCache::new(&plan.caches, ids.len())?,
+            cache: KvCache::new(&plan.caches, ids.len(), ids.len())?,
             partials: SharedPartials::new(schedule.limits),
             schedule,
             workers: (0..facts.threads).map(|_| Mutex::new(Worker::new(&plan, ids.len()))).collect(),

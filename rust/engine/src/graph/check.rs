@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use pocketlm_kernels::MAX_HEAD_DIM;
+
 use super::{AttentionOp, Graph, Op, OpKind, Rotary, Weight};
 use crate::error::EngineError;
 
 /// Limits far beyond any model of this size class, so that products of a few sizes cannot overflow.
 const MAX_WIDTH: usize = 1 << 24;
-const MAX_OPS: usize = 1 << 20;
+const MAX_OPS: usize = 1 << 14;
 const MAX_CONTEXT: usize = 1 << 28;
-const MAX_HEAD_DIM: usize = 1 << 12;
 
 /// Key and value heads and head size of the caches seen so far.
 type Caches = BTreeMap<usize, (usize, usize)>;
@@ -68,6 +69,9 @@ fn check_op(graph: &Graph, index: usize, op: &Op, caches: &mut Caches) -> Result
             }
             let run = group.unwrap_or(op.width);
             divides("group", run, op.width)?;
+            if run != op.width && run > MAX_HEAD_DIM {
+                return Err(format!("group {run}, must be {MAX_HEAD_DIM} or less"));
+            }
             weight.iter().chain(bias).try_for_each(|vector| shape(vector, &[run]))
         }
         OpKind::Linear { x, weight, bias } => {

@@ -28,10 +28,13 @@ impl KvCache {
         Blocks::bytes(layers, tokens.div_ceil(KV_TOKENS))
     }
 
-    /// An empty cache; see [`KvCache::bytes`].
-    pub fn new(layers: &[CacheShape], tokens: usize) -> Result<Self, EngineError> {
+    /// An empty cache (see [`KvCache::bytes`]) for sequences of up to `longest` tokens.
+    pub fn new(layers: &[CacheShape], tokens: usize, longest: usize) -> Result<Self, EngineError> {
         let count = tokens.div_ceil(KV_TOKENS);
-        Ok(Self { blocks: Blocks::new(layers, count)?, tables: Tables::new(count) })
+        Ok(Self {
+            blocks: Blocks::new(layers, count)?,
+            tables: Tables::new(count, longest.div_ceil(KV_TOKENS)),
+        })
     }
 
     /// Tokens that fit into the free blocks.

@@ -6,7 +6,6 @@ use super::KV_TOKENS;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SequenceId(usize);
 
-#[derive(Default)]
 struct Table {
     blocks: Vec<u32>,
     length: usize,
@@ -21,18 +20,21 @@ pub(crate) struct Tables {
     holders: Vec<u32>,
     /// Whether a block was ever handed out, and so may hold something.
     used: Vec<bool>,
+    /// Blocks of the longest sequence: tables are reserved for it, so that no step allocates.
+    longest: usize,
     /// Free blocks; taken from the end, so that used ones are taken again before fresh memory is touched.
     free: Vec<u32>,
 }
 
 impl Tables {
-    pub fn new(blocks: usize) -> Self {
+    pub fn new(blocks: usize, longest: usize) -> Self {
         let free = (0..blocks as u32).rev().collect();
         Self {
             sequences: Vec::new(),
             vacant: Vec::new(),
             holders: vec![0; blocks],
             used: vec![false; blocks],
+            longest: longest.min(blocks),
             free,
         }
     }
@@ -51,18 +53,20 @@ impl Tables {
 
     pub fn create(&mut self) -> SequenceId {
         SequenceId(self.vacant.pop().unwrap_or_else(|| {
-            self.sequences.push(Table::default());
+            self.sequences.push(Table { blocks: Vec::with_capacity(self.longest), length: 0 });
             self.sequences.len() - 1
         }))
     }
 
     pub fn fork(&mut self, id: SequenceId) -> SequenceId {
         let copy = self.create();
-        let (blocks, length) = (self.sequences[id.0].blocks.clone(), self.sequences[id.0].length);
-        for &block in &blocks {
+        let mut blocks = std::mem::take(&mut self.sequences[copy.0].blocks);
+        let Table { blocks: old, length } = &self.sequences[id.0];
+        for &block in old {
             self.holders[block as usize] += 1;
         }
-        self.sequences[copy.0] = Table { blocks, length };
+        blocks.extend_from_slice(old);
+        self.sequences[copy.0] = Table { blocks, length: *length };
         copy
     }
 

@@ -41,7 +41,7 @@ fn read(cache: &KvCache, id: SequenceId, position: usize) -> f32 {
 
 #[test]
 fn forks_share_until_written() {
-    let mut cache = KvCache::new(&LAYERS, 4 * 64).unwrap();
+    let mut cache = KvCache::new(&LAYERS, 4 * 64, 1000).unwrap();
     let first = cache.create();
     cache.extend(&[(first, 70)]).unwrap();
     (0..70).for_each(|position| write(&cache, first, position, position as f32));
@@ -65,7 +65,7 @@ fn forks_share_until_written() {
 
 #[test]
 fn truncated_slots_and_reused_blocks_are_zero() {
-    let mut cache = KvCache::new(&LAYERS, 64).unwrap();
+    let mut cache = KvCache::new(&LAYERS, 64, 1000).unwrap();
     let id = cache.create();
     cache.extend(&[(id, 64)]).unwrap();
     (0..64).for_each(|position| write(&cache, id, position, 5.0));
@@ -80,7 +80,7 @@ fn truncated_slots_and_reused_blocks_are_zero() {
 
 #[test]
 fn a_fork_that_was_cut_back_does_not_see_or_hurt_the_other() {
-    let mut cache = KvCache::new(&LAYERS, 3 * 64).unwrap();
+    let mut cache = KvCache::new(&LAYERS, 3 * 64, 1000).unwrap();
     let first = cache.create();
     cache.extend(&[(first, 40)]).unwrap();
     (0..40).for_each(|position| write(&cache, first, position, 7.0));
@@ -94,7 +94,7 @@ fn a_fork_that_was_cut_back_does_not_see_or_hurt_the_other() {
 
 #[test]
 fn a_full_cache_changes_nothing() {
-    let mut cache = KvCache::new(&LAYERS, 2 * 64).unwrap();
+    let mut cache = KvCache::new(&LAYERS, 2 * 64, 1000).unwrap();
     let (first, second) = (cache.create(), cache.create());
     cache.extend(&[(first, 64)]).unwrap();
     let wanted = [(second, 64), (first, 1)];
@@ -108,5 +108,5 @@ fn absurd_sizes_are_refused() {
     assert_eq!(KvCache::bytes(&LAYERS, usize::MAX), None);
     let huge = CacheShape { kv_heads: usize::MAX / 2, head_dim: 64 };
     assert_eq!(KvCache::bytes(&[huge], 64), None);
-    assert!(matches!(KvCache::new(&[huge], 64), Err(EngineError::Memory { .. })));
+    assert!(matches!(KvCache::new(&[huge], 64, 64), Err(EngineError::Memory { .. })));
 }

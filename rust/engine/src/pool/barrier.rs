@@ -5,15 +5,23 @@ use std::time::Duration;
 
 use super::signal::Signal;
 
-/// How long a worker spins at a barrier before it sleeps. A phase of a small model takes 5 to 50 µs, and a sleeping thread
+/// How long a thread spins for others before it sleeps. A phase of a small model takes 5 to 50 µs, and a sleeping thread
 /// comes back 30 to 60 µs late on a virtual machine; when a core is lost to another process, its time slice is milliseconds.
 const SPIN: Duration = Duration::from_micros(100);
+/// The same where there are more threads than cores: who spins keeps the one that it waits for from running.
+const CROWDED_SPIN: Duration = Duration::from_micros(2);
+
+/// How long the threads of a job of `size` spin on a machine of `cores`.
+pub(super) fn spin(size: usize, cores: usize) -> Duration {
+    if size > cores { CROWDED_SPIN } else { SPIN }
+}
 
 /// Where the threads of a job wait for each other, any number of times.
 pub struct Barrier {
     arrived: AtomicUsize,
     generation: Signal,
     stopped: AtomicBool,
+    spin: Duration,
 }
 
 /// Another thread of the job panicked; this one should return.
@@ -21,8 +29,13 @@ pub struct Barrier {
 pub struct Stopped;
 
 impl Barrier {
-    pub(super) fn new() -> Self {
-        Self { arrived: AtomicUsize::new(0), generation: Signal::default(), stopped: AtomicBool::new(false) }
+    pub(super) fn new(spin: Duration) -> Self {
+        Self {
+            arrived: AtomicUsize::new(0),
+            generation: Signal::default(),
+            stopped: AtomicBool::new(false),
+            spin,
+        }
     }
 
     /// Waits for `size` threads. The last to arrive runs `then` while the others wait.
@@ -37,7 +50,7 @@ impl Barrier {
             self.arrived.store(0, Ordering::Relaxed);
             self.generation.bump();
         } else {
-            self.generation.wait_beyond(generation, SPIN);
+            self.generation.wait_beyond(generation, self.spin);
         }
         if self.stopped.load(Ordering::SeqCst) { Err(Stopped) } else { Ok(()) }
     }

@@ -38,6 +38,8 @@ pub struct ThreadPool {
     crew: Mutex<Crew>,
     /// The process that started the workers; a forked child has none of them.
     process: u32,
+    /// Cores that the threads can have.
+    cores: usize,
 }
 
 /// One thread's place in a running job.
@@ -84,7 +86,7 @@ impl Default for ThreadPool {
 impl ThreadPool {
     /// A pool without threads yet; they start with the first job that needs them.
     pub fn new() -> Self {
-        Self { crew: Mutex::new(Crew::default()), process: std::process::id() }
+        Self { crew: Mutex::new(Crew::default()), process: std::process::id(), cores: cpu_count() }
     }
 
     /// The pool of this process. After a `fork` the child gets a new one: its parent's workers did not come along, and
@@ -118,13 +120,14 @@ impl ThreadPool {
     /// # Errors
     /// [`EngineError::Internal`] with the message of a panic in `job`; the pool stays usable.
     pub fn run(&self, threads: usize, job: impl Fn(&Team<'_>) + Sync) -> Result<(), EngineError> {
-        let barrier = Barrier::new();
+        let spin = barrier::spin(threads, self.cores);
+        let barrier = Barrier::new(spin);
         if INSIDE.get() || threads <= 1 {
             return report(run_member(&job, &Team { index: 0, size: 1, barrier: &barrier }));
         }
         let mut crew = self.lock();
         let size = crew.grow(threads.min(MAX_THREADS) - 1) + 1;
-        let outcome = crew.dispatch(&Job::new(&job, &barrier, size), || {
+        let outcome = crew.dispatch(&Job::new(&job, &barrier, size), spin, || {
             run_member(&job, &Team { index: 0, size, barrier: &barrier })
         });
         report(outcome)

@@ -14,8 +14,6 @@ use super::{Outcome, Team, run_member};
 /// How long a worker spins after a job before it sleeps: longer than the caller needs between two tokens, short enough
 /// that an idle process uses no processor time.
 const LINGER: Duration = Duration::from_millis(1);
-/// How long the caller spins for the workers to finish.
-const FINISH: Duration = Duration::from_micros(100);
 
 type Function = dyn Fn(&Team<'_>) + Sync;
 
@@ -87,8 +85,8 @@ impl Crew {
         self.workers.len().min(count)
     }
 
-    /// Runs `job` on the first `size - 1` workers and `own` here, and returns when all have ended.
-    pub fn dispatch(&mut self, job: &Job, own: impl FnOnce() -> Outcome) -> Outcome {
+    /// Runs `job` on the first `size - 1` workers and `own` here, and returns when all have ended; waits spinning at first.
+    pub fn dispatch(&mut self, job: &Job, spin: Duration, own: impl FnOnce() -> Outcome) -> Outcome {
         let members = &self.workers[..job.size - 1];
         self.shared.pending.store(members.len(), Ordering::Release);
         let before = self.shared.done.get();
@@ -99,7 +97,7 @@ impl Crew {
         }
         // `own` catches panics, so that this function never unwinds while workers hold the job.
         let outcome = own();
-        self.shared.done.wait_beyond(before, FINISH);
+        self.shared.done.wait_beyond(before, spin);
         let failure = self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         outcome.and(failure.map_or(Ok(()), Err))
     }

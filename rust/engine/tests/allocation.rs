@@ -1,0 +1,65 @@
+//! A step allocates nothing: all its memory is reserved when the engine is made.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::{Made, everything, ids, llama, openelm, options};
+use pocketlm_engine::store::Kind;
+use pocketlm_engine::{Logits, Sampler, SamplingParams, StepItem};
+
+/// The system's allocator, counting calls of all threads.
+struct Counting;
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: passes everything on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_step_allocates_nothing() {
+    let models = [llama(Made::Palette(Kind::P4), 2), openelm(Made::Mixed), everything(Made::Mixed)];
+    for model in models {
+        let engine = model.engine(&options(2));
+        let prompt = ids(90, model.graph.vocab_size, 1);
+        let (one, two) = (engine.sequence().unwrap(), engine.sequence().unwrap());
+        // The sampler's own table of tokens grows as new ones appear; here it has seen them all.
+        let seen: Vec<u32> = (0..model.graph.vocab_size as u32).collect();
+        let params =
+            SamplingParams { temperature: 0.0, repetition_penalty: 1.1, ..SamplingParams::default() };
+        let mut sampler = Sampler::new(params, &seen).unwrap();
+        // The first use starts threads, and gives the sampler its memory.
+        engine.step(&mut [StepItem::new(&one, &prompt, Some(&mut sampler), Logits::None)]).unwrap();
+        for chunk in [90, 33, 1, 1, 64, 1] {
+            let mut items = [
+                StepItem::new(&one, &prompt[..1], Some(&mut sampler), Logits::None),
+                StepItem::new(&two, &prompt[..chunk], None, Logits::None),
+            ];
+            let before = COUNT.load(Ordering::Relaxed);
+            engine.step(&mut items).unwrap();
+            let after = COUNT.load(Ordering::Relaxed);
+            assert_eq!(after - before, 0, "allocations in a step of 1 + {chunk} rows");
+        }
+    }
+}
