@@ -65,6 +65,9 @@ class DirectoryWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and not self._done:
+            # Nothing to resume. The lock is still held, so that nobody else can be at work here.
+            shutil.rmtree(self.partial, ignore_errors=True)
         for file in (self._file, self._journal):
             if file is not None:
                 file.close()

@@ -5,13 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from pocketlm.errors import FileFormatError, MissingFileError, PocketlmError, StorageError
+from pocketlm.errors import FileFormatError, MissingFileError, ParameterError, PocketlmError, StorageError
 
 # A config.json has kilobytes, the largest tokenizer_config.json some megabytes.
 MAX_JSON_BYTES = 64 << 20
+
+
+def as_path(value: str | PathLike[str], name: str) -> Path:
+    """An argument as a path, ``~`` expanded.
+
+    Raises:
+        ParameterError: it is empty, not a path, or names an unknown user's home. ``name`` is the parameter's.
+    """
+    if not isinstance(value, str | PathLike) or not str(value) or "\0" in str(value):
+        raise ParameterError(f"{name}: must be a path, not {value!r:.100}")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ParameterError(f"{name}: {str(value)!r:.100}: {error}") from error
 
 
 @contextmanager

@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketlm._core import WeightStore
-from pocketlm.errors import ConfigError, MissingFileError, ParameterError, TemplateError
+from pocketlm.errors import ConfigError, MissingFileError, TemplateError
 from pocketlm.families import build_graph
 from pocketlm.graph import Graph
 from pocketlm.loading import hub
 from pocketlm.loading.check import check_weights
-from pocketlm.loading.files import read_json, read_optional_json, read_text, require_directory, storage_errors
+from pocketlm.loading.files import (
+    as_path,
+    read_json,
+    read_optional_json,
+    read_text,
+    require_directory,
+    storage_errors,
+)
 from pocketlm.loading.safetensors import open_weights
 from pocketlm.loading.tokenizer import load_tokenizer
 
@@ -50,15 +57,12 @@ def locate(path_or_id: str | PathLike[str], revision: str | None = None) -> Path
 
     Raises:
         MissingFileError: there is neither.
-        ParameterError: the name is empty or not text.
+        ParameterError: the name is empty or not a path.
     """
-    if not isinstance(path_or_id, str | PathLike) or not str(path_or_id):
-        raise ParameterError(f"path_or_id: must be a directory or a hub id, not {path_or_id!r:.100}")
-    path = Path(path_or_id).expanduser()
-    if "\0" not in str(path):
-        with storage_errors(path):
-            if path.exists():
-                return require_directory(path)
+    path = as_path(path_or_id, "path_or_id")
+    with storage_errors(path):
+        if path.exists():
+            return require_directory(path)
     if isinstance(path_or_id, str) and hub.is_hub_id(path_or_id):
         return hub.download(path_or_id, revision)
     return require_directory(path)

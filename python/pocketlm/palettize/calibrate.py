@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from pocketlm.errors import ParameterError
 from pocketlm.graph import Graph
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.check import stored_name
-from pocketlm.loading.files import read_text
+from pocketlm.loading.files import as_path, read_text
 
 Trace = Callable[[Sequence[int]], Mapping[str, NDArray[Any]]]
 
@@ -40,7 +39,7 @@ def read_calibration(calibration: str | PathLike[str] | Iterable[str]) -> list[s
     texts: list[str]
     match calibration:
         case str() | PathLike():
-            texts = [read_text(Path(calibration))]
+            texts = [read_text(as_path(calibration, "calibration"))]
         case _:
             texts = list(calibration)
     if not all(isinstance(text, str) for text in texts):

@@ -6,14 +6,13 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from pocketlm._core import WeightStore
 from pocketlm.errors import ParameterError, UnsupportedError
 from pocketlm.graph import Embed, Graph, Linear
 from pocketlm.loading.check import PALETTES, stored_name
-from pocketlm.loading.files import read_json
+from pocketlm.loading.files import as_path, read_json
 
 KEEP = "keep"  # stay as in the source
 KINDS = (*PALETTES, KEEP)
@@ -75,7 +74,9 @@ def read_recipe(recipe: Mapping[str, str] | str | PathLike[str] | None, known: l
         return {}
     values: Mapping[str, Any]
     values, source = (
-        (recipe, "recipe") if isinstance(recipe, Mapping) else (read_json(Path(recipe)), str(recipe))
+        (recipe, "recipe")
+        if isinstance(recipe, Mapping)
+        else (read_json(as_path(recipe, "recipe")), str(recipe))
     )
     names = {candidate.name for candidate in known}
     for name, kind in values.items():

@@ -14,7 +14,7 @@ from pocketlm._core import measure_tensor, palettize_tensor
 from pocketlm.errors import ParameterError
 from pocketlm.loading import LoadedModel, open_model
 from pocketlm.loading.directory import DirectoryWriter
-from pocketlm.loading.files import storage_errors
+from pocketlm.loading.files import as_path, storage_errors
 from pocketlm.loading.layout import plan_layout
 from pocketlm.loading.safetensors import weight_files
 from pocketlm.palettize.allocate import allocate, prior
@@ -74,9 +74,9 @@ def palettize(
         All that :func:`pocketlm.loading.open_model` raises.
     """
     started = time.monotonic()
-    _check_bits(bits, embedding_bits)
+    _check_numbers(bits, embedding_bits, threads)
+    target = as_path(dst, "dst")
     model = open_model(src, check_values=False)
-    target = Path(dst).expanduser()
     _check_places(model.path, target)
     known = candidates(model.graph, model.store)
     fixed = read_recipe(recipe, known)
@@ -99,11 +99,13 @@ def palettize(
     return Report(target, chosen, tuple(reports), *figures, time.monotonic() - started, resumed)
 
 
-def _check_bits(bits: float, embedding_bits: int) -> None:
+def _check_numbers(bits: float, embedding_bits: int, threads: int | None) -> None:
     if isinstance(bits, bool) or not isinstance(bits, int | float) or not 2 <= bits <= 8:
         raise ParameterError(f"bits: must be a number from 2 to 8, not {bits!r:.60}")
     if isinstance(embedding_bits, bool) or embedding_bits not in BITS.values():
         raise ParameterError(f"embedding_bits: must be 2, 3, 4 or 8, not {embedding_bits!r:.60}")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ParameterError(f"threads: must be a positive number, not {threads!r:.60}")
 
 
 def _check_places(source: Path, target: Path) -> None:
@@ -145,7 +147,9 @@ def _choose(
     }
     # A tensor that is kept is outside of the average: nothing could make up for its 16 bits.
     counted = [tensor for tensor in projections if fixed.get(tensor.name) != KEEP]
-    if bits in BITS.values() and not taken:
+    if bits in BITS.values() and all(
+        BITS.get(fixed.get(tensor.name, ""), bits) == bits for tensor in counted
+    ):
         chosen |= {tensor.name: f"p{bits:.0f}" for tensor in open_ones}
     elif open_ones:
         losses = _measure(model, open_ones, importance, writer, threads, progress)
