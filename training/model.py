@@ -124,10 +124,10 @@ def _forward(h: jax.Array, table: jax.Array, targets: jax.Array) -> tuple[jax.Ar
         chosen = jnp.take_along_axis(logits, ids[:, None], 1)
         loss = jnp.log(norm) + top - chosen
         delta = weights / (norm * count) - (jnp.arange(table.shape[0]) == ids[:, None]) * (1 / count)
-        return total + delta.T @ rows, (loss[:, 0], delta @ table)
+        return total + rows.T @ delta, (loss[:, 0], delta @ table)
 
-    grad_table, (losses, grad_h) = jax.lax.scan(one, jnp.zeros_like(table), chunked(h, targets))
-    return losses.mean(), (grad_h.reshape(h.shape), grad_table)
+    grad_table, (losses, grad_h) = jax.lax.scan(one, jnp.zeros_like(table.T), chunked(h, targets))
+    return losses.mean(), (grad_h.reshape(h.shape), jax.lax.optimization_barrier(grad_table).T)
 
 
 def _backward(saved: tuple[jax.Array, ...], g: jax.Array) -> tuple[jax.Array, jax.Array, None]:

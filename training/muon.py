@@ -99,35 +99,52 @@ def directions(parts: list[Part], momentum: Tree) -> dict[Part, jax.Array]:
     return result
 
 
+def owners(graph: Graph, workers: int) -> list[list[str]]:
+    """Which worker orthogonalises which matrices, about the same amount of arithmetic for each."""
+    cost: dict[str, float] = defaultdict(float)
+    for part in matrix_parts(graph):
+        rows, columns = part.stop - part.start, graph.weights()[part.name].shape[1]
+        cost[part.name] += rows * columns * min(rows, columns)
+    shares: list[list[str]] = [[] for _ in range(workers)]
+    for name in sorted(cost, key=lambda name: -cost[name]):
+        min(shares, key=lambda share: sum(cost[other] for other in share)).append(name)
+    return shares
+
+
+def moves(graph: Graph, hyper: Hyper, names: list[str], momentum: Tree, grads: Tree) -> tuple[Tree, Tree]:
+    """The new momentum of all matrices, and the directions in which those called ``names`` are to move."""
+    kept = hyper.momentum
+    momentum = {name: kept * value + (1 - kept) * grads[name] for name, value in momentum.items()}
+    ahead = {name: kept * momentum[name] + (1 - kept) * grads[name] for name in names}  # Nesterov's
+    parts = [part for part in matrix_parts(graph) if part.name in ahead]
+    moved = directions(parts, ahead)
+    return momentum, {
+        name: jnp.concatenate([moved[part] for part in parts if part.name == name]) for name in names
+    }
+
+
 def update(
-    graph: Graph,
     hyper: Hyper,
     params: Tree,
-    state: dict[str, Tree],
+    adam: dict[str, Tree],
+    moved: Tree,
     grads: Tree,
     step: jax.Array,
     factor: jax.Array,
 ) -> tuple[Tree, dict[str, Tree]]:
-    """One step. ``step`` counts from 0, ``factor`` scales both learning rates (the schedule)."""
-    parts = matrix_parts(graph)
-    rate = hyper.matrix_rate * factor
-    momentum = {
-        name: hyper.momentum * value + (1 - hyper.momentum) * grads[name]
-        for name, value in state["momentum"].items()
-    }
-    nesterov = {name: hyper.momentum * m + (1 - hyper.momentum) * grads[name] for name, m in momentum.items()}
-    moved = directions(parts, nesterov)
-    new = {}
-    for name in momentum:
-        rows = [moved[part] for part in parts if part.name == name]
-        new[name] = params[name] * (1 - rate * hyper.decay) - rate * jnp.concatenate(rows)
+    """The new weights and Adam's new moments.
 
+    ``moved`` holds the directions of all matrices, ``adam`` the moments ``mean`` and ``square`` of the rest.
+    ``step`` counts from 0; ``factor`` scales both learning rates (the schedule).
+    """
+    rate = hyper.matrix_rate * factor
+    new = {name: params[name] * (1 - rate * hyper.decay) - rate * value for name, value in moved.items()}
     rate = hyper.adam_rate * factor
     count = (step + 1).astype(jnp.float32)
     mean, square = {}, {}
-    for name, old in state["mean"].items():
+    for name, old in adam["mean"].items():
         mean[name] = hyper.beta1 * old + (1 - hyper.beta1) * grads[name]
-        square[name] = hyper.beta2 * state["square"][name] + (1 - hyper.beta2) * jnp.square(grads[name])
+        square[name] = hyper.beta2 * adam["square"][name] + (1 - hyper.beta2) * jnp.square(grads[name])
         size = jnp.sqrt(square[name] / (1 - hyper.beta2**count)) + ADAM_EPS
         new[name] = params[name] - rate * mean[name] / (1 - hyper.beta1**count) / size
-    return {name: new[name] for name in params}, {"momentum": momentum, "mean": mean, "square": square}
+    return {name: new[name] for name in params}, {"mean": mean, "square": square}

@@ -30,6 +30,7 @@ from pocketlm.graph import Graph
 from training import environment, model, muon
 from training.data import Stream, read_json, read_tokens
 from training.evaluate import quick_loss
+from training.muon import Tree
 from training.state import Progress, State, load_progress, load_state, save_state, save_weights
 from training.workers import Exchange, Link, launch
 
@@ -44,12 +45,31 @@ def rate_factor(progress: Progress, warmup: int) -> float:
     return min(1.0, (progress.step - progress.warm_from + 1) / warmup) if warmup else 1.0
 
 
+Functions = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
+
+
 @cache
-def make_functions(graph: Graph, hyper: muon.Hyper) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Compiled gradient (params, windows) and update (params, moments, grads, step, factor)."""
+def make_functions(graph: Graph, hyper: muon.Hyper, rank: int, workers: int) -> Functions:
+    """Compiled: the gradient, this worker's part of the directions, the update; see :func:`one_step`."""
     gradient = jax.jit(jax.value_and_grad(partial(model.loss, graph)))
-    update = jax.jit(partial(muon.update, graph, hyper), donate_argnums=(0, 1))
-    return gradient, update
+    moves = jax.jit(partial(muon.moves, graph, hyper, muon.owners(graph, workers)[rank]), donate_argnums=0)
+    return gradient, moves, jax.jit(partial(muon.update, hyper), donate_argnums=(0, 1))
+
+
+def one_step(
+    functions: Functions, exchange: Exchange, state: State, windows: np.ndarray, factor: float, stop: bool
+) -> tuple[Tree, dict[str, Tree], float, bool]:
+    """New weights and moments, the loss, and whether the first worker wants to stop. Uses up ``state``."""
+    gradient, moves, update = functions
+    loss, grads, stop = exchange.mean(*gradient(state.params, jnp.asarray(windows)), stop)
+    if not math.isfinite(loss):
+        raise ParameterError(f"the loss became {loss} at step {state.progress.step}: lower the learning rate")
+    momentum, own = moves(state.moments["momentum"], grads)
+    adam = {key: state.moments[key] for key in ("mean", "square")}
+    params, adam = update(
+        state.params, adam, exchange.gather(own), grads, jnp.int32(state.progress.step), jnp.float32(factor)
+    )
+    return params, {"momentum": momentum, **adam}, loss, stop
 
 
 def start(arguments: argparse.Namespace) -> State:
@@ -110,8 +130,8 @@ def train(arguments: argparse.Namespace, link: Link = Link(0, 1)) -> State:  # n
     stream = Stream(
         read_tokens(arguments.data / "train.bin", graph.vocab_size), batch, arguments.context, progress.seed
     )
-    gradient, update = make_functions(graph, progress.hyper)
-    exchange = Exchange(link, params)
+    functions = make_functions(graph, progress.hyper, link.rank, link.workers)
+    exchange = Exchange(link, params, [name for share in muon.owners(graph, link.workers) for name in share])
     first = link.rank == 0
     stopping: list[int] = []
     previous = [
@@ -129,11 +149,10 @@ def train(arguments: argparse.Namespace, link: Link = Link(0, 1)) -> State:  # n
         windows, position = stream.take(progress.position)
         windows = windows[link.rank * arguments.batch : (link.rank + 1) * arguments.batch]
         wanted = bool(stopping) or (report is not None and report.minutes() >= arguments.minutes)
-        loss, grads, stop = exchange.mean(*gradient(params, jnp.asarray(windows)), wanted)
-        if not math.isfinite(loss):
-            raise ParameterError(f"the loss became {loss} at step {progress.step}: lower the learning rate")
         factor = rate_factor(progress, arguments.warmup)
-        params, moments = update(params, moments, grads, jnp.int32(progress.step), jnp.float32(factor))
+        params, moments, loss, stop = one_step(
+            functions, exchange, State(params, moments, progress), windows, factor, wanted
+        )
         progress = dataclasses.replace(
             progress,
             step=progress.step + 1,

@@ -8,9 +8,10 @@ sleep while they wait.
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
 from multiprocessing.synchronize import Barrier
@@ -35,17 +36,23 @@ class Link:
 
 
 class Exchange:
-    """Averages loss and gradients over the workers; the same sums in the same order in each of them."""
+    """Averages gradients over the workers, and gives each of them what the others computed.
 
-    def __init__(self, link: Link, params: dict[str, jax.Array]) -> None:
-        self.link = link
+    Sums are formed in the same order everywhere, so the workers' weights stay equal to the bit.
+    """
+
+    def __init__(self, link: Link, params: dict[str, jax.Array], gathered: list[str]) -> None:
+        """``gathered`` names the tensors that :meth:`gather` passes around, each shaped as in ``params``."""
+        self.link, self.gathered = link, gathered
         self.shapes = {name: value.shape for name, value in params.items()}
-        self.size = sum(value.size for value in params.values())
         self.step = 0
         if link.barrier is not None:
-            # Two sets of slots: a fast worker may write the next step while a slow one still reads this one.
             self.memory = SharedMemory(link.memory)
-            self.slots = np.ndarray((2, link.workers, self.size + 2), np.float32, self.memory.buf)
+            size = sum(value.size for value in params.values())
+            # Two sets of slots for gradients: a fast worker may write those of the next step while a slow one
+            # still reads. The last slot holds what is gathered: a barrier comes between reading and writing it.
+            slots = np.ndarray((2 * link.workers + 1, size + 2), np.float32, self.memory.buf)
+            self.slots, self.common = slots[:-1].reshape(2, link.workers, -1), slots[-1]
 
     def mean(
         self, loss: jax.Array, grads: dict[str, jax.Array], stop: bool
@@ -63,17 +70,32 @@ class Exchange:
         for other in slots[1:]:
             total += other
         total *= np.float32(1 / self.link.workers)
-        result, start = {}, 0
-        for name, shape in self.shapes.items():
-            stop_at = start + int(np.prod(shape))
-            result[name] = jnp.asarray(total[start:stop_at].reshape(shape))
-            start = stop_at
+        result = {name: jnp.asarray(view) for name, view in self.views(total, self.shapes).items()}
         return float(total[-2]), result, bool(slots[0, -1])
+
+    def gather(self, own: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Everyone's tensors, given this worker's."""
+        if self.link.barrier is None:
+            return own
+        views = self.views(self.common, self.gathered)
+        for name, value in own.items():
+            views[name][...] = np.asarray(value)
+        self.link.barrier.wait(PATIENCE)
+        return {name: jnp.array(view) for name, view in views.items()}
+
+    def views(self, flat: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Consecutive pieces of a vector in the shapes of the tensors called ``names``."""
+        result, start = {}, 0
+        for name in names:
+            end = start + math.prod(self.shapes[name])
+            result[name] = flat[start:end].reshape(self.shapes[name])
+            start = end
+        return result
 
     def close(self) -> None:
         """Lets go of the shared memory."""
         if self.link.barrier is not None:
-            del self.slots
+            del self.slots, self.common
             self.memory.close()
 
 
@@ -84,7 +106,7 @@ def launch(run: Callable[[argparse.Namespace, Link], Any], arguments: argparse.N
         return run(arguments, Link(0, 1))
     os.environ[THREADS] = "1"
     context = multiprocessing.get_context("spawn")
-    memory = SharedMemory(create=True, size=2 * workers * (floats + 2) * 4)
+    memory = SharedMemory(create=True, size=(2 * workers + 1) * (floats + 2) * 4)
     try:
         barrier = context.Barrier(workers)
         links = [Link(rank, workers, barrier, memory.name) for rank in range(workers)]

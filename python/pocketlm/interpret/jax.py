@@ -145,12 +145,13 @@ def product_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Ar
 def product_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both gradients.
 
-    XLA transposes the left factor of ``g.T @ x`` in memory, so let that be the narrower one. The barrier
-    keeps XLA from computing ``g`` itself a second time, column by column, inside that transposition.
+    XLA transposes the left factor of ``g.T @ x`` in memory, at several times the cost of the product, so let that
+    be the narrower one. The barriers keep it from choosing otherwise, and from computing ``g`` itself a second
+    time, column by column, inside that transposition.
     """
     x, w = saved
     x, g = jax.lax.optimization_barrier((x, g))
-    grad_w = g.T @ x if g.shape[1] <= x.shape[1] else (x.T @ g).T
+    grad_w = g.T @ x if g.shape[1] <= x.shape[1] else jax.lax.optimization_barrier(x.T @ g).T
     return g @ w, grad_w
 
 
