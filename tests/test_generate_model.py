@@ -182,7 +182,7 @@ def test_a_lost_stream_gives_its_memory_back(lm: LM) -> None:
 
 
 def hold_until(lm: LM, jobs: int) -> None:
-    """Holds the first step until as many jobs have come: a slow machine must not run them one after another."""
+    """Holds the first step until as many jobs have come; a slow machine must not run them in turn."""
     engine: Any = lm.engine
 
     def hold() -> None:

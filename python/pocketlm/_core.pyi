@@ -111,7 +111,8 @@ class Engine:
         Whatever it raises, all sequences are as before.
         """
     def trace(self, ids: AbstractSequence[int] | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        """Result [tokens, width] of every operation of a prefill, by name; bit for bit what a step computes."""
+        """Result [tokens, width] of every operation of a prefill, by name; bit for bit what a step
+        computes."""
     def close(self) -> None:
         """Gives all memory back; later uses raise ParameterError."""
 
@@ -178,7 +179,8 @@ def current_isa() -> str:
     """The instruction set in use: the best, or the one that ``POCKETLM_ISA`` names."""
 
 def kernel_registry() -> list[dict[str, Any]]:
-    """Every kernel: ``op``, ``kind``, ``variant``, ``level``, whether ``available`` here, whether ``chosen``."""
+    """Every kernel: ``op``, ``kind``, ``variant``, ``level``, whether ``available`` here, whether
+    ``chosen``."""
 
 def read_bandwidth(threads: int, seconds: float = 0.5) -> float:
     """Bytes per second that so many threads read together: the best pass over a buffer of 512 MiB."""

@@ -1,7 +1,7 @@
 """What can go wrong, as a tree of typed exceptions.
 
-Every failure that a file, a client or a caller can cause raises one of these. Each names the thing at fault in its
-message and carries a stable ``code`` for programs::
+Every failure that a file, a client or a caller can cause raises one of these. Each names the thing at fault
+in its message and carries a stable ``code`` for programs::
 
     PocketlmError
     ├── FileFormatError        a damaged or unsupported file            (also ValueError)
@@ -27,7 +27,8 @@ class PocketlmError(Exception):
 
 
 class FileFormatError(PocketlmError, ValueError):
-    """A file is damaged, truncated or of an unsupported form. The message names the file and, where known, the tensor."""
+    """A file is damaged, truncated or of an unsupported form. The message names the file and, where known,
+    the tensor."""
 
     code = "file_format"
 

@@ -1,10 +1,11 @@
 """The model as data: a dozen kinds of operation, and the graph that holds them in order.
 
-A family (``pocketlm.families``) turns a ``config.json`` into a :class:`Graph`. Three interpreters run it: the Rust engine
-(fast), :mod:`pocketlm.interpret.reference` (NumPy, the oracle of the tests) and :mod:`pocketlm.interpret.jax` (gradients).
-An operation refers to its inputs by the index of the operation that made them; every value is a float matrix
-``[tokens, width]``. Operations carry the canonical name of their site (``layers.7.ffn.down``), by which the profiler, the
-adapters, the bit recipe and error messages speak of them; weights carry the tensor name of the checkpoint.
+A family (``pocketlm.families``) turns a ``config.json`` into a :class:`Graph`. Three interpreters run it: the
+Rust engine (fast), :mod:`pocketlm.interpret.reference` (NumPy, the oracle of the tests) and
+:mod:`pocketlm.interpret.jax` (gradients). An operation refers to its inputs by the index of the operation
+that made them; every value is a float matrix ``[tokens, width]``. Operations carry the canonical name of
+their site (``layers.7.ffn.down``), by which the profiler, the adapters, the bit recipe and error messages
+speak of them; weights carry the tensor name of the checkpoint.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ NormKind = Literal["rms", "layer"]
 class Weight:
     """A tensor of the checkpoint: its name there and the shape that it must have.
 
-    ``shared_with`` names the tensor whose bytes this one repeats (checkpoints of models with shared layers store
-    copies). ``transposed`` marks matrices stored as [inputs, outputs] (the Conv1D of GPT-2); ``shape`` is always
-    [outputs, inputs].
+    ``shared_with`` names the tensor whose bytes this one repeats (checkpoints of models with shared layers
+    store copies). ``transposed`` marks matrices stored as [inputs, outputs] (the Conv1D of GPT-2); ``shape``
+    is always [outputs, inputs].
     """
 
     name: str
@@ -40,8 +41,9 @@ class Rotary:
     """Rotary position embedding (Su et al., arXiv 2104.09864).
 
     ``frequencies`` holds the inverse frequencies in radians per token, one for each rotated pair; the first
-    ``2 * len(frequencies)`` channels of each head are rotated, the rest pass through. ``scale`` multiplies cosine and
-    sine (the attention factor of YaRN and LongRoPE). Pairs are (i, i + n/2), or (2i, 2i + 1) when ``interleaved``.
+    ``2 * len(frequencies)`` channels of each head are rotated, the rest pass through. ``scale`` multiplies
+    cosine and sine (the attention factor of YaRN and LongRoPE). Pairs are (i, i + n/2), or (2i, 2i + 1) when
+    ``interleaved``.
     """
 
     frequencies: tuple[float, ...]
@@ -68,7 +70,9 @@ class Op:
     def weights(self) -> tuple[Weight, ...]:
         """The tensors that this operation reads."""
         return tuple(
-            value for field in dataclasses.fields(self) if isinstance(value := getattr(self, field.name), Weight)
+            value
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Weight)
         )
 
 
@@ -93,8 +97,8 @@ class Positions(Op):
 class Norm(Op):
     """RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450) over channels.
 
-    With ``group`` each run of that many channels is normalised by itself (per-head query and key norms; ``weight`` is then
-    [group]). The gain is ``weight + offset`` (Gemma stores w - 1), or 1 without a weight.
+    With ``group`` each run of that many channels is normalised by itself (per-head query and key norms;
+    ``weight`` is then [group]). The gain is ``weight + offset`` (Gemma stores w - 1), or 1 without a weight.
     """
 
     kind: ClassVar[str] = "norm"
@@ -140,9 +144,10 @@ class Rope(Op):
 class Attention(Op):
     """Causal grouped-query attention (arXiv 2305.13245) over the cache of layer ``cache``.
 
-    ``q`` is [tokens, heads * head_dim]; ``k`` and ``v`` are [tokens, kv_heads * head_dim], or both ``None`` where a layer
-    attends to the keys and values that an earlier layer left in ``cache``. Scores are multiplied by ``scale``, then passed
-    through ``softcap * tanh(s / softcap)`` if given. A ``window`` of w sees the last w tokens, its own included.
+    ``q`` is [tokens, heads * head_dim]; ``k`` and ``v`` are [tokens, kv_heads * head_dim], or both ``None``
+    where a layer attends to the keys and values that an earlier layer left in ``cache``. Scores are
+    multiplied by ``scale``, then passed through ``softcap * tanh(s / softcap)`` if given. A ``window`` of w
+    sees the last w tokens, its own included.
     """
 
     kind: ClassVar[str] = "attention"
@@ -217,7 +222,8 @@ class Clip(Op):
 class Graph:
     """A model: its operations in order of execution. The last one yields the logits.
 
-    ``vocab_size`` is the number of logits, ``context_length`` the number of positions that the model was made for.
+    ``vocab_size`` is the number of logits, ``context_length`` the number of positions that the model was made
+    for.
     """
 
     model_type: str
@@ -305,7 +311,9 @@ class GraphBuilder:
             group=group,
         )
 
-    def linear(self, x: int, name: str, weight: str, width: int, *, bias: str | None = None, transposed: bool = False) -> int:
+    def linear(
+        self, x: int, name: str, weight: str, width: int, *, bias: str | None = None, transposed: bool = False
+    ) -> int:
         return self._append(
             Linear,
             name,

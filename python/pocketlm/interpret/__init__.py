@@ -1,1 +1,2 @@
-"""Interpreters of the graph in Python: ``reference`` (NumPy, the oracle) and ``jax`` (gradients, extra ``train``)."""
+"""Interpreters of the graph in Python: ``reference`` (NumPy, the oracle) and ``jax`` (gradients, extra
+``train``)."""

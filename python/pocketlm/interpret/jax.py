@@ -106,7 +106,7 @@ def apply(op: Op, params: Params, ids: jax.Array, cache: dict[int, Any], *inputs
         case Norm():
             return norm(op, params, *inputs)
         case Linear():
-            return linear(op, params, *inputs)
+            return linear(op, params, inputs[0])
         case Slice():
             return inputs[0][..., op.start : op.start + op.width]
         case Rope():

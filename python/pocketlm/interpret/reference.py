@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from pocketlm.errors import ParameterError, WeightError
+from pocketlm.errors import ParameterError, UnsupportedError, WeightError
 from pocketlm.graph import (
     Activation,
     Add,
@@ -61,7 +61,8 @@ class Reference:
     """Runs ``graph`` over ``weights`` (name -> array) in ``dtype``."""
 
     def __init__(self, graph: Graph, weights: Mapping[str, ArrayLike], dtype: DTypeLike = np.float64) -> None:
-        self.graph, self.weights, self.dtype = graph, weights, np.dtype(dtype)
+        self.graph, self.weights = graph, weights
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
         self._cache: dict[int, tuple[Array, Array]] = {}
 
     def logits(self, ids: ArrayLike) -> Array:
@@ -72,11 +73,17 @@ class Reference:
         """The result [tokens, width] of every operation, by its name."""
         return {op.name: value for op, value in zip(self.graph.ops, self.values(ids), strict=True)}
 
+    def number(self, value: float) -> Any:
+        """A constant in the working dtype, so that it does not widen the results."""
+        return np.asarray(value, self.dtype)[()]
+
     def values(self, ids: ArrayLike) -> list[Array]:
         """The results of all operations, in order."""
         tokens = np.asarray(ids, dtype=np.int64)
         if tokens.ndim != 1 or tokens.size == 0:
-            raise ParameterError(f"ids: expected one sequence of token ids, not an array of shape {tokens.shape}")
+            raise ParameterError(
+                f"ids: expected one sequence of token ids, not an array of shape {tokens.shape}"
+            )
         if tokens.min() < 0 or tokens.max() >= self.graph.vocab_size:
             raise ParameterError(f"ids: token ids must be from 0 to {self.graph.vocab_size - 1}")
         self._cache = {}
@@ -99,13 +106,13 @@ class Reference:
         """The result [tokens, width] of one operation on the given inputs."""
         match op:
             case Embed():
-                return self.weight(op.weight)[ids] * self.dtype.type(op.scale)
+                return self.weight(op.weight)[ids] * self.number(op.scale)
             case Positions():
                 return self.weight(op.weight)[np.arange(len(ids))]
             case Norm():
                 return self.norm(op, *inputs)
             case Linear():
-                y = inputs[0] @ self.weight(op.weight).T
+                y: Array = inputs[0] @ self.weight(op.weight).T
                 return y if op.bias is None else y + self.weight(op.bias)
             case Slice():
                 return inputs[0][:, op.start : op.start + op.width]
@@ -120,13 +127,13 @@ class Reference:
             case Gated():
                 return ACTIVATIONS[op.activation](inputs[0]) * inputs[1]
             case Scale():
-                return inputs[0] * self.dtype.type(op.factor)
+                return inputs[0] * self.number(op.factor)
             case Softcap():
                 return op.cap * np.tanh(inputs[0] / op.cap)
             case Clip():
                 return np.clip(inputs[0], -op.limit, op.limit)
             case _:
-                raise NotImplementedError(type(op).__name__)
+                raise UnsupportedError(f"the reference does not know {type(op).__name__} ({op.name})")
 
     def norm(self, op: Norm, x: Array) -> Array:
         """RMSNorm or LayerNorm over each group of channels."""
@@ -135,7 +142,7 @@ class Reference:
             grouped = grouped - grouped.mean(-1, keepdims=True)
         y = grouped / np.sqrt((grouped**2).mean(-1, keepdims=True) + op.eps)
         if op.weight is not None:
-            y = y * (self.weight(op.weight) + self.dtype.type(op.offset))
+            y = y * (self.weight(op.weight) + self.number(op.offset))
         if op.bias is not None:
             y = y + self.weight(op.bias)
         return y.reshape(x.shape)
@@ -161,7 +168,7 @@ class Reference:
             self._cache[op.cache] = tuple(a.reshape(tokens, op.kv_heads, op.head_dim) for a in (k, v))  # type: ignore[assignment]
         keys, values = self._cache[op.cache]
         queries = q.reshape(tokens, op.kv_heads, op.heads // op.kv_heads, op.head_dim)
-        scores = np.einsum("tkgd,skd->kgts", queries, keys) * self.dtype.type(op.scale)
+        scores = np.einsum("tkgd,skd->kgts", queries, keys) * self.number(op.scale)
         if op.softcap is not None:
             scores = op.softcap * np.tanh(scores / op.softcap)
         distance = np.arange(tokens)[:, None] - np.arange(tokens)
