@@ -25,14 +25,14 @@ HEAD_CHUNK = 1024  # tokens whose logits exist at the same time (32 MB for 8,192
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"model_dim": 32, "num_transformer_layers": 2, "head_dim": 16, "num_gqa_groups": 2,
              "qkv_multipliers": [1.0, 2.0], "ffn_multipliers": [1.0, 2.0], "ffn_dim_divisor": 16},
+    "w256x6": {"model_dim": 256, "num_transformer_layers": 6, "head_dim": 64, "num_gqa_groups": 2,
+               "qkv_multipliers": [0.5, 1.5], "ffn_multipliers": [1.0, 4.0]},
     "w256x8": {"model_dim": 256, "num_transformer_layers": 8, "head_dim": 64, "num_gqa_groups": 2,
                "qkv_multipliers": [0.5, 1.5], "ffn_multipliers": [1.0, 4.0]},
     "w256x12": {"model_dim": 256, "num_transformer_layers": 12, "head_dim": 64, "num_gqa_groups": 2,
                 "qkv_multipliers": [0.5, 1.5], "ffn_multipliers": [1.0, 4.0]},
     "w384x8": {"model_dim": 384, "num_transformer_layers": 8, "head_dim": 64, "num_gqa_groups": 2,
                "qkv_multipliers": [0.5, 1.0], "ffn_multipliers": [1.0, 3.0], "ffn_dim_divisor": 128},
-    "w512x6": {"model_dim": 512, "num_transformer_layers": 6, "head_dim": 64, "num_gqa_groups": 2,
-               "qkv_multipliers": [0.5, 1.0], "ffn_multipliers": [1.0, 3.0]},
 }  # fmt: skip
 
 

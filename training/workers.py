@@ -50,7 +50,7 @@ class Exchange:
             self.memory = SharedMemory(link.memory)
             size = sum(value.size for value in params.values())
             # Two sets of slots for gradients: a fast worker may write those of the next step while a slow one
-            # still reads. The last slot holds what is gathered: a barrier comes between reading and writing it.
+            # still reads. The last slot is what is gathered: a barrier comes between reading and writing it.
             slots = np.ndarray((2 * link.workers + 1, size + 2), np.float32, self.memory.buf)
             self.slots, self.common = slots[:-1].reshape(2, link.workers, -1), slots[-1]
 
