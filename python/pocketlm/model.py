@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, overload
@@ -13,12 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pocketlm.describe import Description
-from pocketlm.detokenize import Detokenizer
-from pocketlm.errors import ContextLengthError, ParameterError
+from pocketlm.errors import ParameterError
 from pocketlm.generate.defaults import GenerationDefaults
 from pocketlm.generate.engine import Engine, SamplerFactory
-from pocketlm.generate.job import Evaluation, Generation
-from pocketlm.generate.params import DEFAULT_MAX_TOKENS, NEUTRAL, SamplingParams
+from pocketlm.generate.job import Evaluation
+from pocketlm.generate.params import SamplingParams
+from pocketlm.generate.requests import Requests, is_batch
 from pocketlm.generate.result import Completion
 from pocketlm.generate.scheduler import Scheduler
 from pocketlm.generate.session import Session
@@ -55,7 +54,14 @@ class LM:
         self.defaults = defaults or GenerationDefaults()
         self._tokenizer = tokenizer
         self._tokenizer_lock = threading.Lock()
-        self._sampler, self._describe = sampler, describe
+        self._describe = describe
+        self._requests = Requests(
+            lambda: self.tokenizer,
+            sampler,
+            self.defaults.params,
+            context=self.context,
+            vocab_size=engine.vocab_size,
+        )
         self._scheduler = Scheduler(engine)
 
     @property
@@ -105,12 +111,15 @@ class LM:
             ContextLengthError: a prompt and its ``max_tokens`` do not fit the context. Raised before any
                 work.
         """
-        if not _is_batch(prompt):
+        if not is_batch(prompt):
             return self.stream(prompt, params, **overrides).result()
         chosen = params if isinstance(params, Sequence) else [params] * len(prompt)
         if len(chosen) != len(prompt):
             raise ParameterError(f"params: {len(chosen)} for {len(prompt)} prompts")
-        jobs = [self._job(self._ids(p), q, overrides) for p, q in zip(prompt, chosen, strict=True)]
+        jobs = [
+            self._requests.generation(self._requests.ids(p), q, overrides)
+            for p, q in zip(prompt, chosen, strict=True)
+        ]
         self._scheduler.submit(*jobs)
         streams = [Stream(self._scheduler, job) for job in jobs]
         try:
@@ -124,7 +133,7 @@ class LM:
         Raises:
             As :meth:`generate`, at once.
         """
-        return self._start(self._ids(prompt), params, overrides)
+        return self._start(self._requests.ids(prompt), params, overrides)
 
     def session(
         self, instructions: str | None = None, params: SamplingParams | None = None, **overrides: Any
@@ -142,7 +151,7 @@ class LM:
             ParameterError: an id is unknown, or there are none.
             ContextLengthError: there are more than the context holds.
         """
-        tokens = self._ids(np.asarray(ids).tolist())
+        tokens = self._requests.ids(np.asarray(ids).tolist())
         found = np.empty((len(tokens), self.engine.vocab_size), np.float32)
 
         def receive(start: int, rows: NDArray[np.float32]) -> None:
@@ -158,9 +167,10 @@ class LM:
         Raises:
             As :meth:`logits`.
         """
-        ids, first = self._ids(prompt), 1
-        if continuation is not None:
-            ids, first = self._joined(prompt, ids, continuation)
+        if continuation is None:
+            ids, first = self._requests.ids(prompt), 1
+        else:
+            ids, first = self._requests.joined(prompt, continuation)
         targets = np.asarray(ids[first:])
         logprobs = np.empty(len(targets), np.float64)
         greedy = np.ones(len(targets), bool)
@@ -183,7 +193,7 @@ class LM:
         """Runs sequences of token ids together and hands each one's logits on, a few rows at a time, in
         order: ``receiver(position of the first row, rows [n, vocabulary])``. What a receiver raises is raised
             here."""
-        jobs = [Evaluation(self._ids(ids), r) for ids, r in zip(sequences, receivers, strict=True)]
+        jobs = [Evaluation(self._requests.ids(ids), r) for ids, r in zip(sequences, receivers, strict=True)]
         self._scheduler.submit(*jobs)
         try:
             self._scheduler.wait(lambda: all(job.finished for job in jobs))
@@ -210,32 +220,6 @@ class LM:
     ) -> None:
         self.close()
 
-    def _ids(self, prompt: Any) -> list[int]:
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt, limit=self.context)
-            if not ids and self.tokenizer.bos is not None:
-                ids = [self.tokenizer.bos]
-            if not ids:
-                raise ParameterError("prompt: is empty, and this model has no token that begins a text")
-        else:
-            ids = _token_ids(prompt, self.engine.vocab_size)
-        if len(ids) > self.context:
-            raise ContextLengthError(f"the prompt has {len(ids)} tokens; the context holds {self.context}")
-        return ids
-
-    def _joined(self, prompt: Prompt, ids: list[int], continuation: Prompt) -> tuple[list[int], int]:
-        if isinstance(prompt, str) and isinstance(continuation, str):
-            whole = self._ids(prompt + continuation)
-            if whole[: len(ids)] == ids and len(whole) > len(ids):
-                return whole, len(ids)
-        if isinstance(continuation, str):
-            rest = self.tokenizer.encode(continuation, bos=False, limit=self.context)
-        else:
-            rest = _token_ids(continuation, self.engine.vocab_size)
-        if not rest:
-            raise ParameterError("continuation: is empty")
-        return self._ids([*ids, *rest]), len(ids)
-
     def _start(
         self,
         prompt: list[int],
@@ -244,92 +228,20 @@ class LM:
         owner: Any = None,
         on_end: Callable[[Completion], None] | None = None,
     ) -> Stream:
-        job = self._job(prompt, params, overrides, owner)
+        job = self._requests.generation(prompt, params, overrides, owner)
         self._scheduler.submit(job)
         return Stream(self._scheduler, job, on_end)
-
-    def _job(
-        self,
-        prompt: list[int],
-        params: SamplingParams | None,
-        overrides: Mapping[str, Any],
-        owner: Any = None,
-    ) -> Generation:
-        if params is not None and not isinstance(params, SamplingParams):
-            raise ParameterError(f"params: expected SamplingParams, not {type(params).__name__}")
-        given = (params or SamplingParams()).replace(**overrides)
-        chosen = given.over(self.defaults.params).over(NEUTRAL)
-        room = self.context - len(prompt)
-        if room < max(1, given.max_tokens or 0):
-            raise ContextLengthError(
-                f"the prompt has {len(prompt)} tokens and up to {given.max_tokens or 1} are to follow; "
-                f"the context holds {self.context}"
-            )
-        for name, ids in (("stop_token_ids", chosen.stop_token_ids), ("logit_bias", chosen.logit_bias or ())):
-            if any(i >= self.engine.vocab_size for i in ids):
-                raise ParameterError(f"{name}: token ids must be below {self.engine.vocab_size}")
-        seed = secrets.randbits(63) if chosen.seed is None else chosen.seed % (1 << 64)
-        end = frozenset() if chosen.ignore_eos else self.tokenizer.eos
-        return Generation(
-            prompt,
-            chosen,
-            min(room, chosen.max_tokens or DEFAULT_MAX_TOKENS),
-            self._new_sampler(chosen, seed, prompt),
-            self._detokenizer(prompt),
-            stop_ids=end | frozenset(chosen.stop_token_ids),
-            token_text=self.tokenizer.token_text,
-            seed=seed,
-            owner=owner,
-        )
-
-    def _new_sampler(self, params: SamplingParams, seed: int, prompt: list[int]) -> Any:
-        biases = None if params.logit_bias is None else dict(params.logit_bias)
-        names = (
-            "temperature",
-            "top_k",
-            "top_p",
-            "min_p",
-            "repetition_penalty",
-            "presence_penalty",
-            "frequency_penalty",
-        )
-        values = {name: getattr(params, name) for name in names}
-        return self._sampler(**values, logit_bias=biases, seed=seed, logprobs=params.logprobs, history=prompt)
-
-    def _detokenizer(self, prompt: list[int]) -> Detokenizer:
-        return self.tokenizer.detokenizer(prompt)
 
     def _render(self, messages: Sequence[dict[str, str]]) -> list[int]:
         # Without a template the conversation is one text that the model goes on with.
         if self.tokenizer.template is not None:
             ids = self.tokenizer.encode_chat(messages)
-            return self._ids(ids)
+            return self._requests.ids(ids)
         parts: list[str] = []
         for message in messages:
             before = "" if not parts or message["role"] == "assistant" else "\n"
             parts.append(before + message["content"])
-        return self._ids("".join(parts))
+        return self._requests.ids("".join(parts))
 
     def _forget(self, owner: Any) -> None:
         self._scheduler.forget(owner)
-
-
-def _is_batch(prompt: Any) -> bool:
-    if isinstance(prompt, str | np.ndarray) or not isinstance(prompt, Sequence):
-        return False
-    return not prompt or not isinstance(prompt[0], int | np.integer)
-
-
-def _token_ids(ids: Iterable[Any], vocab_size: int) -> list[int]:
-    try:
-        values = list(ids)
-    except TypeError as problem:
-        raise ParameterError(f"prompt: expected a string or token ids, not {type(ids).__name__}") from problem
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise ParameterError(f"prompt: token ids must be integers, not {value!r:.60}")
-        if not 0 <= value < vocab_size:
-            raise ParameterError(f"prompt: token id {value} is not from 0 to {vocab_size - 1}")
-    if not values:
-        raise ParameterError("prompt: holds no tokens")
-    return [int(value) for value in values]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from pocketlm.generate.job import Generation
 from pocketlm.generate.result import Chunk, Completion
 from pocketlm.generate.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class Stream(Iterator[Chunk], AsyncIterator[Chunk]):
@@ -81,6 +84,9 @@ class Stream(Iterator[Chunk], AsyncIterator[Chunk]):
     async def __anext__(self) -> Chunk:
         if self._closed:
             raise StopAsyncIteration
+        # Imported here: most programs have no event loop, and the import takes as long as opening a model.
+        import asyncio
+
         loop = asyncio.get_running_loop()
         news: asyncio.Future[None] = loop.create_future()
         if not self._scheduler.listen(self._job, lambda: _wake(loop, news)):

@@ -1,0 +1,146 @@
+"""From what a caller says to jobs: prompts become token ids, parameters are completed and checked."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pocketlm.errors import ContextLengthError, ParameterError
+from pocketlm.generate.engine import SamplerFactory
+from pocketlm.generate.job import Generation
+from pocketlm.generate.params import DEFAULT_MAX_TOKENS, NEUTRAL, SamplingParams
+from pocketlm.tokenizer import Tokenizer
+
+_SAMPLED = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
+
+class Requests:
+    """Makes the requests of one model. ``tokenizer`` is called when a tokenizer is needed."""
+
+    def __init__(
+        self,
+        tokenizer: Callable[[], Tokenizer],
+        sampler: SamplerFactory,
+        defaults: SamplingParams,
+        *,
+        context: int,
+        vocab_size: int,
+    ) -> None:
+        self._tokenizer, self._sampler, self._defaults = tokenizer, sampler, defaults
+        self._context, self._vocab_size = context, vocab_size
+
+    def ids(self, prompt: Any) -> list[int]:
+        """Token ids of a prompt: a string, or token ids, which are checked.
+
+        Raises:
+            ParameterError: it is neither, it is empty, or an id is unknown.
+            ContextLengthError: it does not fit the context.
+        """
+        if isinstance(prompt, str):
+            tokenizer = self._tokenizer()
+            ids = tokenizer.encode(prompt, limit=self._context)
+            if not ids and tokenizer.bos is not None:
+                ids = [tokenizer.bos]
+            if not ids:
+                raise ParameterError("prompt: is empty, and this model has no token that begins a text")
+        else:
+            ids = _token_ids(prompt, self._vocab_size)
+        if len(ids) > self._context:
+            raise ContextLengthError(f"the prompt has {len(ids)} tokens; the context holds {self._context}")
+        return ids
+
+    def joined(self, prompt: Any, continuation: Any) -> tuple[list[int], int]:
+        """Token ids of both together, and how many of them are the prompt's. Text is tokenized as one where
+        the prompt's tokens stay what they are."""
+        ids = self.ids(prompt)
+        if isinstance(prompt, str) and isinstance(continuation, str):
+            whole = self.ids(prompt + continuation)
+            if whole[: len(ids)] == ids and len(whole) > len(ids):
+                return whole, len(ids)
+        if isinstance(continuation, str):
+            rest = self._tokenizer().encode(continuation, bos=False, limit=self._context)
+        else:
+            rest = _token_ids(continuation, self._vocab_size)
+        if not rest:
+            raise ParameterError("continuation: is empty")
+        return self.ids([*ids, *rest]), len(ids)
+
+    def generation(
+        self,
+        prompt: list[int],
+        params: SamplingParams | None,
+        overrides: Mapping[str, Any],
+        owner: Hashable | None = None,
+    ) -> Generation:
+        """A text to generate.
+
+        Raises:
+            ParameterError: a parameter is unknown or out of range.
+            ContextLengthError: the tokens asked for do not fit the context.
+        """
+        if params is not None and not isinstance(params, SamplingParams):
+            raise ParameterError(f"params: expected SamplingParams, not {type(params).__name__}")
+        given = (params or SamplingParams()).replace(**overrides)
+        chosen = given.over(self._defaults).over(NEUTRAL)
+        room = self._context - len(prompt)
+        # What the model or we would like is cut to what fits; what the caller asks for is not.
+        if room < max(1, given.max_tokens or 0):
+            raise ContextLengthError(
+                f"the prompt has {len(prompt)} tokens and up to {given.max_tokens or 1} are to follow; "
+                f"the context holds {self._context}"
+            )
+        for name, ids in (("stop_token_ids", chosen.stop_token_ids), ("logit_bias", chosen.logit_bias or ())):
+            if any(i >= self._vocab_size for i in ids):
+                raise ParameterError(f"{name}: token ids must be below {self._vocab_size}")
+        seed = secrets.randbits(63) if chosen.seed is None else chosen.seed % (1 << 64)
+        tokenizer = self._tokenizer()
+        end = frozenset() if chosen.ignore_eos else tokenizer.eos
+        return Generation(
+            prompt,
+            chosen,
+            min(room, chosen.max_tokens or DEFAULT_MAX_TOKENS),
+            self._new_sampler(chosen, seed, prompt),
+            tokenizer.detokenizer(prompt),
+            stop_ids=end | frozenset(chosen.stop_token_ids),
+            token_text=tokenizer.token_text,
+            seed=seed,
+            owner=owner,
+        )
+
+    def _new_sampler(self, params: SamplingParams, seed: int, prompt: list[int]) -> Any:
+        values = {name: getattr(params, name) for name in _SAMPLED}
+        biases = None if params.logit_bias is None else dict(params.logit_bias)
+        return self._sampler(**values, logit_bias=biases, seed=seed, logprobs=params.logprobs, history=prompt)
+
+
+def is_batch(prompt: Any) -> bool:
+    """Whether a prompt is a list of prompts. A list of integers is one prompt; an empty list holds none."""
+    if isinstance(prompt, str | np.ndarray) or not isinstance(prompt, Sequence):
+        return False
+    return not prompt or not isinstance(prompt[0], int | np.integer)
+
+
+def _token_ids(ids: Iterable[Any], vocab_size: int) -> list[int]:
+    try:
+        values = list(ids)
+    except TypeError as problem:
+        raise ParameterError(f"prompt: expected a string or token ids, not {type(ids).__name__}") from problem
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise ParameterError(f"prompt: token ids must be integers, not {value!r:.60}")
+        if not 0 <= value < vocab_size:
+            raise ParameterError(f"prompt: token id {value} is not from 0 to {vocab_size - 1}")
+    if not values:
+        raise ParameterError("prompt: holds no tokens")
+    return [int(value) for value in values]
