@@ -155,6 +155,7 @@ impl Row {
 /// All rows, by module.
 static TABLE: &[&[Row]] = &[
     crate::matmul::scalar::ROWS,
+    crate::matmul::precise::ROWS,
     #[cfg(target_arch = "x86_64")]
     crate::arch::avx2::plain::ROWS,
     #[cfg(target_arch = "x86_64")]

@@ -39,6 +39,15 @@ macro_rules! shared {
             add(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
             load(p: *const u8) -> __m256i = _mm256_loadu_si256(p.cast());
             store(p: *mut u8, v: __m256i) = _mm256_storeu_si256(p.cast(), v);
+            floats<BITS>(v: __m256i) -> [__m256; 4] = {
+                let signed = _mm256_sub_epi8(v, _mm256_set1_epi8(Self::bias::<BITS>() as i8));
+                [
+                    _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(signed))),
+                    _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(_mm256_slli_epi32::<16>(signed))),
+                    _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(_mm256_slli_epi32::<8>(signed))),
+                    _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(signed)),
+                ]
+            };
             float(sum: __m256i) -> __m256 = _mm256_cvtepi32_ps(sum);
             splat(x: f32) -> __m256 = _mm256_set1_ps(x);
             fma(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);

@@ -133,6 +133,15 @@ impl<const VBMI: bool> Dot for Avx512<VBMI> {
         add(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
         load(p: *const u8) -> __m512i = _mm512_loadu_si512(p.cast());
         store(p: *mut u8, v: __m512i) = _mm512_storeu_si512(p.cast(), v);
+        floats<BITS>(v: __m512i) -> [__m512; 4] = {
+            let signed = _mm512_xor_si512(v, _mm512_set1_epi8(-128));
+            [
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(signed))),
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<16>(signed))),
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<8>(signed))),
+                _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(signed)),
+            ]
+        };
         float(sum: __m512i) -> __m512 = _mm512_cvtepi32_ps(sum);
         splat(x: f32) -> __m512 = _mm512_set1_ps(x);
         fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);

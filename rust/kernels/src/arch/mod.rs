@@ -52,6 +52,8 @@ pub(crate) trait Dot {
     /// One vector of weights.
     unsafe fn store(p: *mut u8, v: Self::V);
 
+    /// A vector of decoded weights as floats, less the bias: inputs 0, 1, 2, 3 of the quad.
+    unsafe fn floats<const BITS: usize>(v: Self::V) -> [Self::F; 4];
     /// Sums as floats (exact: below 2^24).
     unsafe fn float(sum: Self::Sum) -> Self::F;
     /// All lanes `x`.

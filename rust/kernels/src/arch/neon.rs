@@ -97,6 +97,15 @@ macro_rules! shared {
             acts(p: *const i8) -> int8x16_t = vld1q_s8(p);
             load(p: *const u8) -> uint8x16_t = vld1q_u8(p);
             store(p: *mut u8, v: uint8x16_t) = vst1q_u8(p, v);
+            floats<BITS>(v: uint8x16_t) -> [float32x4_t; 4] = {
+                let words = vreinterpretq_s32_u8(v);
+                [
+                    vcvtq_f32_s32(vshrq_n_s32::<24>(vshlq_n_s32::<24>(words))),
+                    vcvtq_f32_s32(vshrq_n_s32::<24>(vshlq_n_s32::<16>(words))),
+                    vcvtq_f32_s32(vshrq_n_s32::<24>(vshlq_n_s32::<8>(words))),
+                    vcvtq_f32_s32(vshrq_n_s32::<24>(words)),
+                ]
+            };
             splat(x: f32) -> float32x4_t = vdupq_n_f32(x);
             fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t = vfmaq_f32(c, a, b);
             mul(a: float32x4_t, b: float32x4_t) -> float32x4_t = vmulq_f32(a, b);

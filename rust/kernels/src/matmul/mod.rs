@@ -2,6 +2,7 @@
 
 pub(crate) mod few;
 pub(crate) mod many;
+pub(crate) mod precise;
 pub(crate) mod scalar;
 
 /// Instantiates the kernels for a [`crate::arch::Dot`] type inside functions with its instructions, as `ROWS`.
@@ -9,9 +10,9 @@ pub(crate) mod scalar;
 macro_rules! instances {
     ($dot:ty, $level:expr, $features:literal) => {
         use crate::formats::Palette;
-        use crate::matmul::{few, many};
+        use crate::matmul::{few, many, precise};
         use crate::quantized::QuantRows;
-        use crate::registry::{KernelFn, MatmulPaletteFn, Row};
+        use crate::registry::{KernelFn, MatmulPaletteF32Fn, MatmulPaletteFn, Row};
         use crate::scratch::Scratch;
         use std::ops::Range;
 
@@ -51,6 +52,23 @@ macro_rules! instances {
             unsafe { many::many::<$dot, BITS>(w, x, tiles, scratch, out) }
         }
 
+        #[target_feature(enable = $features)]
+        unsafe fn exact<const BITS: usize>(
+            w: &Palette<'_>,
+            data: &[f32],
+            rows: usize,
+            stride: usize,
+            tiles: Range<usize>,
+            out: &mut [f32],
+        ) {
+            // SAFETY: the features are enabled here; the caller has checked the lengths.
+            unsafe { precise::any::<$dot, BITS>(w, precise::Rows { data, rows, stride }, tiles, out) }
+        }
+
+        const fn precise_row(kind: &'static str, func: MatmulPaletteF32Fn) -> Row {
+            Row { kind, variant: "many", level: $level, func: KernelFn::MatmulPaletteF32(func) }
+        }
+
         const fn row(kind: &'static str, variant: &'static str, func: MatmulPaletteFn) -> Row {
             Row { kind, variant, level: $level, func: KernelFn::MatmulPalette(func) }
         }
@@ -68,6 +86,10 @@ macro_rules! instances {
             row("p8", "1", one::<8>),
             row("p8", "2-16", some::<8>),
             row("p8", "many", all::<8>),
+            precise_row("p2", exact::<2>),
+            precise_row("p3", exact::<3>),
+            precise_row("p4", exact::<4>),
+            precise_row("p8", exact::<8>),
         ];
     };
 }

@@ -37,7 +37,7 @@ unsafe fn matmul(w: &Palette<'_>, x: &QuantRows<'_>, tiles: Range<usize>, _: &mu
 }
 
 /// The values of inputs `range` (ends at multiples of 32) of a tile, row by row.
-fn decode(w: &Palette<'_>, tile: usize, range: Range<usize>, to: &mut [[i8; ACT_BLOCK]; TILE]) {
+pub(super) fn decode(w: &Palette<'_>, tile: usize, range: Range<usize>, to: &mut [[i8; ACT_BLOCK]; TILE]) {
     let bytes = w.kind.group_bytes();
     let codes = &w.tile(tile)[range.start / 32 * bytes..range.end / 32 * bytes];
     let mut table = [0i8; 16];

@@ -18,7 +18,6 @@ pub(crate) mod logits;
 pub(crate) mod math;
 mod merge;
 pub(crate) mod norm;
-mod palette_f32;
 pub(crate) mod quantize;
 pub(crate) mod rope;
 mod table;
@@ -48,7 +47,6 @@ pub(crate) const ROWS: &[&[Row]] = &[
     logits::ROWS,
     merge::ROWS,
     norm::ROWS,
-    palette_f32::ROWS,
     quantize::ROWS,
     rope::ROWS,
 ];

@@ -1,5 +1,8 @@
 //! Random palettized weights and activations, and the definition of their product.
 
+// Each test file uses a part of it.
+#![allow(dead_code)]
+
 use pocketlm_kernels::formats::pack;
 use pocketlm_kernels::{ACT_BLOCK, Kind, Palette, QuantBuffer, TILE};
 
@@ -21,7 +24,6 @@ impl Rng {
     }
 
     /// Uniform in -1..1.
-    #[allow(dead_code)]
     pub fn float(&mut self) -> f32 {
         (self.next() >> 40) as f32 / 8_388_608.0 - 1.0
     }
