@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import struct
 import subprocess
 import sys
@@ -206,6 +205,7 @@ def test_hostile_files_cost_no_memory(tmp_path: Path) -> None:
     (tmp_path / "4").write_bytes(header({"__metadata__": palette}))
     program = (
         "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
         "from pocketlm._core import WeightStore\n"
         "from pocketlm.errors import FileFormatError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -218,13 +218,11 @@ def test_hostile_files_cost_no_memory(tmp_path: Path) -> None:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     paths = [str(path) for path in tmp_path.iterdir()]
-    limit = resource.RLIMIT_AS, (4 << 30, 4 << 30)
     done = subprocess.run(
         [sys.executable, "-c", program, *paths],
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=lambda: resource.setrlimit(*limit),
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 20_000  # kilobytes
