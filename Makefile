@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_QUIET := 1
 
-.PHONY: demo test test-rust test-python test-arm bench lint format docs wheel build clean
+.PHONY: demo test test-rust test-python test-arm bench lint format docs bundle wheel build clean
 
 demo: $(VENV)/.built ## write a story with the bundled model
 	@$(BIN)/pocketlm generate "Once upon a time, a little fox" --max-tokens 220 --temperature 0.7 --seed 7
@@ -41,6 +42,9 @@ bench: $(VENV)/.dev $(VENV)/.built ## kernels, then end to end
 	$(BIN)/pocketlm palettize benches/out/llama-3.2-1b benches/out/llama-3.2-1b-p4 --bits 4
 	$(BIN)/pocketlm bench benches/out/llama-3.2-1b-p4
 
+bundle: $(VENV)/.built ## palettize the story model anew into the package
+	$(BIN)/pocketlm palettize models/pocketlm-stories python/pocketlm/assets/pocketlm-stories --bits 4 --overwrite
+
 wheel: $(VENV)/.base ## build the wheel into dist/ and say how large it is
 	$(BIN)/maturin build --release --out dist
 	@ls -l dist
@@ -62,7 +66,7 @@ $(VENV)/.dev: $(VENV)/.base
 	touch $@
 
 $(VENV)/.built: $(VENV)/.base $(RUST)
-	$(BIN)/maturin develop --release --quiet
+	$(BIN)/maturin develop --release --quiet 2>/dev/null || $(BIN)/maturin develop --release
 	touch $@
 
 clean: ## remove what was built
