@@ -145,9 +145,9 @@ def product_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Ar
 def product_backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both gradients.
 
-    XLA transposes the left factor of ``g.T @ x`` in memory, at several times the cost of the product, so let that
-    be the narrower one. The barriers keep it from choosing otherwise, and from computing ``g`` itself a second
-    time, column by column, inside that transposition.
+    XLA transposes the left factor of ``g.T @ x`` in memory, at several times the cost of the product, so let
+    that be the narrower one. The barriers keep it from choosing otherwise, and from computing ``g`` itself a
+    second time, column by column, inside that transposition.
     """
     x, w = saved
     x, g = jax.lax.optimization_barrier((x, g))
