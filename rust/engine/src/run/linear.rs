@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use pocketlm_kernels::{Dense, KernelError, Palette, TILE};
+use pocketlm_kernels::{KernelError, TILE};
 
 use super::{Pass, Step, Worker};
 use crate::plan::{Epilogue, Factor, Input, Matrix, Part, Plan};
@@ -163,7 +163,7 @@ impl Step<'_, '_> {
             (Matrix::Palette(_), Input::Float(view)) => {
                 // SAFETY: see above.
                 let (x, x_stride) = unsafe { self.arena.rows(view, 0, rows) };
-                self.decoded(&matrix.palette(), x, rows, x_stride, start..end, stride, out)?;
+                self.kernels.matmul_palette_f32(&matrix.palette(), x, rows, x_stride, tiles, out)?;
             }
             (Matrix::Dense { .. }, Input::Float(view)) => {
                 // SAFETY: see above.
@@ -178,27 +178,6 @@ impl Step<'_, '_> {
             }
         }
         Ok(stride)
-    }
-
-    /// Outputs of a palettized matrix on float activations: its rows decoded one by one.
-    fn decoded(
-        &self,
-        palette: &Palette<'_>,
-        x: &[f32],
-        rows: usize,
-        x_stride: usize,
-        outputs: Range<usize>,
-        stride: usize,
-        out: &mut [f32],
-    ) -> Result<(), KernelError> {
-        let (mut line, mut column) = (vec![0.0; palette.cols()], vec![0.0; rows]);
-        for (index, output) in outputs.enumerate() {
-            self.kernels.embed_palette(palette, output, &mut line)?;
-            let line = Dense::from_f32(1, palette.cols(), &line)?;
-            self.kernels.matmul_dense(&line, x, rows, x_stride, 0..1, &mut column)?;
-            out.chunks_exact_mut(stride).zip(&column).for_each(|(row, &value)| row[index] = value);
-        }
-        Ok(())
     }
 
     fn add_bias(&self, factor: &Factor, outputs: &Range<usize>, y: &mut [f32]) -> Result<(), KernelError> {
