@@ -13,7 +13,7 @@ import pytest
 jax = pytest.importorskip("jax", reason="training needs the extra 'train'")
 pytest.importorskip("safetensors", reason="training needs training/requirements.txt")
 import jax.numpy as jnp  # noqa: E402
-from training import evaluate, model, muon, train  # noqa: E402
+from training import evaluate, model, muon, study, train  # noqa: E402
 from training.average import average  # noqa: E402
 from training.data import Position, Stream, read_tokens  # noqa: E402
 from training.export import export  # noqa: E402
@@ -116,6 +116,24 @@ def test_compact_state_warms_up_again(run: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(compact.params[name], value, rtol=2**-11, atol=1e-7)
     for name, value in state.moments["square"].items():
         np.testing.assert_allclose(compact.moments["square"][name], value, rtol=2**-8)
+
+
+def test_an_interrupted_study_stops(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal makes ``train`` save and return early; the study must not go on with half-trained weights."""
+
+    def interrupted(main: object, arguments: argparse.Namespace, count: int) -> object:
+        del main, count
+        arguments.steps = 3
+        arguments.quiet = True
+        return train.train(arguments)
+
+    monkeypatch.setattr(study, "launch", interrupted)
+    values = {
+        "data": data, "out": tmp_path, "teraflops": 0.001, "workers": 1, "batch": 2, "context": 16,
+        "matrix_rate": 0.02, "adam_rate": 4e-3,
+    }  # fmt: skip
+    with pytest.raises(SystemExit, match="tiny was interrupted at step 3 of "):
+        study.run(argparse.Namespace(**values), "tiny")
 
 
 def test_average(run: Path, tmp_path: Path) -> None:

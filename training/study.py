@@ -44,12 +44,14 @@ def run(arguments: argparse.Namespace, shape: str) -> dict[str, Any]:
         common += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     decay = round(steps * DECAY)
     began = time.monotonic()
-    for extra in (
-        ["--steps", str(steps - decay)],
-        ["--resume", str(out / train.STATE), "--decay-steps", str(decay)],
+    for last, extra in (
+        (steps - decay, ["--steps", str(steps - decay)]),
+        (steps, ["--resume", str(out / train.STATE), "--decay-steps", str(decay)]),
     ):
         options = train.parse([*common, *extra])
         state = launch(train.train, options, train.parameter_count(options))
+        if state.progress.step < last:  # a signal ended the training, and is meant for the study as well
+            sys.exit(f"training.study: {shape} was interrupted at step {state.progress.step} of {steps}")
     valid = read_tokens(arguments.data / "valid.bin", graph.vocab_size)
     score = bits_per_byte(graph, state.params, valid, manifest["valid"]["text_bytes"], arguments.context)
     sizes = {name: math.prod(weight.shape) for name, weight in graph.weights().items()}
