@@ -305,11 +305,18 @@ def test_limits_are_errors_before_any_work(lm: LM) -> None:
     assert not engine.steps and lm.generate([]) == []
 
 
-def test_empty_prompt_needs_a_token_that_begins_a_text(lm: LM) -> None:
-    assert lm.generate("", FREE).usage.prompt_tokens == 1
+def test_an_empty_prompt_is_refused(lm: LM) -> None:
     bare = LM(FakeEngine(TOKENIZER.size), Tokenizer(byte_level(bos=False)), FakeSampler)  # type: ignore[arg-type]
-    with pytest.raises(ParameterError, match="prompt"):
-        bare.generate("")
+    for model in (lm, bare):
+        for call in (lambda m: m.generate(""), lambda m: m.generate(["fine", ""]), lambda m: m.stream("")):
+            with pytest.raises(ParameterError, match="prompt: is empty"):
+                call(model)
+    assert TOKENIZER.bos is not None
+    assert lm.generate([TOKENIZER.bos], FREE).usage.prompt_tokens == 1
+    # What is only scored may begin at nothing, where the model has a token for that.
+    assert lm.score("", "once").tokens == tuple(TOKENIZER.encode("once", bos=False))
+    with pytest.raises(ParameterError, match="no token that begins"):
+        bare.score("", "once")
 
 
 def test_without_max_tokens_the_context_is_the_end(lm: LM) -> None:

@@ -35,6 +35,7 @@ NAN, INF = math.nan, math.inf
         ("seed", ["a", 1.0, NAN, 1 << 64, True]),
         ("logprobs", [-1, 65, 1.0]),
         ("ignore_eos", [1, None, "yes"]),
+        ("n", [0, -1, 1.0, "2", True, 129]),
     ],
 )
 def test_wrong_values_are_named(name: str, values: list[Any]) -> None:
@@ -95,6 +96,13 @@ def test_generation_config_is_honoured() -> None:
         {"do_sample": False, "temperature": 0.6, "max_new_tokens": 9}, {"eos_token_id": 9}
     )
     assert (greedy.params.temperature, greedy.params.max_tokens, greedy.eos) == (0.0, 9, (9,))
+    stops = GenerationDefaults.of({"stop_strings": ["x", "y"], "do_sample": None}).params
+    assert SamplingParams().over(stops).stop == ("x", "y") and SamplingParams(stop="z").over(stops).stop == (
+        "z",
+    )
+    assert GenerationDefaults.of({"stop_strings": "x"}).params.stop == ("x",)
+    with pytest.raises(ConfigError, match="stop"):
+        GenerationDefaults.of({"stop_strings": [""]})
 
 
 @pytest.mark.parametrize(
@@ -110,6 +118,9 @@ def test_generation_config_is_honoured() -> None:
         {"eos_token_id": -1},
         {"top_k": -5},
         {"typical_p": 0.5},
+        {"do_sample": "no"},
+        {"num_return_sequences": 2},
+        {"max_time": 1.0},
     ],
 )
 def test_generation_config_that_cannot_be_honoured_is_refused(values: dict[str, Any]) -> None:

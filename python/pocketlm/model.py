@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pocketlm.describe import Description
 from pocketlm.errors import ParameterError
+from pocketlm.generate import samples
 from pocketlm.generate.defaults import GenerationDefaults
 from pocketlm.generate.engine import Engine, SamplerFactory
 from pocketlm.generate.job import Evaluation
@@ -104,7 +105,8 @@ class LM:
 
         ``prompt`` is a string, a sequence of token ids, or a list of either. ``params`` are
         :class:`~pocketlm.SamplingParams` (or a list, one for each prompt); ``overrides`` change some of them
-        by name: ``lm.generate("Once", max_tokens=50, temperature=0.7)``.
+        by name: ``lm.generate("Once", max_tokens=50, temperature=0.7)``. With ``n=3`` the result's
+        ``choices`` are three texts.
 
         Raises:
             ParameterError: a parameter is out of range, a token id is unknown, or a prompt is empty.
@@ -112,20 +114,17 @@ class LM:
                 work.
         """
         if not is_batch(prompt):
-            return self.stream(prompt, params, **overrides).result()
+            return self.generate([prompt], [params], **overrides)[0]
         chosen = params if isinstance(params, Sequence) else [params] * len(prompt)
         if len(chosen) != len(prompt):
             raise ParameterError(f"params: {len(chosen)} for {len(prompt)} prompts")
-        jobs = [
-            self._requests.generation(self._requests.ids(p), q, overrides)
-            for p, q in zip(prompt, chosen, strict=True)
-        ]
-        self._scheduler.submit(*jobs)
-        streams = [Stream(self._scheduler, job) for job in jobs]
-        try:
-            return [stream.result() for stream in streams]
-        finally:
-            self._scheduler.cancel(*(job for job in jobs if not job.finished))
+        return samples.run(
+            self._scheduler,
+            [
+                self._requests.generations(self._requests.ids(p), q, overrides)
+                for p, q in zip(prompt, chosen, strict=True)
+            ],
+        )
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any) -> Stream:
         """Continues a prompt and yields the text in pieces as it is made; for ``for`` and ``async for``.
@@ -193,15 +192,10 @@ class LM:
         """Runs sequences of token ids together and hands each one's logits on, a few rows at a time, in
         order: ``receiver(position of the first row, rows [n, vocabulary])``. What a receiver raises is raised
             here."""
-        jobs = [Evaluation(self._requests.ids(ids), r) for ids, r in zip(sequences, receivers, strict=True)]
-        self._scheduler.submit(*jobs)
-        try:
-            self._scheduler.wait(lambda: all(job.finished for job in jobs))
-        finally:
-            self._scheduler.cancel(*(job for job in jobs if not job.finished))
-        for job in jobs:
-            if job.error is not None:
-                raise job.error
+        samples.finish(
+            self._scheduler,
+            [Evaluation(self._requests.ids(ids), r) for ids, r in zip(sequences, receivers, strict=True)],
+        )
 
     def perplexity(self, path: str | PathLike[str], *, context: int = 512, **options: Any) -> Perplexity:
         """How well the model predicts a text file; see :func:`pocketlm.perplexity.measure`."""
@@ -235,8 +229,7 @@ class LM:
     def _render(self, messages: Sequence[dict[str, str]]) -> list[int]:
         # Without a template the conversation is one text that the model goes on with.
         if self.tokenizer.template is not None:
-            ids = self.tokenizer.encode_chat(messages)
-            return self._requests.ids(ids)
+            return self._requests.ids(self.tokenizer.encode_chat(messages, limit=self.context))
         parts: list[str] = []
         for message in messages:
             before = "" if not parts or message["role"] == "assistant" else "\n"

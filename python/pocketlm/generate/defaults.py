@@ -36,6 +36,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "min_length": (0,),
     "min_new_tokens": (0,),
     "dola_layers": (),
+    "encoder_no_repeat_ngram_size": (0,),
+    "diversity_penalty": (0, 0.0),
+    "num_return_sequences": (1,),
+    "constraints": ([],),
+    "max_time": (),
+    "token_healing": (False,),
 }
 
 
@@ -69,6 +75,10 @@ class GenerationDefaults:
         changes = {key: values[key] for key in _TAKEN if values.get(key) is not None}
         if values.get("max_new_tokens") is not None:
             changes["max_tokens"] = values["max_new_tokens"]
+        if values.get("stop_strings") is not None:
+            changes["stop"] = values["stop_strings"]
+        if not isinstance(values.get("do_sample", True), bool | None):
+            raise ConfigError(f"{source}: 'do_sample' must be true or false, not {values['do_sample']!r:.60}")
         if values.get("do_sample") is False:
             changes["temperature"] = 0.0
         try:

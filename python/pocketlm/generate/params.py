@@ -16,6 +16,7 @@ MAX_STOPS = 64
 MAX_STOP_LENGTH = 1024  # characters
 MAX_LOGPROBS = 64
 MAX_BIASES = 4096
+MAX_SAMPLES = 128
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class SamplingParams:
         seed: the same seed yields the same tokens, whatever else runs; ``None`` draws one.
         logprobs: report each token's log-probability and those of this many likeliest tokens (0 to 64).
         ignore_eos: go on past the model's end-of-text token.
+        n: texts to generate from one prompt, which is computed once; number i has the seed ``seed + i`` [1].
 
     Raises:
         ParameterError: a value is of the wrong type or out of its range; the message names it.
@@ -57,6 +59,7 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None
     ignore_eos: bool = False
+    n: int | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -76,6 +79,7 @@ class SamplingParams:
         put(self, "stop_token_ids", _token_ids(self.stop_token_ids))
         put(self, "seed", _integer("seed", self.seed, -(1 << 63), (1 << 64) - 1))
         put(self, "logprobs", _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS))
+        put(self, "n", _integer("n", self.n, 1, MAX_SAMPLES))
         if not isinstance(self.ignore_eos, bool):
             raise ParameterError(f"ignore_eos: must be true or false, not {self.ignore_eos!r:.60}")
 
@@ -102,7 +106,7 @@ class SamplingParams:
     def over(self, defaults: SamplingParams) -> SamplingParams:
         """This, with what it leaves open taken from ``defaults``."""
         fields = (field.name for field in dataclasses.fields(self))
-        open_ones = {name: getattr(defaults, name) for name in fields if getattr(self, name) is None}
+        open_ones = {name: getattr(defaults, name) for name in fields if getattr(self, name) in (None, ())}
         return dataclasses.replace(self, **open_ones)
 
 
@@ -193,4 +197,5 @@ NEUTRAL = SamplingParams(
     repetition_penalty=1.0,
     presence_penalty=0.0,
     frequency_penalty=0.0,
+    n=1,
 )

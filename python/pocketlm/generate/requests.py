@@ -40,14 +40,19 @@ class Requests:
         self._tokenizer, self._sampler, self._defaults = tokenizer, sampler, defaults
         self._context, self._vocab_size = context, vocab_size
 
-    def ids(self, prompt: Any) -> list[int]:
-        """Token ids of a prompt: a string, or token ids, which are checked.
+    def ids(self, prompt: Any, *, empty: bool = False) -> list[int]:
+        """Token ids of a prompt: a string, or token ids, which are checked. With ``empty`` an empty string
+        stands for the token that begins a text.
 
         Raises:
             ParameterError: it is neither, it is empty, or an id is unknown.
             ContextLengthError: it does not fit the context.
         """
         if isinstance(prompt, str):
+            if not prompt and not empty:
+                raise ParameterError(
+                    "prompt: is empty; to begin at nothing, give the token that begins a text"
+                )
             tokenizer = self._tokenizer()
             ids = tokenizer.encode(prompt, limit=self._context)
             if not ids and tokenizer.bos is not None:
@@ -63,7 +68,7 @@ class Requests:
     def joined(self, prompt: Any, continuation: Any) -> tuple[list[int], int]:
         """Token ids of both together, and how many of them are the prompt's. Text is tokenized as one where
         the prompt's tokens stay what they are."""
-        ids = self.ids(prompt)
+        ids = self.ids(prompt, empty=True)
         if isinstance(prompt, str) and isinstance(continuation, str):
             whole = self.ids(prompt + continuation)
             if whole[: len(ids)] == ids and len(whole) > len(ids):
@@ -86,6 +91,23 @@ class Requests:
         """A text to generate.
 
         Raises:
+            As :meth:`generations`; ParameterError also where ``n`` asks for several texts.
+        """
+        jobs = self.generations(prompt, params, overrides, owner)
+        if len(jobs) > 1:
+            raise ParameterError("n: only generate makes several texts of one prompt; a stream has one")
+        return jobs[0]
+
+    def generations(
+        self,
+        prompt: list[int],
+        params: SamplingParams | None,
+        overrides: Mapping[str, Any],
+        owner: Hashable | None = None,
+    ) -> list[Generation]:
+        """The texts to generate from a prompt: as many as ``n``, with consecutive seeds.
+
+        Raises:
             ParameterError: a parameter is unknown or out of range.
             ContextLengthError: the tokens asked for do not fit the context.
         """
@@ -103,7 +125,13 @@ class Requests:
         for name, ids in (("stop_token_ids", chosen.stop_token_ids), ("logit_bias", chosen.logit_bias or ())):
             if any(i >= self._vocab_size for i in ids):
                 raise ParameterError(f"{name}: token ids must be below {self._vocab_size}")
-        seed = secrets.randbits(63) if chosen.seed is None else chosen.seed % (1 << 64)
+        first = secrets.randbits(63) if chosen.seed is None else chosen.seed
+        seeds = [(first + i) % (1 << 64) for i in range(chosen.n or 1)]
+        return [self._job(prompt, chosen, room, seed, owner) for seed in seeds]
+
+    def _job(
+        self, prompt: list[int], chosen: SamplingParams, room: int, seed: int, owner: Hashable | None
+    ) -> Generation:
         tokenizer = self._tokenizer()
         end = frozenset() if chosen.ignore_eos else tokenizer.eos
         return Generation(

@@ -95,6 +95,7 @@ class Completion:
         logprobs: one entry for each token, if asked for.
         seed: the seed that yields the same tokens again.
         usage, timings: counts of tokens and seconds.
+        others: the further texts of the same prompt, where ``n`` asked for several.
     """
 
     text: str
@@ -105,13 +106,20 @@ class Completion:
     seed: int = 0
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
+    others: tuple[Completion, ...] = ()
 
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def choices(self) -> tuple[Completion, ...]:
+        """All texts of the prompt: this one and the :attr:`others`."""
+        return (dataclasses.replace(self, others=()), *self.others)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, for JSON, derived figures included."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(dataclasses.replace(self, others=()))
+        values["others"] = [other.to_dict() for other in self.others]
         values["usage"]["total_tokens"] = self.usage.total_tokens
         for name in ("ttft_seconds", "prefill_tokens_per_second", "decode_tokens_per_second"):
             values["timings"][name] = getattr(self.timings, name)
