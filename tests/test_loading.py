@@ -74,9 +74,15 @@ def test_the_small_files_are_read(tmp_path: Path) -> None:
     (path / "chat_template.jinja").write_text("d")
     assert open_model(path).chat_template == "d"
     (path / "chat_template.jinja").unlink()
-    config.write_text('{"chat_template": 7}')
-    with pytest.raises(TemplateError, match="tokenizer_config"):
-        open_model(path)
+    for bad in (
+        "7",
+        '{"a": 1}',
+        '[{"name": "default", "template": 5}]',
+        '[{"name": ["x"], "template": [1]}]',
+    ):
+        config.write_text(f'{{"chat_template": {bad}}}')
+        with pytest.raises(TemplateError, match="tokenizer_config"):
+            open_model(path)
     config.write_text("{")
     with pytest.raises(ConfigError, match="tokenizer_config"):
         open_model(path)
@@ -164,6 +170,61 @@ def test_configurations_that_are_not_json_objects(tmp_path: Path, text: str) -> 
     with pytest.raises(ConfigError, match=r"config\.json") as caught:
         open_model(path)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"]
+)
+def test_small_files_that_are_not_what_they_should_be(tmp_path: Path, name: str) -> None:
+    path = write_checkpoint(tmp_path / "m")
+    file = path / name
+    file.unlink(missing_ok=True)
+    with file.open("wb") as out:
+        out.truncate(1 << 40)  # takes no space on the disk
+    with pytest.raises((ConfigError, FileFormatError), match=f"{name}: larger than"):
+        open_model(path)
+    for make in (
+        lambda: os.mkfifo(file),
+        lambda: file.symlink_to("/dev/zero"),
+        file.mkdir,
+    ):
+        file.rmdir() if file.is_dir() else file.unlink()
+        make()
+        with pytest.raises(MissingFileError, match=f"{name}: is not a regular file"):
+            open_model(path)
+
+
+def test_weights_that_are_no_file(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "m")
+    file = path / "model.safetensors"
+    sound = file.read_bytes()
+    for make, message in (
+        (file.mkdir, "directory"),
+        (lambda: os.mkfifo(file), "regular"),
+        (lambda: file.symlink_to("/dev/zero"), "regular"),
+        (lambda: file.write_bytes(b""), "empty"),
+    ):
+        file.rmdir() if file.is_dir() else file.unlink()
+        make()
+        with pytest.raises((MissingFileError, FileFormatError), match=rf"model\.safetensors.*{message}"):
+            open_model(path)
+    file.unlink()
+    file.symlink_to(file.name)
+    with pytest.raises((MissingFileError, StorageError), match="m"):
+        open_model(path)
+    # A cache of downloads is made of links.
+    file.unlink()
+    (tmp_path / "blob").write_bytes(sound)
+    file.symlink_to(tmp_path / "blob")
+    open_model(path)
+
+
+def test_names_of_any_language(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "modèle 模型 \udcff")
+    assert open_model(path).path == path
+    (path / "config.json").unlink()
+    with pytest.raises(MissingFileError, match=r"config\.json"):
+        open_model(path)
 
 
 def test_sizes_that_overflow(tmp_path: Path) -> None:

@@ -71,7 +71,28 @@ def test_time_is_given() -> None:
         ("{{ '{:>999999999}'.format(1) }}", "width"),
         ("{{ '{:{}}'.format(1, 999999999) }}", "width"),
         ("{{ '%999999999d' | format(1) }}", "width"),
-        ("{{ 'a' | center(999999999) }}", "width"),
+        ("{{ 'a' | center(999999999) }}", "center"),
+        ("{{ 'a' | indent(999999999) }}", "width"),
+        ("{{ ('a\n' * 100000) | indent(4000) }}", "characters"),
+        ("{{ ('a\n' * 100000) | indent('b' * 4000) }}", "characters"),
+        ("{{ 'a' | list | slice(100000000) | list }}", "slice"),
+        ("{{ [[1] * 100000] * 100000 }}", "steps"),
+        ("{{ lipsum(n=100000) }}", "lipsum"),
+        (
+            "{% set n = namespace(x=1) %}"
+            "{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
+            "steps",
+        ),
+        (
+            "{% set n = namespace(x=1) %}{% for i in range(60) %}"
+            "{% set n.x = {'a': n.x, 'b': (n.x, 1)} %}{% endfor %}{{ n.x | tojson }}",
+            "steps",
+        ),
+        (
+            "{% set n = namespace(x=1) %}{% macro f() %}{% set n.x = varargs %}{% endmacro %}"
+            "{% for i in range(60) %}{{ f(n.x, n.x) }}{% endfor %}{{ n.x }}",
+            "steps",
+        ),
         ("{{ 'a'.ljust(999999999) }}", "unsafe"),
         (
             "{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
@@ -83,7 +104,7 @@ def test_time_is_given() -> None:
         ),
         (
             "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
-            "entries",
+            "steps",
         ),
         (
             "{% set n = namespace(x='a') %}{% for i in range(60) %}"
@@ -106,6 +127,16 @@ def test_time_is_given() -> None:
 def test_harm_is_refused(source: str, part: str) -> None:
     with pytest.raises(TemplateError, match=part):
         ChatTemplate(source).render(TALK)
+
+
+def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pocketlm.sandbox.MAX_SECONDS", 0.02)
+    slow = "{% set a = 'a' * 4000000 %}{% for i in range(90000) %}{% if 'b' in a %}{% endif %}{% endfor %}"
+    for source in (slow, "{{ 'b' in 'a' * 4000000 }}" * 10_000):
+        with pytest.raises(TemplateError, match="seconds"):
+            ChatTemplate(source).render(TALK)
+    # The next rendering starts afresh.
+    assert ChatTemplate("{{ messages[0].role }}").render(TALK) == "system"
 
 
 def test_rendering_leaves_the_messages_alone() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import processors
@@ -84,6 +86,8 @@ def test_chat_ids_have_no_second_bos() -> None:
     assert (
         ids.count(0) == 1 and tokenizer.decode(ids, special=True) == "<|bos|><|user|>once<|end|><|assistant|>"
     )
+    with pytest.raises(ContextLengthError):
+        tokenizer.encode_chat([{"role": "user", "content": "a " * 100_000}], limit=100)
     with pytest.raises(TemplateError, match="no chat template"):
         Tokenizer(byte_level()).encode_chat([])
 
@@ -121,3 +125,37 @@ def test_damaged_files_raise_and_do_not_hang(tmp_path: Path) -> None:
             refused += 1
             assert "\n" not in str(error)[:20]
     assert refused > 20
+
+
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+@pytest.mark.parametrize(
+    "replacements",
+    [
+        [({"String": "o"}, "o" * 10)] * 8,
+        [({"String": "o"}, "x" * 5000)],
+        [({"Regex": "x*"}, "o")] * 13,
+        [({"Regex": "[a-z]"}, "$0" * 60)] * 3,
+    ],
+)
+def test_a_text_cannot_be_made_to_explode(tmp_path: Path, part: str, replacements: list[Any]) -> None:
+    path = save(tmp_path) / "tokenizer.json"
+    values = json.loads(path.read_text())
+    steps = [{"type": "Replace", "pattern": p, "content": c} for p, c in replacements]
+    values[part] = {"type": "Sequence", f"{part}s": [{"type": "Sequence", f"{part}s": steps}]}
+    path.write_text(json.dumps(values))
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json.*times longer"):
+        load_tokenizer(path, 400)
+    metaspace().save(str(path))  # replaces in both parts, but one character by one
+    load_tokenizer(path, 400)
+
+
+def test_files_that_are_too_large_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    with path.open("wb") as file:
+        file.truncate(8 << 30)  # takes no space on the disk
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: larger"):
+        load_tokenizer(path, 400)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(TokenizerError, match="not a regular file"):
+        load_tokenizer(path, 400)

@@ -1,6 +1,8 @@
 """The sandbox of chat templates: Jinja as published templates expect it, with bounds on what it can spend.
 
-Loops and macros are counted, and no operator, filter or method makes a string or a list beyond a limit.
+Loops, macros and the entries of lists and mappings that a template makes are counted; no operator, filter or
+method makes a string or a list beyond a limit; filters whose cost is not bounded by that do not exist here.
+What remains, such as a long comparison in a long loop, meets a limit of processor time.
 """
 
 from __future__ import annotations
@@ -8,7 +10,9 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
@@ -20,14 +24,46 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MAX_STEPS = 200_000  # iterations of loops and calls of macros in one rendering
+MAX_STEPS = 100_000  # iterations of loops, calls of macros and entries of literals in one rendering
+MAX_SECONDS = 1.0  # of processor time in one rendering; published templates take milliseconds
 MAX_TEXT = 1 << 22  # characters of any string that a template makes
 MAX_ITEMS = 1 << 17  # entries of any list that a template makes
 
 # Widths in a format string of five digits, or given by another value.
 _WIDE = re.compile(r"%[^a-zA-Z%]*(\*|\d{5})|\{[^{}]*(\{|:[^{}]*\d{5})")
 
-steps_taken: ContextVar[int] = ContextVar("pocketlm_template_steps", default=0)
+_FILTERS = """
+    abs attr capitalize count d default dictsort e escape first float format groupby indent int items join
+    last length list lower map max min reject rejectattr replace reverse round safe select selectattr sort
+    string title tojson trim truncate unique upper wordcount
+"""
+
+# Steps taken in this rendering, and the processor time at which it must be over.
+_spent: ContextVar[tuple[int, float]] = ContextVar("pocketlm_template_spent", default=(0, float("inf")))
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """One rendering, whose steps and time count from here."""
+    token = _spent.set((0, time.thread_time() + MAX_SECONDS))
+    try:
+        yield
+    finally:
+        _spent.reset(token)
+
+
+def spend(steps: int = 1) -> None:
+    """Counts steps of the rendering.
+
+    Raises:
+        jinja2.TemplateError: there are too many of them, or they took too long.
+    """
+    taken, end = _spent.get()
+    if taken + steps > MAX_STEPS:
+        raise JinjaError(f"takes more than {MAX_STEPS} steps")
+    if time.thread_time() > end:
+        raise JinjaError(f"takes more than {MAX_SECONDS:g} seconds")
+    _spent.set((taken + steps, end))
 
 
 class TemplateSandbox(ImmutableSandboxedEnvironment):
@@ -41,9 +77,11 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
         )
+        self.filters = {name: self.filters[name] for name in _FILTERS.split()}
         self.filters["tojson"] = _to_json
-        for name in ("center", "indent", "wordwrap", "replace", "format"):
+        for name in ("indent", "replace", "format"):
             self.filters[name] = _bounded_filter(self.filters[name])
+        del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
 
@@ -55,11 +93,19 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return _join_bounded("", parts)
 
     def tick(self) -> str:
-        steps = steps_taken.get() + 1
-        steps_taken.set(steps)
-        if steps > MAX_STEPS:
-            raise JinjaError(f"takes more than {MAX_STEPS} steps")
+        spend()
         return ""
+
+    def made(self, value: Any) -> Any:
+        """A list, tuple or mapping that the template makes, with all its entries counted: nested in one
+        another, a few of them would print as terabytes."""
+        waiting = [value]
+        while waiting:
+            one = waiting.pop()
+            inner = one.values() if isinstance(one, dict) else one if isinstance(one, list | tuple) else ()
+            spend(1 + len(inner))
+            waiting.extend(v for v in inner if isinstance(v, dict | list | tuple))
+        return value
 
     def concat_bounded(self, *parts: Any) -> str:
         return _join_bounded("", map(str, parts))
@@ -76,7 +122,9 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             )
             if all(isinstance(v, int) for v in sizes) and abs(sizes[0] * sizes[1]) > most:
                 raise JinjaError("a product is too large")
-        return _checked(super().call_binop(context, operator, left, right))
+        spend()
+        result = _checked(super().call_binop(context, operator, left, right))
+        return self.made(result) if isinstance(result, list | tuple) else result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         owner = getattr(value, "__self__", None)
@@ -90,6 +138,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attr, value)
 
     def call(self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        spend()
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
         if isinstance(owner, str):
             if name == "replace" and len(args) > 1:
@@ -110,31 +159,40 @@ class _Generation(Extension):
 
 
 def count_steps(tree: nodes.Template) -> nodes.Template:
-    """The same template, counting its steps and bounding what `~` makes."""
+    """The same template, counting its steps and bounding what it makes."""
 
-    # Every pass of a loop and every call of a macro goes through Environment.tick, and every `~` through
-    # concat_bounded.
+    # Every pass of a loop and every call of a macro goes through Environment.tick, every list or mapping
+    # through made, and every `~` through concat_bounded.
     def call(name: str, *args: nodes.Expr) -> nodes.Expr:
         return nodes.Call(nodes.EnvironmentAttribute(name), list(args), [], None, None)
+
+    def change(node: nodes.Node) -> nodes.Node:
+        if isinstance(node, nodes.Concat):
+            return call("concat_bounded", *node.nodes)
+        literal = isinstance(node, nodes.List | nodes.Dict | nodes.Tuple)
+        arguments = isinstance(node, nodes.Name) and node.name in ("varargs", "kwargs")
+        if isinstance(node, nodes.Expr) and (literal or arguments) and getattr(node, "ctx", "load") == "load":
+            return call("made", node)
+        return node
 
     node: nodes.For | nodes.Macro | nodes.CallBlock
     for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):  # type: ignore[assignment]
         node.body.insert(0, nodes.ExprStmt(call("tick")))
-    _replace_concat(tree, lambda node: call("concat_bounded", *node.nodes))
+    _rewrite(tree, change)
     if tree.environment is not None:
         tree.set_environment(tree.environment)
     return tree
 
 
-def _replace_concat(node: nodes.Node, make: Callable[[nodes.Concat], nodes.Expr]) -> None:
+def _rewrite(node: nodes.Node, change: Callable[[nodes.Node], nodes.Node]) -> None:
     for field, value in node.iter_fields():
         items = value if isinstance(value, list) else [value]
         for index, item in enumerate(items):
             if not isinstance(item, nodes.Node):
                 continue
-            _replace_concat(item, make)
-            if isinstance(item, nodes.Concat):
-                fresh = make(item)
+            _rewrite(item, change)
+            fresh = change(item)
+            if fresh is not item:
                 if isinstance(value, list):
                     value[index] = fresh
                 else:
@@ -185,6 +243,12 @@ def _bounded_filter(inner: Callable[..., Any]) -> Callable[..., Any]:
         if any(isinstance(v, int) and abs(v) > 4096 for v in values):
             raise JinjaError("a width is too large")
         texts = [v for v in values if isinstance(v, str)]
+        numbers = [v for v in values if isinstance(v, int)]
+        if inner.__name__ == "do_indent" and texts:
+            # By a number of spaces or by a text.
+            width = max([4, *numbers, *map(len, texts[1:])])
+            if len(texts[0]) + (texts[0].count("\n") + 1) * width > MAX_TEXT:
+                raise JinjaError(f"makes more than {MAX_TEXT} characters")
         if inner.__name__ == "do_replace" and len(texts) >= 3:
             _check_replace(*texts[:3])
         if inner.__name__ == "do_format" and texts:

@@ -3,8 +3,7 @@ limits.
 
 The environment is the one that published templates are written for (Hugging Face's ``apply_chat_template``):
 blocks trimmed, loop controls, ``tojson``, ``raise_exception``, ``strftime_now`` and the ``generation`` block.
-What a template
-can spend is bounded: steps of loops and macros, and the size of every string that it makes.
+What a template can spend is bounded: steps, processor time, and the size of every string that it makes.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pocketlm.errors import TemplateError
-from pocketlm.sandbox import MAX_TEXT, TemplateSandbox, count_steps, steps_taken
+from pocketlm.sandbox import MAX_TEXT, TemplateSandbox, count_steps, limited, spend
 
 MAX_SOURCE = 1 << 20  # characters of a template
 
@@ -50,25 +49,24 @@ class ChatTemplate:
             TemplateError: the template refuses the messages, fails, or exceeds its limits.
         """
         values = {"tools": None, "documents": None, **self._special, **variables}
-        token = steps_taken.set(0)
         parts: list[str] = []
         size = 0
         try:
-            for part in self._template.generate(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                **values,
-            ):
-                size += len(part)
-                if size > MAX_TEXT:
-                    raise TemplateError(f"chat template: makes more than {MAX_TEXT} characters")
-                parts.append(part)
+            with limited():
+                for part in self._template.generate(
+                    messages=[dict(message) for message in messages],
+                    add_generation_prompt=add_generation_prompt,
+                    **values,
+                ):
+                    spend(0)
+                    size += len(part)
+                    if size > MAX_TEXT:
+                        raise TemplateError(f"chat template: makes more than {MAX_TEXT} characters")
+                    parts.append(part)
         except TemplateError:
             raise
         except Exception as problem:
             raise TemplateError(f"chat template: {_describe(problem)}") from problem
-        finally:
-            steps_taken.reset(token)
         return "".join(parts)
 
 

@@ -174,15 +174,18 @@ class Tokenizer:
         encoding = _guard(self._source, lambda: self._inner.encode(text, add_special_tokens=False))
         return list(encoding.ids), list(encoding.offsets)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, limit: int | None = None, **variables: Any
+    ) -> list[int]:
         """Token ids of a conversation in the model's chat template, ready for the assistant's answer.
 
         Raises:
             TemplateError: there is no template, or it fails on these messages.
+            ContextLengthError: as :meth:`encode`.
         """
         if self.template is None:
             raise TemplateError(f"{self._source}: this model has no chat template")
-        return self.encode(self.template.render(messages, **variables), bos=False)
+        return self.encode(self.template.render(messages, **variables), bos=False, limit=limit)
 
     @property
     def adds_bos(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -11,8 +12,9 @@ from typing import Any
 
 from pocketlm.errors import FileFormatError, MissingFileError, ParameterError, PocketlmError, StorageError
 
-# A config.json has kilobytes, the largest tokenizer_config.json some megabytes.
-MAX_JSON_BYTES = 64 << 20
+# A config.json has kilobytes, the largest tokenizer_config.json (Gemma's) a little over one megabyte. Parsed
+# JSON takes some twenty times its text, so this is also a bound on memory and time.
+MAX_TEXT_BYTES = 4 << 20
 
 
 def as_path(value: str | PathLike[str], name: str) -> Path:
@@ -58,6 +60,23 @@ def require_directory(path: Path) -> Path:
     return path
 
 
+def read_small(path: Path, most: int) -> bytes:
+    """The bytes of a regular file that has no reason to be large.
+
+    Raises:
+        MissingFileError, StorageError: it cannot be read.
+        FileFormatError: it has more than ``most`` bytes; no more than those are read.
+    """
+    with storage_errors(path):
+        if not path.is_file():
+            reason = "is not a regular file" if path.exists() else "no such file"
+            raise MissingFileError(f"{path}: {reason}")
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > most or len(data := file.read(most + 1)) > most:
+                raise FileFormatError(f"{path}: larger than {most >> 20} MiB, so not what it should be")
+    return data
+
+
 def read_text(path: Path) -> str:
     """The text of a small UTF-8 file.
 
@@ -65,14 +84,7 @@ def read_text(path: Path) -> str:
         MissingFileError, StorageError: it cannot be read.
         FileFormatError: it is not UTF-8, or far too large.
     """
-    with storage_errors(path):
-        if not path.is_file():
-            reason = "is not a regular file" if path.exists() else "no such file"
-            raise MissingFileError(f"{path}: {reason}")
-        with path.open("rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
-    if len(data) > MAX_JSON_BYTES:
-        raise FileFormatError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
+    data = read_small(path, MAX_TEXT_BYTES)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketlm._core import WeightStore
-from pocketlm.errors import ConfigError, MissingFileError, TemplateError
+from pocketlm.errors import ConfigError, TemplateError
 from pocketlm.families import build_graph
 from pocketlm.graph import Graph
 from pocketlm.loading import hub
@@ -101,14 +101,15 @@ def open_model(
 
 def _chat_template(path: Path, tokenizer_config: dict[str, Any]) -> str | None:
     """The template in ``chat_template.jinja``, else the default one of ``tokenizer_config.json``."""
-    try:
-        return read_text(path / "chat_template.jinja")
-    except MissingFileError:
-        pass
+    file = path / "chat_template.jinja"
+    with storage_errors(file):
+        if file.exists():
+            return read_text(file)
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default", next(iter(named.values()), None))
+        named = [entry for entry in template if isinstance(entry, dict)]
+        chosen = next((entry for entry in named if entry.get("name") == "default"), next(iter(named), None))
+        template = None if chosen is None else chosen.get("template")
     if template is not None and not isinstance(template, str):
         raise TemplateError(f"{path / 'tokenizer_config.json'}: 'chat_template' must be text")
     return template

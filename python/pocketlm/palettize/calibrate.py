@@ -8,29 +8,33 @@ run in chunks whose traces stay bounded.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pocketlm._core import WeightStore
-from pocketlm.errors import ParameterError
+from pocketlm.errors import FileFormatError, ParameterError
 from pocketlm.graph import Graph
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.check import stored_name
-from pocketlm.loading.files import as_path, read_text
+from pocketlm.loading.files import as_path, storage_errors
 
 Trace = Callable[[Sequence[int]], Mapping[str, NDArray[Any]]]
 
 MAX_TOKENS = 16384  # a mean over so many is close enough, and a 1.1B model runs them in minutes
 _TRACE_BYTES = 256 << 20
+_FILE_BYTES = 1 << 20  # read of a file: more than MAX_TOKENS of any ordinary text
+_PIECE = 1 << 16  # characters tokenized at a time
 
 
 def read_calibration(calibration: str | PathLike[str] | Iterable[str]) -> list[str]:
-    """Texts from a file, or the given ones.
+    """Texts from a file (of a large one the beginning, which is enough), or the given ones.
 
     Raises:
         MissingFileError, StorageError, FileFormatError: the file cannot be read.
@@ -39,7 +43,7 @@ def read_calibration(calibration: str | PathLike[str] | Iterable[str]) -> list[s
     texts: list[str]
     match calibration:
         case str() | PathLike():
-            texts = [read_text(as_path(calibration, "calibration"))]
+            texts = [_beginning(as_path(calibration, "calibration"))]
         case _:
             texts = list(calibration)
     if not all(isinstance(text, str) for text in texts):
@@ -47,6 +51,18 @@ def read_calibration(calibration: str | PathLike[str] | Iterable[str]) -> list[s
     if not any(text.strip() for text in texts):
         raise ParameterError("calibration: there is no text")
     return texts
+
+
+def _beginning(path: Path) -> str:
+    with storage_errors(path), path.open("rb") as file:
+        data = file.read(_FILE_BYTES)
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        return decoder.decode(
+            data, final=len(data) < _FILE_BYTES
+        )  # a character that the limit cuts is left out
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
 def chunk_length(graph: Graph) -> int:
@@ -59,10 +75,13 @@ def chunks(model: LoadedModel, texts: Iterable[str], length: int) -> Iterator[li
     """Token ids of the texts in runs of at most ``length``, at most :data:`MAX_TOKENS` in all."""
     left = MAX_TOKENS
     for text in texts:
-        ids = model.tokenizer.encode(text).ids[:left]
-        left -= len(ids)
-        for start in range(0, len(ids), length):
-            yield ids[start : start + length]
+        for piece in range(0, len(text), _PIECE):
+            ids = model.tokenizer.encode(text[piece : piece + _PIECE]).ids[:left]
+            left -= len(ids)
+            for start in range(0, len(ids), length):
+                yield ids[start : start + length]
+            if not left:
+                return
 
 
 def second_moments(
