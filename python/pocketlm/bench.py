@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pocketlm.assemble import DEFAULT_CONTEXT, load
-from pocketlm.errors import InternalError
+from pocketlm.errors import InternalError, ParameterError
 from pocketlm.model import LM
 
 DEFAULT_PROMPT = 512  # tokens
@@ -79,13 +79,19 @@ def run_bench(
     longest = max((prompt or DEFAULT_PROMPT) + 1, first + generate + 1)
     cache = 2 * batch * (_rounded(first) + _rounded(generate + 1)) + _rounded(prompt or DEFAULT_PROMPT)
     began = time.perf_counter()
-    lm = load(
-        model,
-        threads=threads,
-        precise=precise,
-        context=longest if longest > DEFAULT_CONTEXT else None,
-        cache_tokens=cache,
-    )
+    try:
+        lm = load(
+            model,
+            threads=threads,
+            precise=precise,
+            context=longest if longest > DEFAULT_CONTEXT else None,
+            cache_tokens=cache,
+        )
+    except ParameterError as error:
+        if not str(error).startswith("context:"):
+            raise
+        name = "context + generate" if longest == first + generate + 1 else "prompt"
+        raise ParameterError(f"{name}:{str(error).removeprefix('context:')}") from error
     load_seconds = time.perf_counter() - began
     with lm:
         prompt = prompt or min(DEFAULT_PROMPT, lm.context - 1)

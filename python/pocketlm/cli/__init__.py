@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,17 @@ FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 
 def main() -> NoReturn:
     """Entry point: runs the command line and exits with its status."""
-    sys.exit(run(sys.argv[1:]))
+    # A character that the terminal cannot show, or a path that is no text, is no reason to stop.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="strict")  # what is not text is to be said, whatever the locale
+    try:
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:  # so early that nothing was there to notice it
+        status = _complain("interrupted", INTERRUPTED)
+    sys.exit(status)
 
 
 def run(args: Sequence[str]) -> int:

@@ -7,20 +7,38 @@ import click
 from pocketlm.cli.common import human, json_option, options, print_json, threads_option
 
 
-@click.command()
+@click.command(short_help="Measure how fast a model runs here.")
 @click.argument("model", required=False)
 @options(
     click.option(
-        "--prompt", type=click.IntRange(1), help="Tokens of the prompt to read.  [default: 512, or what fits]"
+        "--prompt",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Tokens of the prompt to read.  [default: 512, or what fits]",
     ),
     click.option(
-        "--generate", default=128, show_default=True, type=click.IntRange(1), help="Tokens to generate."
+        "--generate",
+        default=128,
+        show_default=True,
+        type=click.IntRange(1),
+        metavar="N",
+        help="Tokens to generate.",
     ),
     click.option(
-        "--context", default=0, show_default=True, type=click.IntRange(0), help="Tokens before the generated."
+        "--context",
+        default=0,
+        show_default=True,
+        type=click.IntRange(0),
+        metavar="N",
+        help="Tokens that stand before those generated.",
     ),
     click.option(
-        "--batch", default=1, show_default=True, type=click.IntRange(1, 64), help="Texts to generate at once."
+        "--batch",
+        default=1,
+        show_default=True,
+        type=click.IntRange(1, 64),
+        metavar="N",
+        help="Texts to generate at once, up to 64.",
     ),
     threads_option,
     click.option("--precise", is_flag=True, help="Do not round activations to 8 bits."),
@@ -39,8 +57,8 @@ def command(
     """Measure how fast MODEL runs here. Without MODEL: the bundled model.
 
     Generating text is bound by memory: each step reads all weights once. So beside tokens per second stand
-        the bytes of
-    weights read per second, and the rate at which this machine reads memory, measured before and after.
+    the bytes of weights read per second, and the rate at which this machine reads memory, measured before and
+    after.
 
     \b
     Example:

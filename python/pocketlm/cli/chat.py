@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pocketlm.cli.common import as_json as json_text
 from pocketlm.cli.common import chosen, json_option, open_model, options, runtime_options, sampling_options
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ HELP = """\
 Ctrl-C         stop the answer that is being written"""
 
 
-@click.command()
+@click.command(short_help="Talk with a model.")
 @click.argument("model", required=False)
 @options(
     click.option("--instructions", "-i", metavar="TEXT", help="How the model is to behave."),
@@ -64,7 +65,7 @@ def command(
         if as_json:
             for line in _lines():
                 completion = session.respond(line)
-                click.echo(json.dumps({"prompt": line, **completion.to_dict()}, ensure_ascii=False))
+                click.echo(json_text({"prompt": line, **completion.to_dict()}))
                 sys.stdout.flush()
         else:
             _talk(lm, session, Console(highlight=False, soft_wrap=True))

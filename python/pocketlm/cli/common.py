@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -42,11 +42,13 @@ def options(*decorators: Callable[[Function], Function]) -> Callable[[Function],
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 threads_option = click.option(
-    "--threads", type=click.IntRange(1), help="Threads to use.  [default: all cores]"
+    "--threads", type=click.IntRange(1), metavar="N", help="Threads to use.  [default: all cores]"
 )
 runtime_options = options(
     threads_option,
-    click.option("--context", type=click.IntRange(1), help="Most tokens of prompt and answer together."),
+    click.option(
+        "--context", type=click.IntRange(1), metavar="N", help="Most tokens of prompt and answer together."
+    ),
     click.option("--max-memory", type=Bytes(), metavar="SIZE", help="Most memory to use, such as 2GB."),
     click.option(
         "--precise", is_flag=True, help="Do not round activations to 8 bits: slower, for comparison."
@@ -92,7 +94,13 @@ def chosen(values: dict[str, Any]) -> dict[str, Any]:
 
 def print_json(value: Any) -> None:
     """Writes a value as JSON."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(as_json(value, indent=2))
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that standard output can hold."""
+    unicode = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
+    return json.dumps(value, indent=indent, ensure_ascii=not unicode)
 
 
 def human(size: float) -> str:
@@ -102,14 +110,3 @@ def human(size: float) -> str:
             break
         size /= 1000
     return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 file.
-
-    Raises:
-        MissingFileError, StorageError, FileFormatError: it cannot be read.
-    """
-    from pocketlm.loading.files import read_text as read
-
-    return read(path)

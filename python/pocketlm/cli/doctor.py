@@ -9,7 +9,7 @@ import click
 from pocketlm.cli.common import human, json_option, print_json
 
 
-@click.command()
+@click.command(short_help="Show what pocketlm finds here, and whether it works.")
 @click.option("--quick", is_flag=True, help="Leave out what takes time: memory speed and the bundled model.")
 @json_option
 @click.pass_context

@@ -18,13 +18,13 @@ from pocketlm.cli.common import (
 )
 
 
-@click.command()
+@click.command(short_help="Continue a text.")
 @click.argument("prompt", required=False)
 @options(
     click.option(
         "--model", metavar="MODEL", help="Directory or Hugging Face id.  [default: the bundled model]"
     ),
-    click.option("--adapter", metavar="A", help="An adapter to apply."),
+    click.option("--adapter", metavar="A", help="An adapter to apply (this version has none yet)."),
     sampling_options,
     click.option("--chat", is_flag=True, help="Treat PROMPT as a question, in the model's chat format."),
     click.option(

@@ -43,5 +43,8 @@ def cli() -> None:
         pocketlm generate "Once upon a time"
 
     MODEL is always a directory (a Hugging Face checkpoint, or one made by `pocketlm palettize`) or a Hugging
-    Face id such as meta-llama/Llama-3.2-1B-Instruct, which is downloaded once.
+    Face id, which is downloaded once, such as:
+
+    \b
+        pocketlm chat meta-llama/Llama-3.2-1B-Instruct
     """

@@ -7,7 +7,7 @@ import click
 from pocketlm.cli.common import human, json_option, print_json
 
 
-@click.command()
+@click.command(short_help="List the tensors of a model, their bits and bytes.")
 @click.argument("model", required=False)
 @json_option
 def command(model: str | None, as_json: bool) -> None:
@@ -30,11 +30,13 @@ def command(model: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"model": opened.path.name, **found.to_dict()})
         return
-    width = max((len(t.name) for t in found.tensors), default=4)
-    click.echo(f"{'tensor':<{width}}  {'kind':<5} {'shape':>15} {'bits':>6} {'bytes':>10}")
+    rows = [("tensor", "kind", "shape", "bits", "bytes")]
     for t in found.tensors:
-        shape = " x ".join(map(str, t.shape))
-        click.echo(f"{t.name:<{width}}  {t.kind:<5} {shape:>15} {t.bits:>6.2f} {human(t.bytes):>10}")
+        rows.append((t.name, t.kind, " x ".join(map(str, t.shape)), f"{t.bits:.2f}", human(t.bytes)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, kind, *figures in rows:
+        aligned = (f"{text:>{width}}" for text, width in zip(figures, widths[2:], strict=True))
+        click.echo("  ".join((f"{name:<{widths[0]}}", f"{kind:<{widths[1]}}", *aligned)))
     click.echo()
     click.echo(f"model                            {opened.path.name} ({found.model_type})")
     click.echo(f"vocabulary, context              {found.vocab_size}, {found.context_length}")

@@ -9,24 +9,37 @@ import click
 from pocketlm.cli.common import human, json_option, options, print_json, threads_option
 
 
-@click.command()
+@click.command(short_help="Make a small model of a large one: 2 to 8 bits a weight.")
 @click.argument("src")
 @click.argument("dst", type=click.Path(path_type=Path))
 @options(
     click.option(
-        "--bits", default=4.0, show_default=True, type=float, help="Bits per weight, 2 to 8; fractions mix."
+        "--bits",
+        default=4.0,
+        show_default=True,
+        type=float,
+        metavar="B",
+        help="Bits per weight, 2 to 8. Fractions such as 3.5 give more bits to the matrices that need them.",
     ),
     click.option(
-        "--embedding-bits", default=8, show_default=True, type=int, help="Bits of embeddings: 2, 3, 4 or 8."
+        "--embedding-bits",
+        default=8,
+        show_default=True,
+        type=int,
+        metavar="B",
+        help="Bits of the embedding and the output head: 2, 3, 4 or 8.",
     ),
     click.option(
-        "--calibration", type=click.Path(path_type=Path), metavar="FILE", help="Text to weigh errors by."
+        "--calibration",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Text of the kind that the model is for: rounding then spares what matters there.",
     ),
     click.option(
         "--recipe",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="JSON: tensor name to p2 ... p8, keep.",
+        help='Kinds of single tensors, as JSON: {"NAME": "p4", ...}; p2, p3, p4, p8 or keep.',
     ),
     click.option("--overwrite", is_flag=True, help="Replace DST if it exists."),
     threads_option,
@@ -46,9 +59,8 @@ def command(
     """Make a small model DST of the 16- or 32-bit model SRC (a directory or a Hugging Face id).
 
     Weights become codes of a few bits that point into small tables of values: fewer bytes to read, so more
-        tokens per
-    second. 4 bits lose little, 2 bits much. DST appears when it is complete; the same command goes on where
-    an interrupted one stopped.
+    tokens per second. 4 bits lose little, 2 bits much. DST appears when it is complete; the same command goes
+    on where an interrupted one stopped.
 
     \b
     Examples:

@@ -9,16 +9,24 @@ import click
 from pocketlm.cli.common import json_option, open_model, options, print_json, threads_option
 
 
-@click.command()
+@click.command(short_help="Measure how well a model predicts a text.")
 @click.argument("names", nargs=-1, metavar="[MODEL] FILE")
 @options(
     click.option(
-        "--context", default=512, show_default=True, type=click.IntRange(2), help="Tokens of a window."
+        "--context",
+        default=512,
+        show_default=True,
+        type=click.IntRange(2),
+        metavar="N",
+        help="Tokens that are read together.",
     ),
     click.option(
-        "--stride", type=click.IntRange(1), help="Score only the last tokens of each window, this many."
+        "--stride",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Score only the last N of each window: more context, more work.",
     ),
-    click.option("--limit", type=click.IntRange(1), help="Stop after this many tokens."),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after this many tokens."),
     threads_option,
     click.option("--precise", is_flag=True, help="Do not round activations to 8 bits."),
     json_option,

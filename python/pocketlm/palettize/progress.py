@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import TracebackType
 
@@ -9,11 +10,18 @@ from tqdm import tqdm
 
 
 class Progress:
-    """A bar on standard error that counts to ``total``; shows nothing unless ``shown``."""
+    """A bar on standard error that counts to ``total``; shows nothing unless ``shown``, nor into a file."""
 
     def __init__(self, title: str, total: int, shown: bool, unit: str) -> None:
+        watched = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         self._bar = tqdm(
-            total=total, desc=title, unit=f" {unit}", unit_scale=True, disable=not shown, leave=False
+            total=total,
+            desc=title,
+            unit=f" {unit}",
+            unit_scale=True,
+            disable=not (shown and watched),
+            leave=False,
+            dynamic_ncols=True,
         )
 
     def __enter__(self) -> Progress:
