@@ -100,11 +100,17 @@ def _prompts(console: Console) -> Iterator[str]:
     if not sys.stdin.isatty():
         yield from _lines()
         return
+    prompt = "> "
     with suppress(ImportError):
         import readline  # noqa: F401  (editing and history of input)
+
+        # Drawn by readline, or the arrow keys would erase it; \1 and \2 enclose what has no width.
+        if console.color_system is not None:
+            prompt = "\1\x1b[1;36m\2>\1\x1b[0m\2 "
     while True:
         try:
-            line = console.input("\n[bold cyan]>[/bold cyan] ")
+            console.print()
+            line = input(prompt)
         except EOFError:
             console.print()
             return
