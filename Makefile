@@ -6,7 +6,7 @@ RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
 
-.PHONY: demo test test-rust test-python test-arm bench lint format docs bundle wheel build clean
+.PHONY: demo test test-rust test-python test-arm bench lint format docs bundle wheel check-wheel build clean
 
 demo: $(VENV)/.built ## write a story with the bundled model
 	@$(BIN)/pocketlm generate "Once upon a time, a little fox" --max-tokens 220 --temperature 0.7 --seed 7
@@ -48,6 +48,9 @@ bundle: $(VENV)/.built ## palettize the story model anew into the package
 wheel: $(VENV)/.base ## build the wheel into dist/ and say how large it is
 	$(BIN)/maturin build --release --out dist
 	@ls -l dist
+
+check-wheel: wheel ## install it as a newcomer would, without a compiler, and write a story
+	tools/check-wheel.sh dist/*.whl
 
 docs: $(VENV)/.dev ## check the documentation: links and examples
 	$(BIN)/python -m pytest tests/test_docs.py
