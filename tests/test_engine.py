@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from pocketlm import _core, errors
-from pocketlm.graph import Embed, Graph, GraphBuilder, Positions, Rotary, Weight
+from pocketlm.builder import GraphBuilder
+from pocketlm.graph import Embed, Graph, Positions, Rotary, Weight
 from pocketlm.interpret.reference import Reference
 
 

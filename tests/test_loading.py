@@ -13,6 +13,7 @@ import pytest
 from checkpoints import bf16, safetensors_bytes, weights, write_checkpoint, write_sharded
 from independent.cases import llama, openelm
 from pocketlm._core import WeightStore
+from pocketlm.builder import GraphBuilder
 from pocketlm.errors import (
     ConfigError,
     FileFormatError,
@@ -24,7 +25,7 @@ from pocketlm.errors import (
     UnsupportedError,
     WeightError,
 )
-from pocketlm.graph import GraphBuilder, Weight
+from pocketlm.graph import Weight
 from pocketlm.loading import LoadedModel, open_model
 from pocketlm.loading.check import check_weights
 

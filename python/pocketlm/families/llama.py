@@ -7,10 +7,11 @@ the head is tied in the small 3.2 models only, and 3.1 onwards stretches the rot
 
 from __future__ import annotations
 
+from pocketlm.builder import GraphBuilder
 from pocketlm.families import family
 from pocketlm.families.config import ACTIVATIONS, MAX_HEAD_DIM, MAX_LAYERS, Config
 from pocketlm.families.rope import rotary
-from pocketlm.graph import Graph, GraphBuilder, Weight
+from pocketlm.graph import Graph, Weight
 
 
 @family("llama")

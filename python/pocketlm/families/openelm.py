@@ -7,10 +7,11 @@ the embedding is the head.
 
 from __future__ import annotations
 
+from pocketlm.builder import GraphBuilder
 from pocketlm.families import family
 from pocketlm.families.config import ACTIVATIONS, MAX_HEAD_DIM, MAX_LAYERS, MAX_SIZE, Config, shown
 from pocketlm.families.rope import rotary
-from pocketlm.graph import Graph, GraphBuilder, Weight
+from pocketlm.graph import Graph, Weight
 
 NORM_EPS = 1e-6  # fixed in the published code, absent from its configuration
 

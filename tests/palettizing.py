@@ -1,0 +1,44 @@
+"""What the tests of palettize share."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketlm.palettize import palettize, run
+
+QUIET: dict[str, Any] = {"progress": False}
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def names(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def content(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def interrupted(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch, after: int, **options: Any
+) -> Path:
+    """Stops at the tensor number ``after``; returns the partial directory."""
+    count = itertools.count()
+    real: Callable[..., Any] = run.palettize_tensor
+
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        if next(count) == after:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "palettize_tensor", limited)
+        with pytest.raises(KeyboardInterrupt):
+            palettize(source, target, **options, **QUIET)
+    assert not target.exists()
+    (partial,) = target.parent.glob(f"{target.name}.partial-*")
+    return partial

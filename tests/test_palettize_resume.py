@@ -1,0 +1,136 @@
+"""Interrupted, killed, crowded out: no half model, and the same bytes in the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from checkpoints import write_checkpoint
+from independent.cases import llama
+from palettizing import QUIET, content, interrupted, names
+from pocketlm.errors import (
+    MissingFileError,
+    StorageError,
+)
+from pocketlm.loading import open_model
+from pocketlm.palettize import palettize, run
+
+
+@pytest.mark.parametrize("bits", [4, 3.5])
+def test_interrupted_work_is_resumed_to_the_same_bytes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: float
+) -> None:
+    palettize(source, tmp_path / "whole", bits=bits, threads=1, **QUIET)
+    target = tmp_path / "dst"
+    for after in (1, 3, 11):
+        interrupted(source, target, monkeypatch, after, bits=bits)
+    report = palettize(source, target, bits=bits, **QUIET)
+    assert report.resumed >= 15  # what the three runs had finished
+    assert content(target) == content(tmp_path / "whole")
+    assert names(tmp_path) == ["dst", "src", "whole"]
+
+
+def test_damage_to_unfinished_work_is_noticed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    palettize(source, tmp_path / "whole", **QUIET)
+    target = tmp_path / "dst"
+    partial = interrupted(source, target, monkeypatch, 9)
+    journal, file = partial / "journal.jsonl", partial / "model.safetensors"
+    journal.write_bytes(journal.read_bytes()[:-5])  # cut short by a crash
+    middle = len(file.read_bytes()) // 4
+    with file.open("r+b") as out:
+        out.seek(middle)
+        out.write(os.urandom(64))
+    palettize(source, target, **QUIET)
+    assert content(target) == content(tmp_path / "whole")
+    partial = interrupted(source, tmp_path / "third", monkeypatch, 9)
+    (partial / "journal.jsonl").write_bytes(b"\xff\0garbage\n[1]\n")
+    (partial / "model.safetensors").unlink()
+    palettize(source, tmp_path / "third", **QUIET)
+    assert content(tmp_path / "third") == content(tmp_path / "whole")
+
+
+def test_other_work_is_not_resumed(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "dst"
+    interrupted(source, target, monkeypatch, 5, bits=4)
+    assert palettize(source, target, bits=3, **QUIET).resumed == 0
+    assert list(tmp_path.glob("dst.partial-*"))
+
+
+PROGRAM = (
+    "import sys; from pocketlm.palettize import palettize; palettize(*sys.argv[1:], bits=3.5, progress=False)"
+)
+
+
+def test_a_kill_at_any_moment_leaves_no_model_and_costs_no_byte(tmp_path: Path) -> None:
+    config = llama(hidden_size=240, intermediate_size=600, num_hidden_layers=6)
+    source = write_checkpoint(tmp_path / "src", config)
+    palettize(source, tmp_path / "whole", bits=3.5, **QUIET)
+    target = tmp_path / "dst"
+    for delay in np.linspace(0.0, 0.6, 5):
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(source), str(target)])
+        while not list(tmp_path.glob("dst*")) and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(float(delay))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if target.exists():  # it was faster
+            break
+    if not target.exists():
+        palettize(source, target, bits=3.5, **QUIET)
+    assert content(target) == content(tmp_path / "whole")
+
+
+def test_disks_that_cannot_be_written(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in (tmp_path / "file" / "dst", Path("/proc/pocketlm/dst"), Path("/proc/dst")):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises((StorageError, MissingFileError)):
+            palettize(source, place, **QUIET)
+    with monkeypatch.context() as patch:
+        usage = type("Usage", (), {"free": 1000})
+        patch.setattr("shutil.disk_usage", lambda path: usage)
+        with pytest.raises(StorageError, match="free"):
+            palettize(source, tmp_path / "dst", **QUIET)
+    assert not (tmp_path / "dst").exists()
+
+
+def test_a_disk_that_fills_up(source: Path, tmp_path: Path) -> None:
+    program = (
+        "import resource, signal, sys\n"
+        "from pocketlm.errors import StorageError\n"
+        "from pocketlm.palettize import palettize\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "try:\n"
+        "    palettize(sys.argv[1], sys.argv[2], progress=False)\n"
+        "except StorageError as error:\n"
+        "    assert 'model.safetensors' in str(error), error\n"
+        "    raise SystemExit(7)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(source), str(tmp_path / "dst")], check=False)
+    assert done.returncode == 7
+    assert not (tmp_path / "dst").exists()
+    palettize(source, tmp_path / "dst", **QUIET)
+
+
+def test_two_at_once_do_not_mix(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = run.palettize_tensor
+
+    def nested(*args: Any, **kwargs: Any) -> Any:
+        with pytest.raises(StorageError, match="another process"):
+            palettize(source, tmp_path / "dst", **QUIET)
+        monkeypatch.setattr(run, "palettize_tensor", real)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(run, "palettize_tensor", nested)
+    palettize(source, tmp_path / "dst", **QUIET)
+    open_model(tmp_path / "dst")
