@@ -163,11 +163,26 @@ def test_perplexity_json(loaded: Loaded, tmp_path: Path) -> None:
     path.write_text("once upon a time\n" * 20)
     status, out, _ = call("perplexity", str(path), "--context", "32", "--json")
     found = json.loads(out)
-    assert status == 0 and set(found) == {"tokens", "bytes", "nll", "perplexity", "bits_per_byte"}
+    keys = {"tokens", "bytes", "nll", "perplexity", "bits_per_byte", "windows"}
+    assert status == 0 and set(found) == keys | {"perplexity_se", "bits_per_byte_se"}
     assert found["bytes"] == 340 and loaded.calls[-1][0] is None
     assert (
         call("perplexity", "model", str(path), "--context", "32")[0] == 0 and loaded.calls[-1][0] == "model"
     )
+
+
+def test_perplexity_against_a_source(loaded: Loaded, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("once upon a time\n" * 20)
+    args = ["perplexity", "model", str(path), "--against", "source", "--context", "32"]
+    status, out, _ = call(*args, "--json")
+    found = json.loads(out)
+    assert status == 0 and [name for name, _ in loaded.calls] == ["model", "source"]
+    # The stand-in is the same model twice.
+    assert found["perplexity_ratio"] == 1 and found["top1_agreement"] == 1 and found["kl_p999"] == 0
+    assert found["model"] == found["source"] and found["model"]["windows"] > 1
+    status, out, err = call(*args)
+    assert status == 0 and err == "" and "perplexity ratio  1.00000 ± 0.00000" in out
 
 
 def test_chat_without_a_terminal(loaded: Loaded, tmp_path: Path) -> None:

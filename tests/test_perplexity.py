@@ -54,7 +54,7 @@ def test_equals_the_plain_sum(tmp_path: Path, bos: bool, context: int, stride: i
 def test_pieces_of_a_long_file_are_all_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "text.txt"
     path.write_text(TEXT)
-    monkeypatch.setattr("pocketlm.perplexity._PIECE", 50)
+    monkeypatch.setattr("pocketlm.evaluate.windows._PIECE", 50)
     with make(True) as lm:
         done: list[int] = []
         found = lm.perplexity(path, context=32, progress=done.append)

@@ -19,23 +19,25 @@ if TYPE_CHECKING:
     from pocketlm.assemble import load
     from pocketlm.describe import Description
     from pocketlm.errors import PocketlmError
+    from pocketlm.evaluate.compare import Comparison, compare
+    from pocketlm.evaluate.perplexity import Perplexity
     from pocketlm.generate.params import SamplingParams
     from pocketlm.generate.result import Chunk, Completion, Timings, TokenLogprob, Usage
     from pocketlm.generate.session import Message, Session
     from pocketlm.generate.stream import Stream
     from pocketlm.model import LM
     from pocketlm.palettize import palettize
-    from pocketlm.perplexity import Perplexity
     from pocketlm.scores import Score
     from pocketlm.tokenizer import Tokenizer
 
 _homes = {
     "Chunk": "generate.result",
+    "Comparison": "evaluate.compare",
     "Completion": "generate.result",
     "Description": "describe",
     "LM": "model",
     "Message": "generate.session",
-    "Perplexity": "perplexity",
+    "Perplexity": "evaluate.perplexity",
     "PocketlmError": "errors",
     "SamplingParams": "generate.params",
     "Score": "scores",
@@ -45,12 +47,14 @@ _homes = {
     "TokenLogprob": "generate.result",
     "Tokenizer": "tokenizer",
     "Usage": "generate.result",
+    "compare": "evaluate.compare",
     "load": "assemble",
 }
 
 __all__ = [
     "LM",
     "Chunk",
+    "Comparison",
     "Completion",
     "Description",
     "Message",
@@ -65,6 +69,7 @@ __all__ = [
     "Tokenizer",
     "Usage",
     "__version__",
+    "compare",
     "load",
     "palettize",
 ]

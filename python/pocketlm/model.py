@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, overload
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pocketlm.describe import Description
 from pocketlm.errors import ParameterError
+from pocketlm.evaluate.perplexity import Perplexity, measure
 from pocketlm.generate import samples
 from pocketlm.generate.defaults import GenerationDefaults
 from pocketlm.generate.engine import Engine, SamplerFactory
@@ -23,7 +25,6 @@ from pocketlm.generate.result import Completion
 from pocketlm.generate.scheduler import Scheduler
 from pocketlm.generate.session import Session
 from pocketlm.generate.stream import Stream
-from pocketlm.perplexity import Perplexity, measure
 from pocketlm.scores import Score, token_logprobs
 from pocketlm.tokenizer import Tokenizer
 
@@ -181,24 +182,50 @@ class LM:
                 logprobs[at] = token_logprobs(used, targets[at])
                 greedy[at] = used.argmax(-1) == targets[at]
 
-        self.evaluate([ids], [receive])
+        self.evaluate([ids], [receive], [first - 1])
         return Score(tuple(map(int, targets)), tuple(map(float, logprobs)), bool(greedy.all()))
 
     def evaluate(
         self,
         sequences: Sequence[Sequence[int]],
         receivers: Sequence[Callable[[int, NDArray[np.float32]], None]],
+        first: Sequence[int] | None = None,
     ) -> None:
         """Runs sequences of token ids together and hands each one's logits on, a few rows at a time, in
-        order: ``receiver(position of the first row, rows [n, vocabulary])``. What a receiver raises is raised
-            here."""
-        samples.finish(
-            self._scheduler,
-            [Evaluation(self._requests.ids(ids), r) for ids, r in zip(sequences, receivers, strict=True)],
-        )
+        order: ``receiver(position of the first row, rows [n, vocabulary])``. ``first`` are the positions from
+        which on logits are wanted, which saves computing the others. What a receiver raises is raised
+        here."""
+        starts = [0] * len(sequences) if first is None else first
+        jobs = [
+            Evaluation(self._requests.ids(ids), receiver, start)
+            for ids, receiver, start in zip(sequences, receivers, starts, strict=True)
+        ]
+        samples.finish(self._scheduler, jobs)
+
+    def iter_logits(self, ids: Sequence[int], first: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Logits of a sequence of token ids from position ``first`` on, as ``(position of the first row, rows
+        [n, vocabulary])``, computed as they are asked for: no more than a few rows need be in memory.
+
+        Raises:
+            As :meth:`logits`.
+        """
+        ready: deque[tuple[int, NDArray[np.float32]]] = deque()
+        job = Evaluation(self._requests.ids(ids), lambda start, rows: ready.append((start, rows)), first)
+        self._scheduler.submit(job)
+        try:
+            while True:
+                self._scheduler.wait(lambda: bool(ready) or job.finished)
+                if not ready:
+                    break
+                yield ready.popleft()
+        finally:
+            if not job.finished:
+                self._scheduler.cancel(job)
+        if job.error is not None:
+            raise job.error
 
     def perplexity(self, path: str | PathLike[str], *, context: int = 512, **options: Any) -> Perplexity:
-        """How well the model predicts a text file; see :func:`pocketlm.perplexity.measure`."""
+        """How well the model predicts a text file; see :func:`pocketlm.evaluate.perplexity.measure`."""
         return measure(self, path, context=context, **options)
 
     def close(self) -> None:

@@ -169,6 +169,10 @@ class Tokenizer:
         """The id of a token of the vocabulary, by its exact text."""
         return self._inner.token_to_id(text)
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token's text, as the vocabulary writes it, with its id."""
+        return _guard(self._source, self._inner.get_vocab)
+
     def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of ``text`` without special tokens, and where each begins and ends in it (characters)."""
         encoding = _guard(self._source, lambda: self._inner.encode(text, add_special_tokens=False))

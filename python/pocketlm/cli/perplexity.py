@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pocketlm.cli.common import json_option, open_model, options, print_json, threads_option
 
+if TYPE_CHECKING:
+    from pocketlm.evaluate.compare import Comparison
+    from pocketlm.evaluate.perplexity import Perplexity
+    from pocketlm.model import LM
+
 
 @click.command(short_help="Measure how well a model predicts a text.")
 @click.argument("names", nargs=-1, metavar="[MODEL] FILE")
 @options(
+    click.option("--against", metavar="SOURCE", help="Compare with the model that MODEL was made from."),
     click.option(
         "--context",
         default=512,
@@ -33,6 +41,7 @@ from pocketlm.cli.common import json_option, open_model, options, print_json, th
 )
 def command(
     names: tuple[str, ...],
+    against: str | None,
     context: int,
     stride: int | None,
     limit: int | None,
@@ -46,9 +55,14 @@ def command(
     any two. Without MODEL the bundled model is measured. The text is cut into windows of --context tokens;
     each token is scored once.
 
+    With --against, what MODEL lost: the ratio of the perplexities, the divergence of the predictions (mean,
+    and the value that one token in a thousand exceeds), how often both find the same token likeliest. Each
+    stands with its standard error, from the scatter over windows.
+
     \b
-    Example:
+    Examples:
         pocketlm perplexity my-model book.txt --context 512
+        pocketlm perplexity my-model book.txt --against path/to/checkpoint
     """
     if len(names) not in (1, 2):
         raise click.UsageError("expected [MODEL] FILE")
@@ -61,15 +75,68 @@ def command(
         size = file.stat().st_size
     with (
         open_model(model, threads=threads, precise=precise) as lm,
+        _opened(against, threads=threads, precise=precise) as source,
         tqdm(total=size, unit="B", unit_scale=True, leave=False, disable=True if as_json else None) as bar,
     ):
-        found = lm.perplexity(
-            file, context=context, stride=stride, limit=limit, progress=lambda done: bar.update(done - bar.n)
-        )
+        settings: dict[str, Any] = {
+            "context": context,
+            "stride": stride,
+            "limit": limit,
+            "progress": lambda done: bar.update(done - bar.n),
+        }
+        if source is None:
+            alone = lm.perplexity(file, **settings)
+            result, lines = alone.to_dict(), _alone(alone)
+        else:
+            from pocketlm.evaluate.compare import compare
+
+            both = compare(lm, source, file, **settings)
+            result, lines = both.to_dict(), _both(both)
     if as_json:
-        print_json(found.to_dict())
-        return
-    click.echo(f"tokens         {found.tokens}")
-    click.echo(f"bytes          {found.bytes}")
-    click.echo(f"perplexity     {found.perplexity:.4f}")
-    click.echo(f"bits per byte  {found.bits_per_byte:.4f}")
+        print_json(result)
+    else:
+        click.echo("\n".join(lines))
+
+
+def _opened(name: str | None, **settings: Any) -> AbstractContextManager[LM | None]:
+    return nullcontext() if name is None else open_model(name, **settings)
+
+
+def _figure(value: float, error: float | None, digits: int = 4) -> str:
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def _alone(found: Perplexity) -> list[str]:
+    return [
+        f"tokens         {found.tokens}",
+        f"bytes          {found.bytes}",
+        f"perplexity     {_figure(found.perplexity, found.perplexity_se)}",
+        f"bits per byte  {_figure(found.bits_per_byte, found.bits_per_byte_se)}",
+    ]
+
+
+def _both(found: Comparison) -> list[str]:
+    model, source = found.model, found.source
+    rows = [
+        ("", "model", "source"),
+        (
+            "perplexity",
+            _figure(model.perplexity, model.perplexity_se),
+            _figure(source.perplexity, source.perplexity_se),
+        ),
+        (
+            "bits per byte",
+            _figure(model.bits_per_byte, model.bits_per_byte_se),
+            _figure(source.bits_per_byte, source.bits_per_byte_se),
+        ),
+    ]
+    agreement = 100 * found.top1_agreement
+    error = found.top1_agreement_se
+    return [
+        f"tokens            {model.tokens} in {model.windows} windows, {model.bytes} bytes",
+        *(f"{name:16}  {left:20}  {right}".rstrip() for name, left, right in rows),
+        f"perplexity ratio  {_figure(found.perplexity_ratio, found.perplexity_ratio_se, 5)}",
+        f"mean KL           {_figure(found.kl_mean, found.kl_mean_se, 6)} nats",
+        f"99.9 % KL         {_figure(found.kl_p999, found.kl_p999_se)} nats",
+        f"same top token    {_figure(agreement, None if error is None else 100 * error, 2)} %",
+    ]

@@ -71,18 +71,27 @@ class Job:
 
 
 class Evaluation(Job):
-    """Runs tokens and hands the logits of each to ``receive(first position, logits [rows, vocabulary])``."""
+    """Runs tokens and hands the logits of each, from the token ``first`` on, to ``receive(first position,
+    logits [rows, vocabulary])``."""
 
     logits: Logits = "all"
 
-    def __init__(self, ids: Sequence[int], receive: Callable[[int, NDArray[np.float32]], None]) -> None:
+    def __init__(
+        self, ids: Sequence[int], receive: Callable[[int, NDArray[np.float32]], None], first: int = 0
+    ) -> None:
         super().__init__(ids, len(ids))
-        self._receive = receive
+        self._receive, self._first = receive, first
+
+    def item(self, rows: int) -> tuple[CacheSequence | None, list[int], Any, Logits]:
+        if self.done >= self._first:
+            return super().item(rows)
+        ids = self.prompt[self.done : min(self.done + rows, self._first)]
+        return self.sequence, ids, None, "none"
 
     def accept(self, count: int, result: StepResult) -> None:
-        assert result.logits is not None
         start, self.done = self.done, self.done + count
-        self._receive(start, result.logits)
+        if result.logits is not None:
+            self._receive(start, result.logits)
         if not self.left:
             self.end()
 
