@@ -32,7 +32,7 @@ fn main() {
         let outputs = |bytes: usize| bytes * 8 / kind.bits() / K / 64 * 64;
         bench(kind, "mem", outputs(64 << 20), &[1, 2, 4, 8, 16], &filters);
         bench(kind, "L2", outputs(512 << 10), &[1, 2, 4, 8, 16], &filters);
-        bench(kind, "gemm", 8192, &[512], &filters);
+        bench(kind, "gemm", 8192, &[32, 512], &filters);
     }
 }
 

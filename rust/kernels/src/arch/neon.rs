@@ -124,6 +124,7 @@ struct Neon;
 impl Dot for Neon {
     const PARTS: usize = 4;
     const BLOCK: usize = 2;
+    const PANELS: bool = true;
     type V = uint8x16_t;
     type X = int8x16_t;
     type Sum = [int32x4_t; 2];
@@ -170,6 +171,7 @@ macro_rules! sdot {
 impl Dot for NeonDotprod {
     const PARTS: usize = 4;
     const BLOCK: usize = 4;
+    const PANELS: bool = true;
     type V = uint8x16_t;
     type X = int8x16_t;
     type Sum = int32x4_t;

@@ -1,4 +1,7 @@
-//! One to sixteen rows of activations: codes are decoded in registers and used for all rows at once.
+//! Few rows of activations: codes are decoded in registers and used for up to eight rows at once.
+
+// Counted loops over arrays of registers: they unroll reliably, and the index names the register.
+#![allow(clippy::needless_range_loop)]
 
 use std::ops::Range;
 
@@ -6,8 +9,8 @@ use crate::arch::Dot;
 use crate::formats::{Palette, TILE};
 use crate::quantized::{QuantRows, blocks};
 
-/// How far ahead of the decoder memory is asked for, in bytes.
-const AHEAD: usize = 2048;
+/// How far ahead of the decoder memory is asked for, in bytes: what a core reads while memory answers.
+const AHEAD: usize = 8192;
 
 /// One row, in four independent sums so that the latency of the dot product is hidden.
 ///
@@ -22,12 +25,13 @@ pub(crate) unsafe fn one<D: Dot, const BITS: usize>(
 ) {
     for (i, t) in tiles.enumerate() {
         // SAFETY: as the caller promises.
-        unsafe { tile::<D, BITS, 1, 4>(w, x, t, 0, 1, &mut out[i * TILE..], 0) };
+        unsafe { pass::<D, BITS, 1, 4, 1>(w, x, t, 0..1, &mut out[i * TILE..], 0) };
     }
 }
 
-/// Any number of rows, at most eight at a time; meant for 2 to 16. Sixteen at a time would decode once instead of twice,
-/// but measured slower: each dot product then needs a load of its own, and pointers to rows outgrow the registers.
+/// Any number of rows, at most eight at a time: for 2 to 16, and for more where panels do not pay. Sixteen at a time
+/// would decode once instead of twice, but measured slower: each dot product then needs a load of its own, and pointers
+/// to rows outgrow the registers.
 ///
 /// # Safety
 /// As for [`one`].
@@ -40,93 +44,141 @@ pub(crate) unsafe fn few<D: Dot, const BITS: usize>(
 ) {
     let width = tiles.len() * TILE;
     let step = x.rows.div_ceil(x.rows.div_ceil(8));
-    for (i, t) in tiles.enumerate() {
+    let mut t = tiles.start;
+    while t < tiles.end {
+        let pair = x.rows <= 16 && t + 1 < tiles.end && pairs::<D, BITS>(step);
         for first in (0..x.rows).step_by(step) {
-            let rows = (x.rows - first).min(step);
-            let out = &mut out[first * width + i * TILE..];
+            let rows = first..x.rows.min(first + step);
+            let out = &mut out[first * width + (t - tiles.start) * TILE..];
             // A kernel for more rows than there are repeats the last one and drops its result. Sums in flight: at
-            // least eight where the registers allow it.
-            // SAFETY: as the caller promises; each kernel serves at least `rows` rows.
+            // least eight where the registers allow it. Kernels for pairs exist where `pairs` asks for them.
+            // SAFETY: as the caller promises; each kernel serves at least `rows` rows, and a pair has two tiles.
             unsafe {
-                match rows {
-                    1 | 2 => tile::<D, BITS, 2, 4>(w, x, t, first, rows, out, width),
-                    3 | 4 => tile::<D, BITS, 4, 2>(w, x, t, first, rows, out, width),
-                    5 | 6 if const { D::PARTS == 2 } => {
-                        tile::<D, BITS, 6, 1>(w, x, t, first, rows, out, width)
+                match step {
+                    3 | 4 if const { pairs::<D, BITS>(4) } && pair => {
+                        pass::<D, BITS, 4, 2, 2>(w, x, t, rows, out, width)
                     }
-                    5 | 6 => tile::<D, BITS, 6, 2>(w, x, t, first, rows, out, width),
-                    _ => tile::<D, BITS, 8, 1>(w, x, t, first, rows, out, width),
+                    5 | 6 if const { pairs::<D, BITS>(6) } && pair => {
+                        pass::<D, BITS, 6, 1, 2>(w, x, t, rows, out, width)
+                    }
+                    7.. if const { pairs::<D, BITS>(8) } && pair => {
+                        pass::<D, BITS, 8, 1, 2>(w, x, t, rows, out, width)
+                    }
+                    ..3 => pass::<D, BITS, 2, 4, 1>(w, x, t, rows, out, width),
+                    3 | 4 => pass::<D, BITS, 4, 2, 1>(w, x, t, rows, out, width),
+                    5 | 6 if const { D::PARTS == 2 } => pass::<D, BITS, 6, 1, 1>(w, x, t, rows, out, width),
+                    5 | 6 => pass::<D, BITS, 6, 2, 1>(w, x, t, rows, out, width),
+                    _ => pass::<D, BITS, 8, 1, 1>(w, x, t, rows, out, width),
                 }
             }
         }
+        t += if pair { 2 } else { 1 };
     }
 }
 
-/// The 16 outputs of a tile for rows `first..first + rows` (1..=M), written to `out` at multiples of `width`.
+/// Whether passes of that many rows take two tiles side by side, so that a load of activations serves both. Measured: it
+/// pays where arithmetic sets the time and registers suffice, but not for more rows than the first-level cache holds.
+const fn pairs<D: Dot, const BITS: usize>(rows: usize) -> bool {
+    D::PARTS == 1
+        && match BITS {
+            2 | 3 => rows == 3 || rows == 4,
+            4 => rows >= 3,
+            _ => false,
+        }
+}
+
+/// The outputs of `T` tiles from `tile` on for 1 to `M` rows, written to `out` at multiples of `width`.
 #[inline(always)]
-unsafe fn tile<D: Dot, const BITS: usize, const M: usize, const CHAINS: usize>(
+unsafe fn pass<D: Dot, const BITS: usize, const M: usize, const CHAINS: usize, const T: usize>(
     w: &Palette<'_>,
     x: &QuantRows<'_>,
-    t: usize,
-    first: usize,
-    rows: usize,
+    tile: usize,
+    rows: Range<usize>,
     out: &mut [f32],
     width: usize,
 ) {
     let n_blocks = blocks(w.cols);
     let groups = w.cols.div_ceil(32);
     let group_bytes = BITS * 64;
+    let tile_bytes = groups * group_bytes;
     let lanes = TILE / D::PARTS;
-    let row: [usize; M] = std::array::from_fn(|m| first + m.min(rows - 1));
-    let scales = w.tile_scales(t);
+    let row: [usize; M] = std::array::from_fn(|m| (rows.start + m).min(rows.end - 1));
+    // Counted loops rather than closures, which would not be inlined into code with the instructions.
     // SAFETY: the caller promises the instructions and the lengths: codes hold `groups` groups, rows of x hold
     // 32 × groups values (stride is a multiple of 64 at least as long), scales and sums one entry per block.
     unsafe {
-        let codes = w.tile(t).as_ptr();
-        let table = D::table::<BITS>(w.tile_codebook(t).as_ptr());
+        let codes: [*const u8; T] = std::array::from_fn(|t| w.tile(tile + t).as_ptr());
+        let mut table = [D::table::<BITS>(w.tile_codebook(tile).as_ptr()); T];
+        for (t, table) in table.iter_mut().enumerate().skip(1) {
+            *table = D::table::<BITS>(w.tile_codebook(tile + t).as_ptr());
+        }
         let values: [*const i8; M] = row.map(|r| x.values.as_ptr().add(r * x.stride));
-        let mut acc = [[D::splat(0.0); M]; 4];
+        let mut acc = [[[D::splat(0.0); T]; M]; 4];
         for b in 0..n_blocks {
             let here = (groups - 8 * b).min(8);
             for (p, acc) in acc.iter_mut().enumerate().take(D::PARTS) {
-                let mut sums = [[D::sum(0); CHAINS]; M];
+                let mut sums = [[[D::sum(0); CHAINS]; T]; M];
                 for m in 0..M {
                     let total = *x.sums.get_unchecked(row[m] * n_blocks + b);
-                    sums[m][0] = D::sum(total.wrapping_mul(-D::bias::<BITS>()));
+                    for sums in &mut sums[m] {
+                        sums[0] = D::sum(total.wrapping_mul(-D::bias::<BITS>()));
+                    }
                 }
-                let mut group = codes.add(b * 8 * group_bytes + p * 64 / D::PARTS);
                 for g in 0..here {
+                    let k = b * 256 + g * 32;
+                    let at = (8 * b + g) * group_bytes;
                     if p == 0 {
-                        for line in 0..BITS {
-                            D::prefetch(group.wrapping_add(AHEAD + 64 * line));
+                        // Behind tiles that are read side by side come the next ones.
+                        let near = at + AHEAD / T < tile_bytes;
+                        let ahead = at + AHEAD / T + if near { 0 } else { (T - 1) * tile_bytes };
+                        for codes in codes {
+                            for line in 0..BITS {
+                                D::prefetch(codes.wrapping_add(ahead + 64 * line));
+                            }
                         }
                     }
-                    let k = b * 256 + g * 32;
-                    let quads = D::decode::<BITS, 0>(table, group);
-                    for m in 0..M {
-                        D::dot4::<BITS, CHAINS>(&mut sums[m], quads, D::acts(values[m].add(k)));
+                    let group = codes.map(|codes| codes.add(at + p * 64 / D::PARTS));
+                    let mut quads = [D::decode::<BITS, 0>(table[0], group[0]); T];
+                    for t in 1..T {
+                        quads[t] = D::decode::<BITS, 0>(table[t], group[t]);
                     }
-                    let quads = D::decode::<BITS, 1>(table, group);
                     for m in 0..M {
-                        D::dot4::<BITS, CHAINS>(&mut sums[m], quads, D::acts(values[m].add(k + 16)));
+                        let x = D::acts(values[m].add(k));
+                        for t in 0..T {
+                            D::dot4::<BITS, CHAINS>(&mut sums[m][t], quads[t], x);
+                        }
                     }
-                    group = group.add(group_bytes);
+                    let mut quads = [D::decode::<BITS, 1>(table[0], group[0]); T];
+                    for t in 1..T {
+                        quads[t] = D::decode::<BITS, 1>(table[t], group[t]);
+                    }
+                    for m in 0..M {
+                        let x = D::acts(values[m].add(k + 16));
+                        for t in 0..T {
+                            D::dot4::<BITS, CHAINS>(&mut sums[m][t], quads[t], x);
+                        }
+                    }
                 }
                 for m in 0..M {
-                    let mut sum = sums[m][0];
-                    for chain in &sums[m][1..] {
-                        sum = D::add(sum, *chain);
-                    }
                     let scale = D::splat(*x.scales.get_unchecked(row[m] * n_blocks + b));
-                    acc[m] = D::fma(D::float(sum), scale, acc[m]);
+                    for t in 0..T {
+                        let mut sum = sums[m][t][0];
+                        for chain in &sums[m][t][1..] {
+                            sum = D::add(sum, *chain);
+                        }
+                        acc[m][t] = D::fma(D::float(sum), scale, acc[m][t]);
+                    }
                 }
             }
         }
-        for m in 0..rows {
-            let y = &mut out[m * width..][..TILE];
-            for (p, acc) in acc.iter().enumerate().take(D::PARTS) {
-                let scale = D::load_f(scales.as_ptr().add(p * lanes));
-                D::store_f(y.as_mut_ptr().add(p * lanes), D::mul(acc[m], scale));
+        for t in 0..T {
+            let scales = w.tile_scales(tile + t);
+            for m in 0..rows.len() {
+                let y = &mut out[m * width + t * TILE..][..TILE];
+                for (p, acc) in acc.iter().enumerate().take(D::PARTS) {
+                    let scale = D::load_f(scales.as_ptr().add(p * lanes));
+                    D::store_f(y.as_mut_ptr().add(p * lanes), D::mul(acc[m][t], scale));
+                }
             }
         }
     }

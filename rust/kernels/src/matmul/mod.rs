@@ -49,7 +49,13 @@ macro_rules! instances {
             out: &mut [f32],
         ) {
             // SAFETY: the features are enabled here; the caller has checked the lengths.
-            unsafe { many::many::<$dot, BITS>(w, x, tiles, scratch, out) }
+            unsafe {
+                if const { <$dot as $crate::arch::Dot>::PANELS } {
+                    many::many::<$dot, BITS>(w, x, tiles, scratch, out);
+                } else {
+                    few::few::<$dot, BITS>(w, x, tiles, out);
+                }
+            }
         }
 
         #[target_feature(enable = $features)]
