@@ -11,24 +11,35 @@ from pathlib import Path
 from benches.adapters.base import Adapter
 
 
+class CannotRunError(Exception):
+    """Why a runtime cannot take part, in one line."""
+
+
 def python(peer: Adapter, name: str, root: Path) -> Path:
-    """The interpreter for ``peer``: this one, or an environment of its own in ``root``, made when missing."""
+    """The interpreter for ``peer``: this one, or an environment of its own in ``root``, made when missing.
+
+    Raises:
+        CannotRunError: its packages cannot be installed.
+    """
     if not peer.packages:
         return Path(sys.executable)
     target = root / name
-    program, stamp = target / "bin" / "python", target / "installed.txt"
-    wanted = (
-        "\n".join([*peer.packages, *(f"{key}={value}" for key, value in peer.build_variables.items())]) + "\n"
-    )
+    program, stamp, failed = target / "bin" / "python", target / "installed.txt", target / "failed.txt"
+    variables = (f"{key}={value}" for key, value in peer.build_variables.items())
+    wanted = "\n".join([*peer.packages, *variables]) + "\n"
     if stamp.is_file() and stamp.read_text() == wanted:
         return program
+    log = target / "install.log"
+    reason = f"its installation failed; see {log}, and remove {failed} to try again"
+    if failed.is_file() and failed.read_text() == wanted:
+        raise CannotRunError(reason)
     print(f"{peer.title}: installing {', '.join(peer.packages)}", flush=True)
     if not program.exists():
         venv.create(target, with_pip=True)
     command = [str(program), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if peer.from_source:
-        command += ["--no-binary", ",".join(peer.from_source)]
-    log = target / "install.log"
+        # Not from pip's cache either: a wheel there may have been built with other variables.
+        command += ["--no-cache-dir", "--no-binary", ",".join(peer.from_source)]
     with log.open("w") as output:
         done = subprocess.run(
             ["nice", *command, *peer.packages],
@@ -38,6 +49,8 @@ def python(peer: Adapter, name: str, root: Path) -> Path:
             check=False,
         )
     if done.returncode:
-        raise SystemExit(f"{peer.title}: the installation failed; see {log}")
+        failed.write_text(wanted)
+        raise CannotRunError(reason)
+    failed.unlink(missing_ok=True)
     stamp.write_text(wanted)
     return program

@@ -95,7 +95,7 @@ _PHI3 = _COMMON | {
 }
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": _llama(
+    "llama-tiny": _llama(
         288, 768, 6, 6, 6, vocab_size=4096, max_position_embeddings=8192, tie_word_embeddings=True
     ),
     "tinyllama-1.1b": _llama(
@@ -127,6 +127,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         tie_word_embeddings=True,
         head_dim=128,
         rope_theta=500000.0,
+    ),
+    # Not a published one: the largest of the table of peers.
+    "llama-3b": _llama(
+        3072, 8192, 26, 24, 8, vocab_size=49152, max_position_embeddings=8192, tie_word_embeddings=True
     ),
     "openelm-270m": _openelm(16, 1280, 64, [12] * 5 + [16] * 7 + [20] * 4),
     "openelm-450m": _openelm(20, 1536, 64, [12] * 3 + [16] * 7 + [20] * 6 + [24] * 4),

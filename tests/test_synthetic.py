@@ -33,7 +33,7 @@ def test_a_checkpoint_is_whole_and_finite(
     monkeypatch.setattr(checkpoint, "SHARD_BYTES", 4 << 20)
     monkeypatch.setattr(synthetic, "PIECE", 10_001)
     out = tmp_path / "tiny"
-    synthetic.write(synthetic.parse(["tiny", str(out), "--vocab", "700", "--dtype", dtype, "--quiet"]))
+    synthetic.write(synthetic.parse(["llama-tiny", str(out), "--vocab", "700", "--dtype", dtype, "--quiet"]))
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
     found = checkpoint.Checkpoint(out)
     graph = build_graph(found.config)
@@ -44,7 +44,8 @@ def test_a_checkpoint_is_whole_and_finite(
     assert np.isfinite(logits).all()
     assert 0.5 < logits.std() < 2
     again = tmp_path / "again"
-    synthetic.write(synthetic.parse(["tiny", str(again), "--vocab", "700", "--dtype", dtype, "--quiet"]))
+    again_args = ["llama-tiny", str(again), "--vocab", "700", "--dtype", dtype, "--quiet"]
+    synthetic.write(synthetic.parse(again_args))
     assert {p.name: p.read_bytes() for p in out.iterdir()} == {
         p.name: p.read_bytes() for p in again.iterdir()
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +20,29 @@ class Adapter(abc.ABC):
         packages: what ``pip`` installs for it into an environment of its own; none for this environment.
         from_source: those of them to build on this machine, for this machine.
         build_variables: environment variables of that installation.
+        run_variables: environment variables of every task.
         variants: what ``convert`` can make, with the cosine similarity to the exact logits that it must reach
-        on
-            random weights (which compress worse than trained ones).
+            on random weights (which compress worse than trained ones).
         exact: variants that hold the checkpoint's weights, so that logits must agree closely.
+        families: the ``model_type`` of the checkpoints that ``convert`` understands.
+        forms_of: the adapter whose converted models it uses, if not its own.
+        converts_in: the adapter in whose environment ``convert`` runs, if not its own.
+        has_logits: whether ``logits`` works. Where it does not, greedy tokens are compared instead.
+        has_batches: whether ``batch`` works.
     """
 
     title: str
     packages: Sequence[str] = ()
     from_source: Sequence[str] = ()
     build_variables: Mapping[str, str] = {}
+    run_variables: Mapping[str, str] = {}
     variants: Mapping[str, float]
     exact: frozenset[str] = frozenset()
+    families: frozenset[str] = frozenset({"llama"})
+    forms_of: str = ""
+    converts_in: str = ""
+    has_logits: bool = True
+    has_batches: bool = False
 
     @abc.abstractmethod
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:
@@ -47,10 +60,39 @@ class Adapter(abc.ABC):
         Returns the tokens and the time (``time.perf_counter``) at which each was in the caller's hands.
         """
 
-    @abc.abstractmethod
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits [vocabulary] after the last token of a prompt."""
+        raise NotImplementedError(f"{self.title} gives no logits")
+
+    def batch(self, prompts: Sequence[Sequence[int]], count: int) -> tuple[int, float]:
+        """Continues prompts together by ``count`` tokens each.
+
+        Returns how many tokens were made after every prompt had its first, and in how many seconds.
+        """
+        raise NotImplementedError(f"{self.title} runs no batches here")
+
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that one token reads, or 0 where the runtime does not say."""
+        return 0
 
     @abc.abstractmethod
     def version(self) -> str:
         """The runtime's version and, where it tells, what it uses of the machine."""
+
+
+def group(checkpoint: Path, most: int) -> int:
+    """How many weights share a scale: the largest power of two up to ``most`` that divides a checkpoint's
+    width."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    width = config.get("hidden_size") or config["model_dim"]
+    return min(most, width & -width)
+
+
+def whole(path: Path, make: Callable[[Path], object]) -> Path:
+    """Calls ``make(partial)`` unless ``path`` is there, and moves what it made there when it is whole."""
+    if not path.exists():
+        partial = path.with_name(path.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        make(partial)
+        partial.rename(path)
+    return path

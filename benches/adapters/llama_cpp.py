@@ -38,6 +38,7 @@ class Peer(Adapter):
         "Q2_K": 0.3,
     }
     exact = frozenset({"F16"})
+    families = frozenset({"llama", "openelm", "phi3"})
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:
         base, path = target / "F16.gguf", target / f"{variant}.gguf"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ class Peer(Adapter):
     title = "pocketlm"
     variants = {"16": 0.9999, "8": 0.995, "4": 0.85, "3.5": 0.75, "3": 0.7, "2": 0.3}  # noqa: RUF012
     exact = frozenset({"16"})
+    families = frozenset({"llama", "openelm", "phi3"})
+    has_batches = True
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:
         if variant == "16":
@@ -34,7 +37,9 @@ class Peer(Adapter):
     def load(self, path: Path, threads: int, context: int) -> None:
         import pocketlm
 
-        self.model = pocketlm.load(path, threads=threads, context=context)
+        # Room for a batch of 8 of short prompts, however short the context.
+        room = max(2 * context, 8 * 512)
+        self.model = pocketlm.load(path, threads=threads, context=context, cache_tokens=room)
 
     def generate(self, ids: Sequence[int], count: int) -> tuple[list[int], list[float]]:
         tokens: list[int] = []
@@ -45,10 +50,21 @@ class Peer(Adapter):
             times.extend([now] * len(chunk.tokens))
         return tokens, times
 
+    def batch(self, prompts: Sequence[Sequence[int]], count: int) -> tuple[int, float]:
+        began = time.perf_counter()
+        options = {"max_tokens": count + 1, "temperature": 0.0, "ignore_eos": True}
+        found = self.model.generate([list(ids) for ids in prompts], **options)
+        seconds = time.perf_counter() - began - max(c.timings.ttft_seconds for c in found)
+        return len(prompts) * count, seconds
+
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         return np.asarray(self.model.logits(list(ids))[-1])
+
+    def bytes_per_token(self) -> int:
+        return int(self.model.engine.weight_bytes_per_token)
 
     def version(self) -> str:
         from pocketlm import _core
 
-        return f"{_core.__version__} ({_core.current_isa()})"
+        build = zlib.crc32(Path(str(_core.__file__)).read_bytes())  # so that figures of another are not kept
+        return f"{_core.__version__} ({_core.current_isa()}, build {build:08x})"

@@ -1,8 +1,8 @@
 """One task in the environment of one runtime: ``python -m benches.adapters.worker TASK.json`` writes
 TASK.json's ``out``.
 
-Tasks are ``convert``, ``logits`` and ``measure``. A process does one of them and ends, so that every
-measurement begins with fresh memory.
+Tasks are ``convert``, ``version``, ``logits``, ``tokens`` and ``measure``. A process does one of them and
+ends, so that every measurement begins with fresh memory.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def measure(peer: Adapter, task: dict[str, Any]) -> dict[str, float]:
     loaded = time.perf_counter()
     first, _ = generate(peer, task, prompt(16), 1)
     result = {"load_seconds": loaded - start, "load_to_first_token_seconds": loaded - start + first}
+    if task["only_load"]:
+        return result | {"peak_bytes": peak_memory(), "file_bytes": size(path)}
     generate(peer, task, prompt(32), WARM_UP)
     for length in task["prompts"]:
         result[f"prefill_{length}"] = length / steady(peer, task, prompt, length, 1)[0]
@@ -81,7 +83,14 @@ def measure(peer: Adapter, task: dict[str, Any]) -> dict[str, float]:
     result["decode"] = steady(peer, task, prompt, 16, count)[1]
     for length in task["after"]:
         result[f"decode_after_{length}"] = steady(peer, task, prompt, length, count)[1]
-    return result | {"peak_bytes": peak_memory(), "file_bytes": size(path)}
+    result |= {"peak_bytes": peak_memory(), "file_bytes": size(path)}
+    for rows in task["batches"] if peer.has_batches else []:
+        peer.batch([prompt(16) for _ in range(rows)], 2)
+        made, seconds = peer.batch([prompt(16) for _ in range(rows)], count)
+        result[f"decode_batch_{rows}"] = made / seconds
+    if per_token := peer.bytes_per_token():
+        result["bytes_per_token"] = per_token
+    return result
 
 
 def main() -> None:
@@ -93,10 +102,15 @@ def main() -> None:
         target = Path(task["target"])
         target.mkdir(parents=True, exist_ok=True)
         path = peer.convert(Path(task["checkpoint"]), task["variant"], target)
-        result = {"model": str(path), "version": peer.version()}
+        result = {"model": str(path)}
+    elif task["do"] == "version":
+        result = {"version": peer.version()}
     elif task["do"] == "logits":
         peer.load(Path(task["model"]), task["threads"], task["context"])
         result = {"logits": peer.logits(task["ids"]).tolist()}
+    elif task["do"] == "tokens":
+        peer.load(Path(task["model"]), task["threads"], task["context"])
+        result = {"tokens": [peer.generate(ids, 1)[0][0] for ids in task["prompts"]]}
     else:
         result = measure(peer, task)
     Path(task["out"]).write_text(json.dumps(result))

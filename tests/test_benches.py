@@ -1,0 +1,100 @@
+"""The benchmarks' own arithmetic: kept runs, ratios, tables, adapters that load without their runtimes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benches import adapters, environment, report
+from benches.adapters.base import group, whole
+from benches.results import Results
+
+SETTINGS = {"threads": 2}
+
+
+def run(number: int, at: float, **figures: float) -> dict[str, Any]:
+    return {"round": number, "at": at, "figures": figures}
+
+
+def test_runs_are_found_again_unless_anything_differs(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    kept = Results(path, SETTINGS, again=False)
+    kept.add("run", "a:4", "1.0", run(0, 1.0, decode=5.0), 0)
+    kept.add("run", "a:4", "1.0", run(2, 3.0, decode=7.0), 2)
+    kept.add("run", "a:4", "1.0", run(0, 2.0, decode=6.0), 0)
+    kept.add("check", "a:4", "1.0", {"found": {"cosine": 1.0}})
+    again = Results(path, SETTINGS, again=False)
+    assert [r["figures"]["decode"] for r in again.runs("a:4", "1.0")] == [6.0, 7.0]
+    assert again.find("run", "a:4", "1.0", 1) is None
+    assert again.runs("a:4", "1.1") == again.runs("b:4", "1.0") == []
+    other = Results(path, {"threads": 1}, again=False)
+    assert other.runs("a:4", "1.0") == []
+    assert other.find("check", "a:4", "1.0")  # outputs do not depend on the settings
+    assert Results(path, SETTINGS, again=True).runs("a:4", "1.0") == []
+    assert len(path.read_text().splitlines()) == 4
+
+
+def test_ratios_are_of_neighbours_in_time_only() -> None:
+    ours = [run(0, 0.0, decode=10.0, load_seconds=1.0), run(1, 100.0, decode=30.0, load_seconds=1.0)]
+    theirs = [run(1, 150.0, decode=10.0, load_seconds=4.0), run(0, 9000.0, decode=1.0, load_seconds=4.0)]
+    found = report.ratios(ours, theirs)
+    assert found == {
+        "decode": {"median": 3.0, "min": 3.0, "max": 3.0},
+        "load_seconds": {"median": 4.0, "min": 4.0, "max": 4.0},
+    }
+    assert report.ratios(ours[:1], theirs[:1]) == {}
+
+
+def test_tables_have_room_for_what_only_some_can_do() -> None:
+    results = {
+        "other 4": [run(0, 0.0, decode=10.0)],
+        "pocketlm 4": [run(0, 0.0, decode=20.0, decode_batch_8=80.0, bandwidth_share=0.9)],
+    }
+    lines = report.text(results, baseline="pocketlm").splitlines()
+    assert lines[0] == "| runtime | decode, tok/s | decode batch 8, tok/s | bandwidth share |"
+    assert lines[2] == "| other 4 | 10.0 ±0% | - | - |"
+    assert lines[3] == "| pocketlm 4 | 20.0 ±0% | 80.0 ±0% | 90% (90% to 90%) |"
+    assert lines[-1] == "| pocketlm 4 : other 4 | 2.00 (2.00 to 2.00) |"
+
+
+def test_every_adapter_is_read_without_its_runtime() -> None:
+    for name in adapters.names():
+        peer = adapters.adapter(name)
+        assert peer.title
+        assert peer.variants
+        assert peer.exact <= set(peer.variants)
+        for other in (peer.forms_of, peer.converts_in):
+            assert not other or adapters.adapter(other)
+
+
+def test_an_installation_that_failed_is_not_tried_again(tmp_path: Path) -> None:
+    peer = adapters.adapter("ctranslate2")
+    (tmp_path / "ctranslate2").mkdir()
+    (tmp_path / "ctranslate2" / "failed.txt").write_text("".join(f"{p}\n" for p in peer.packages))
+    with pytest.raises(environment.CannotRunError, match="installation failed"):
+        environment.python(peer, "ctranslate2", tmp_path)
+
+
+@pytest.mark.parametrize(("width", "size"), [(2048, 64), (288, 32), (3072, 64)])
+def test_groups_divide_the_width(tmp_path: Path, width: int, size: int) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": width}))
+    assert group(tmp_path, 64) == size
+
+
+def test_what_was_broken_off_is_made_again(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+
+    def fails(partial: Path) -> None:
+        partial.mkdir()
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        whole(target, fails)
+    assert not target.exists()
+    assert whole(target, lambda partial: partial.mkdir()) == target
+    assert whole(target, fails) == target
