@@ -6,7 +6,7 @@ RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
 
-.PHONY: demo test test-rust test-python test-arm bench lint format docs bundle wheel check-wheel build clean
+.PHONY: demo test test-rust test-python test-eval test-arm bench lint format docs bundle wheel check-wheel build clean
 
 demo: $(VENV)/.built ## write a story with the bundled model
 	@$(BIN)/pocketlm generate "Once upon a time, a little fox" --max-tokens 220 --temperature 0.7 --seed 7
@@ -18,6 +18,9 @@ test-rust: ## the kernel and engine crates
 
 test-python: $(VENV)/.dev $(VENV)/.built ## the package, through the built module
 	$(BIN)/python -m pytest
+
+test-eval: $(VENV)/.eval $(VENV)/.built ## the model class of lm-evaluation-harness through the harness (800 MB of packages)
+	PYTHONPATH=python $(VENV)/eval/bin/python -m pytest tests/test_lm_eval.py
 
 test-arm: ## the crates on emulated ARM processors (Debian 12, x86-64; downloads 240 MB once)
 	tools/test-arm.sh
@@ -66,6 +69,12 @@ $(VENV)/.base: pyproject.toml
 $(VENV)/.dev: $(VENV)/.base
 	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['dev'], sep='\n')" > $(VENV)/dev.txt
 	$(BIN)/pip install --quiet -r $(VENV)/dev.txt
+	touch $@
+
+$(VENV)/.eval: pyproject.toml
+	test -x $(VENV)/eval/bin/python || $(PYTHON) -m venv $(VENV)/eval
+	$(VENV)/eval/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['eval'], 'pytest>=8', sep='\n')" > $(VENV)/eval.txt
+	$(VENV)/eval/bin/pip install --quiet -r $(VENV)/eval.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.base $(RUST)
