@@ -62,7 +62,6 @@ macro_rules! shared {
 impl Dot for Avx2 {
     const PARTS: usize = 2;
     const BLOCK: usize = 4;
-    const PANELS: bool = false;
     type V = __m256i;
     type X = *const i8;
     type Sum = __m256i;
@@ -135,7 +134,6 @@ struct Avx2Vnni;
 impl Dot for Avx2Vnni {
     const PARTS: usize = 2;
     const BLOCK: usize = 6;
-    const PANELS: bool = true;
     type V = __m256i;
     type X = *const i8;
     type Sum = __m256i;

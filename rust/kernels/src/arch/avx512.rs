@@ -70,7 +70,6 @@ impl<const VBMI: bool> Avx512<VBMI> {
 impl<const VBMI: bool> Dot for Avx512<VBMI> {
     const PARTS: usize = 1;
     const BLOCK: usize = 6;
-    const PANELS: bool = false;
     type V = __m512i;
     type X = *const i8;
     type Sum = __m512i;

@@ -23,8 +23,6 @@ pub(crate) trait Dot {
     const PARTS: usize;
     /// Rows of activations of the block that the kernel for many rows keeps in registers.
     const BLOCK: usize;
-    /// Whether many rows are faster with weights decoded to memory first than decoded anew for every eight rows (measured).
-    const PANELS: bool;
     /// Weights of one part of a quad, or the table of a tile's codebook.
     type V: Copy;
     /// Sixteen activations of a row.

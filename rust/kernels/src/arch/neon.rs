@@ -124,7 +124,6 @@ struct Neon;
 impl Dot for Neon {
     const PARTS: usize = 4;
     const BLOCK: usize = 2;
-    const PANELS: bool = true;
     type V = uint8x16_t;
     type X = int8x16_t;
     type Sum = [int32x4_t; 2];
@@ -171,7 +170,6 @@ macro_rules! sdot {
 impl Dot for NeonDotprod {
     const PARTS: usize = 4;
     const BLOCK: usize = 4;
-    const PANELS: bool = true;
     type V = uint8x16_t;
     type X = int8x16_t;
     type Sum = int32x4_t;

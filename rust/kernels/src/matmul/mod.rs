@@ -49,13 +49,7 @@ macro_rules! instances {
             out: &mut [f32],
         ) {
             // SAFETY: the features are enabled here; the caller has checked the lengths.
-            unsafe {
-                if const { <$dot as $crate::arch::Dot>::PANELS } {
-                    many::many::<$dot, BITS>(w, x, tiles, scratch, out);
-                } else {
-                    few::few::<$dot, BITS>(w, x, tiles, out);
-                }
-            }
+            unsafe { many::many::<$dot, BITS>(w, x, tiles, scratch, out) }
         }
 
         #[target_feature(enable = $features)]
