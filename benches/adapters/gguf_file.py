@@ -95,16 +95,18 @@ def rope_divisors(config: dict[str, Any], scaling: dict[str, Any]) -> Array:
     return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
 
 
-def describe(writer: Any, config: dict[str, Any]) -> None:
+def describe(writer: Any, model: Checkpoint) -> None:
     """The hyperparameters."""
+    config = model.config
     writer.add_vocab_size(config["vocab_size"])
     if config["model_type"] == "openelm":
-        width, ratios = config["model_dim"], config["ffn_multipliers"]
         head_dim, kv_heads = config["head_dim"], config["num_kv_heads"]
         writer.add_context_length(config["max_context_length"])
-        writer.add_block_count(config["num_transformer_layers"])
-        writer.add_embedding_length(width)
-        writer.add_feed_forward_length([int(ratio * width + 128) // 256 * 256 for ratio in ratios])
+        writer.add_block_count(layers := config["num_transformer_layers"])
+        writer.add_embedding_length(config["model_dim"])
+        # Configurations write the multipliers out, or their first and last only.
+        names = [f"transformer.layers.{i}.ffn.proj_2.weight" for i in range(layers)]
+        writer.add_feed_forward_length([model.shape(name)[1] for name in names])
         writer.add_head_count(config["num_query_heads"])
         writer.add_head_count_kv(kv_heads)
         writer.add_rope_freq_base(float(config["rope_freq_constant"]))
@@ -148,7 +150,7 @@ def write(checkpoint: Path, target: Path) -> None:
 
     model = Checkpoint(checkpoint)
     writer = gguf.GGUFWriter(target, model.config["model_type"])
-    describe(writer, model.config)
+    describe(writer, model)
     describe_tokenizer(writer, checkpoint / "tokenizer.json", model.config)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     wanted = list(sources(model))

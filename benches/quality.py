@@ -1,0 +1,238 @@
+"""Perplexity against bits: a 16-bit model through pocketlm's kinds and through llama.cpp's types, all scored
+on the same held-out tokens in the same windows.
+
+    python benches/quality.py --text held-out.txt --calibration training.txt
+
+Importance comes from the same calibration text on both sides. Each side runs its own files the way that it
+runs them for users, rounding of activations included. Ratios to the source are paired by window, with
+standard errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benches import environment, machine, quality_report
+from benches.adapters import adapter
+from pocketlm.evaluate.perplexity import window_nll
+from pocketlm.evaluate.windows import Window, windows
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("2", "2.5", "3", "3.5", "4", "5", "8")
+THEIRS = ("IQ2_S", "Q2_K", "IQ3_S", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "Q8_0")
+PLAIN = "-plain"  # ends the name of a type that is to be made without the importance matrix
+SAME = 0.005  # nats per token by which the two sides may differ on the 16-bit weights
+
+
+@dataclass
+class Row:
+    """One form of the model: its size, and its negative log-likelihood of each window."""
+
+    side: str
+    name: str
+    bits_projections: float
+    bits_all: float
+    bytes: int
+    nll: list[float]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Bench:
+    """The source, the windows and where things are kept."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import pocketlm
+
+        self.args = args
+        self.out: Path = args.out / "quality" / args.model.name
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.texts: dict[str, list[Window]] = {}
+        with pocketlm.load(args.model, threads=args.threads) as source:
+            if args.context > source.context:
+                raise SystemExit(f"--context: the model's is {source.context}")
+            for path in args.text:
+                cut = windows(source.tokenizer, path, context=args.context, limit=args.limit)
+                self.texts[path.stem] = list(cut)
+        self.windows = [window for cut in self.texts.values() for window in cut]
+        if not all(self.texts.values()):
+            raise SystemExit("--text: a file holds no text")
+
+    def ours(self, spec: str) -> Row:
+        """A row of pocketlm: ``16`` for the source, bits with options of ``pocketlm palettize``
+        (``3.5,embedding-bits=4``), or ``name=path`` of a model that is there already."""
+        first, *options = spec.split(",")
+        name, _, path = first.partition("=")
+        if path:
+            return self.score_ours(name, Path(path))
+        if first == "16":
+            return self.score_ours("16", self.args.model)
+        target = self.out / f"pocketlm-{spec.replace('=', '-').replace(',', '_')}"
+        command = [str(Path(sys.executable).with_name("pocketlm")), "palettize", str(self.args.model)]
+        command += [str(target), "--overwrite", "--bits", first]
+        if self.args.calibration:
+            command += ["--calibration", str(self.args.calibration)]
+        for option in options:
+            key, _, value = option.partition("=")
+            command += [f"--{key}", *([value] if value else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"pocketlm {spec}: {done.stderr[-2000:]}")
+        return self.score_ours(spec, target)
+
+    def score_ours(self, name: str, path: Path) -> Row:
+        """Scores a model directory."""
+        import pocketlm
+
+        with pocketlm.load(path, threads=self.args.threads) as lm:
+            found: list[float] = []
+            for start in range(0, len(self.windows), 4):
+                found += window_nll(lm, self.windows[start : start + 4])
+            info = lm.info
+            projections, everything = info.bits_per_weight_projections, info.bits_per_weight_all
+            return Row("pocketlm", name, projections, everything, info.bytes, found)
+
+    def importance(self) -> Path | None:
+        """Mean squares of the inputs of every matrix over the calibration text, in a file."""
+        if not self.args.calibration:
+            return None
+        from pocketlm.loading import open_model
+        from pocketlm.palettize import calibrate
+
+        model = open_model(self.args.model)
+        length = calibrate.chunk_length(model.graph)
+        runs = calibrate.chunks(model, calibrate.read_calibration(self.args.calibration), length)
+        with calibrate.engine_trace(model, length, self.args.threads) as trace:
+            moments = calibrate.second_moments(model.graph, model.store, trace, runs)
+        path = self.out / "importance.npz"
+        np.savez(path, **moments)  # type: ignore[arg-type]
+        return path
+
+    def prepare_theirs(self) -> None:
+        """Makes the environment, the importance matrix and the list of tokens."""
+        peer = adapter("llama_cpp")
+        self.python = environment.python(peer, "llama_cpp", self.args.out / "envs")
+        for stale in self.out.glob("*.gguf"):
+            stale.unlink()
+        self.moments = self.importance()
+        self.tokens = self.out / "windows.npz"
+        np.savez(
+            self.tokens,
+            ids=np.array([token for window in self.windows for token in window.ids], np.int32),
+            ends=np.cumsum([len(window.ids) for window in self.windows]),
+            first=np.array([window.first for window in self.windows]),
+        )
+
+    def theirs(self, name: str) -> Row:
+        """A row of llama.cpp: a type's name, ``F16`` for the source."""
+        kind = name.removesuffix(PLAIN)
+        plain = name.endswith(PLAIN) or kind == "F16"
+        file = self.task(
+            "quantize",
+            base=str(self.out / "F16.gguf"),
+            target=str(self.out / f"{name}.gguf"),
+            checkpoint=str(self.args.model),
+            type=kind,
+            moments="" if plain or self.moments is None else str(self.moments),
+        )
+        done = self.task("score", model=file["model"], windows=str(self.tokens))
+        sizes = file.pop("bits_projections"), file.pop("bits_all"), file.pop("bytes")
+        file["version"] = done["version"]
+        file["importance_matrix"] = not plain and self.moments is not None
+        return Row("llama.cpp", name, *sizes, done["nll"], file)
+
+    def task(self, do: str, **fields: Any) -> dict[str, Any]:
+        """Runs ``benches.llama_quality`` in llama.cpp's environment."""
+        with tempfile.TemporaryDirectory() as folder:
+            file, out = Path(folder) / "task.json", Path(folder) / "result.json"
+            file.write_text(json.dumps({"do": do, "threads": self.args.threads, "out": str(out)} | fields))
+            done = subprocess.run(
+                [str(self.python), "-m", "benches.llama_quality", str(file)],
+                cwd=ROOT,
+                env=os.environ | {"OMP_NUM_THREADS": str(self.args.threads)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode or not out.exists():
+                raise SystemExit(f"llama.cpp: {do} failed ({done.returncode})\n{done.stderr[-3000:]}")
+            result: dict[str, Any] = json.loads(out.read_text())
+            return result
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "pocketlm-stories")
+    parser.add_argument("--text", type=Path, action="append", required=True, help="held-out text; repeatable")
+    parser.add_argument("--calibration", type=Path, help="text of the kind that the model was trained on")
+    parser.add_argument("--context", type=int, default=512, help="tokens of a window (512)")
+    parser.add_argument("--limit", type=int, help="tokens of each text; all without it")
+    parser.add_argument(
+        "--ours", nargs="*", default=list(OURS), metavar="SPEC",
+        help="bits with options of `pocketlm palettize` (3.5,embedding-bits=4), or NAME=PATH of a model",
+    )  # fmt: skip
+    parser.add_argument(
+        "--theirs", nargs="*", default=list(THEIRS), metavar="TYPE",
+        help=f"llama.cpp's types; TYPE{PLAIN} without the importance matrix",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=ROOT / "benches" / "out")
+    args = parser.parse_args()
+    args.out, args.model = args.out.resolve(), args.model.resolve()
+    if len({path.stem for path in args.text}) < len(args.text):
+        parser.error("--text: two files have the same name")
+    if args.context < 2 or args.threads < 1 or (args.limit is not None and args.limit < 1):
+        parser.error("numbers must be positive, and --context at least 2")
+    return args
+
+
+def main() -> None:
+    """Makes, scores and reports every form."""
+    args = parse()
+    bench = Bench(args)
+    rows = [bench.ours("16")]
+    print(f"{len(bench.windows)} windows, {sum(w.scored for w in bench.windows)} tokens", flush=True)
+    report = quality_report.Report({name: len(cut) for name, cut in bench.texts.items()}, bench.windows, rows)
+    for spec in args.ours:
+        rows.append(bench.ours(spec))
+        print(report.line(rows[-1]), flush=True)
+    if args.theirs:
+        bench.prepare_theirs()
+        rows.append(bench.theirs("F16"))
+        apart = report.apart(rows[0], rows[-1])
+        print(f"{report.line(rows[-1])}; {apart:+.5f} nats per token from pocketlm's", flush=True)
+        if abs(apart) > SAME:
+            raise SystemExit(
+                "the two runtimes disagree on the 16-bit weights: they do not run the same model"
+            )
+        for name in args.theirs:
+            rows.append(bench.theirs(name))
+            print(report.line(rows[-1]), flush=True)
+    stem = bench.out / f"quality-{args.model.name}"
+    settings = {"context": args.context, "limit": args.limit, "calibration": args.calibration is not None}
+    kept = {"machine": machine.describe(), "date": time.strftime("%Y-%m-%d"), "settings": settings}
+    stem.with_suffix(".json").write_text(json.dumps(kept | report.to_dict(), indent=1) + "\n")
+    print("\n" + report.text())
+    try:
+        report.picture(f"{args.model.name}: bits and perplexity", stem.with_suffix(".png"))
+    except ImportError:
+        print("\nno picture: matplotlib is not installed")
+    print(f"\n{stem}.json, .png")
+
+
+if __name__ == "__main__":
+    main()
