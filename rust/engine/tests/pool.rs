@@ -1,5 +1,6 @@
-//! The thread pool: every job runs once on every thread, panics become errors, and idle workers use no processor time.
+//! The thread pool: every job runs once on every thread, panics become errors.
 
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -94,24 +95,36 @@ fn callers_take_turns() {
     });
 }
 
-/// Clock ticks of 10 ms that this process has used.
-#[cfg(target_os = "linux")]
-fn ticks() -> u64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-}
-
-/// Ignored by default only because the other tests of this binary run beside it; `cargo test -- --ignored` runs it alone.
-#[cfg(target_os = "linux")]
+/// What a machine without room for a further thread does: the job runs on the calling one.
 #[test]
-#[ignore = "measures the whole process, so it must run alone"]
-fn idle_workers_sleep() {
-    let pool = ThreadPool::new();
-    pool.run(4, |team| team.wait().unwrap()).unwrap();
-    std::thread::sleep(Duration::from_millis(100));
-    let before = ticks();
-    std::thread::sleep(Duration::from_secs(1));
-    let used = ticks() - before;
-    assert!(used <= 5, "{used} ticks of 10 ms in an idle second");
+fn a_refused_thread_is_done_without() {
+    if std::env::var_os("POCKETLM_TEST_REFUSED").is_some() {
+        let pool = ThreadPool::new();
+        let count = AtomicUsize::new(0);
+        pool.run(3, |team| {
+            assert_eq!((team.index(), team.size()), (0, 1));
+            team.wait().unwrap();
+            count.fetch_add(1, Ordering::Relaxed);
+        })
+        .unwrap();
+        assert_eq!(count.into_inner(), 1);
+        return;
+    }
+    // No thread can have a stack as large as the address space. The harness then runs the test on its own thread.
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_refused_thread_is_done_without", "--test-threads=1"])
+        .env("POCKETLM_TEST_REFUSED", "1")
+        .env("RUST_MIN_STACK", (1usize << 47).to_string())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    for _ in 0..600 {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success());
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    child.kill().unwrap();
+    panic!("the job waits for threads that do not exist");
 }

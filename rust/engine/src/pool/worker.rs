@@ -88,6 +88,10 @@ impl Crew {
     /// Runs `job` on the first `size - 1` workers and `own` here, and returns when all have ended; waits spinning at first.
     pub fn dispatch(&mut self, job: &Job, spin: Duration, own: impl FnOnce() -> Outcome) -> Outcome {
         let members = &self.workers[..job.size - 1];
+        if members.is_empty() {
+            // The system refused every thread: nobody would report.
+            return own();
+        }
         self.shared.pending.store(members.len(), Ordering::Release);
         let before = self.shared.done.get();
         for (slot, _) in members {
