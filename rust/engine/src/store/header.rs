@@ -12,6 +12,7 @@ use safetensors::tensor::{Dtype, TensorInfo};
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::error::{StoreError, shorten};
+use super::tensor::bits;
 
 /// The format's own limit on the length of the JSON text.
 const MAX_HEADER: u64 = 100_000_000;
@@ -79,8 +80,7 @@ fn place(info: &TensorInfo, data_start: usize, data_len: usize) -> Result<Slot, 
             "range {start}..{end} ends beyond the {data_len} bytes of data: truncated file?"
         ));
     }
-    let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |product, &size| product.checked_mul(size));
-    let Some(bits) = bits else {
+    let Some(bits) = bits(&info.shape, info.dtype.bitsize()) else {
         return Err(format!("shape {} overflows", show_shape(&info.shape)));
     };
     if !bits.is_multiple_of(8) || bits / 8 != end - start {

@@ -79,8 +79,7 @@ impl WeightStore {
         shape: &[usize],
         bytes: Bytes,
     ) -> Result<(), StoreError> {
-        let len = shape.iter().try_fold(dtype.size(), |product, &size| product.checked_mul(size));
-        if len != Some(bytes.len()) {
+        if tensor::bits(shape, 8 * dtype.size()) != bytes.len().checked_mul(8) {
             let reason = format!("{} bytes for type {} and shape {shape:?}", bytes.len(), dtype.name());
             return Err(StoreError::weight(name, None, reason));
         }

@@ -77,6 +77,9 @@ fn form(
     if !scale.is_aligned(2) {
         return Err(bad(".scale", "does not start at an even byte".into()));
     }
+    if header.tensors.contains_key(&name) {
+        return Err(bad("", "is palettized and dense in one file".into()));
+    }
     let file = Some(Arc::clone(&file.path));
     palette(name.into(), file, kind, [rows, cols], codes, codebook, scale)
 }

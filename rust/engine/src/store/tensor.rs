@@ -19,6 +19,12 @@ pub(super) fn dense_type(dtype: Dtype) -> Option<DenseType> {
     }
 }
 
+/// Bits of the elements of a shape, or `None` where any product of its sizes overflows: sizes behind a 0 count too.
+pub(super) fn bits(shape: &[usize], element: usize) -> Option<usize> {
+    let bits = shape.iter().try_fold(element, |product, &size| product.checked_mul(size.max(1)))?;
+    Some(if shape.contains(&0) { 0 } else { bits })
+}
+
 /// What a tensor is made of.
 #[derive(Debug, Clone)]
 pub enum TensorData {
@@ -81,7 +87,7 @@ impl Tensor {
 
     /// Number of weights.
     pub fn elements(&self) -> usize {
-        // Checked against the bytes when the tensor was made, so it cannot overflow.
+        // `bits` has computed it when the tensor was made, so it cannot overflow.
         self.shape.iter().product()
     }
 

@@ -123,6 +123,11 @@ fn damaged_headers_are_refused() {
         &file(r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}"#, &[]),
         "overflows",
     );
+    // No elements, and yet too many for an index into the rest.
+    refused(
+        &file(r#"{"a":{"dtype":"F32","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}}"#, &[]),
+        "overflows",
+    );
     refused(&file(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#, &[0; 4]), "backwards");
     refused(
         &file(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, &[0; 8]),
@@ -152,6 +157,7 @@ fn damaged_palettes_are_refused() {
     refused(&sound_with("w.codebook", "x.codebook"), "\"w.codebook\": is missing");
     refused(&sound_with("\"I8\",\"shape\":[1,16]", "\"U8\",\"shape\":[1,16]"), "w.codebook");
     refused(&sound_with("w\\\"", "i\\\""), "i.codes");
+    refused(&sound_with("\"v\"", "\"w\""), "\"w\": is palettized and dense");
 
     let data_start = |bytes: &[u8]| 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let mut off_grid = sound();
@@ -195,6 +201,7 @@ fn what_is_added_must_fit_and_be_new() {
     let mut store = WeightStore::new();
     assert!(store.add_dense("a", DenseType::F32, &[2, 2], Bytes::copy(&[0; 15])).is_err());
     assert!(store.add_dense("a", DenseType::F32, &[usize::MAX, 2], Bytes::copy(&[])).is_err());
+    assert!(store.add_dense("a", DenseType::F32, &[0, 1 << 40, 1 << 40], Bytes::copy(&[])).is_err());
     store.add_dense("a", DenseType::F32, &[2, 2], Bytes::copy(&[0; 16])).unwrap();
     assert!(store.add_dense("a", DenseType::F32, &[1], Bytes::copy(&[0; 4])).is_err());
     assert!(store.add_palette("b", Kind::P2, [1, 1], &[0; 128], &[0; 3], &[0; 2]).is_err());
