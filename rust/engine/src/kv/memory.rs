@@ -8,9 +8,6 @@ use memmap2::{MmapMut, MmapOptions};
 use super::KV_TOKENS;
 use crate::error::EngineError;
 
-/// Tokens of a group: keys are transposed in groups of as many tokens as a vector has lanes.
-const GROUP: usize = 16;
-
 /// One layer's cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheShape {
@@ -46,8 +43,8 @@ impl Blocks {
     /// Bytes of `count` blocks with their bookkeeping.
     pub fn bytes(layers: &[CacheShape], count: usize) -> Option<u64> {
         let block = layers.iter().try_fold(0usize, |sum, layer| sum.checked_add(layer.block_len()?))?;
-        // Bookkeeping: holders, free list, used.
-        let bytes = block.checked_mul(2)?.checked_add(9)?.checked_mul(count)?;
+        // Bookkeeping: holders, free list.
+        let bytes = block.checked_mul(2)?.checked_add(8)?.checked_mul(count)?;
         (u32::try_from(count).is_ok() && isize::try_from(bytes).is_ok()).then_some(bytes as u64)
     }
 
@@ -78,44 +75,11 @@ impl Blocks {
         }
     }
 
-    fn block_mut(&mut self, block: u32) -> &mut [u16] {
-        let start = block as usize * self.block_len;
-        assert!((block as usize) < self.count);
-        // SAFETY: the block lies inside the map, which is page-aligned, holds only plain numbers, and is borrowed mutably.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast::<u16>().add(start), self.block_len)
-        }
-    }
-
-    /// Zeroes a block.
-    pub fn clear(&mut self, block: u32) {
-        self.block_mut(block).fill(0);
-    }
-
     /// Copies a block.
     pub fn copy(&mut self, from: u32, to: u32) {
         let (len, from, to) = (self.block_len * 2, from as usize, to as usize);
         assert!(from < self.count && to < self.count);
         self.map.copy_within(from * len..(from + 1) * len, to * len);
-    }
-
-    /// Zeroes the slots from `slot` on.
-    pub fn clear_from(&mut self, block: u32, slot: usize) {
-        let layers = std::mem::take(&mut self.layers);
-        let memory = self.block_mut(block);
-        for &(shape, start) in &layers {
-            let heads =
-                memory[start..][..shape.kv_heads * 2 * shape.part()].chunks_exact_mut(2 * shape.part());
-            for head in heads {
-                let (keys, values) = head.split_at_mut(shape.part());
-                for (index, line) in keys.chunks_exact_mut(GROUP).enumerate() {
-                    let first = index / shape.head_dim * GROUP;
-                    line[slot.saturating_sub(first).min(GROUP)..].fill(0);
-                }
-                values[slot * shape.head_dim..].fill(0);
-            }
-        }
-        self.layers = layers;
     }
 }
 

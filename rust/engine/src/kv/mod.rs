@@ -1,8 +1,8 @@
 //! The KV cache: blocks of 64 tokens, shared between sequences, copied when written.
 //!
 //! Memory is one anonymous map that the system commits page by page, so that a block that was never used costs nothing.
-//! In a block that a step writes, all slots behind the sequence's end are zero: attention reads whole groups of tokens and
-//! masks them, and what it masks must be finite.
+//! Behind the end of a sequence its last block holds whatever an earlier use left there. Attention reads whole groups of tokens
+//! and takes nothing of what it masks; a test of the kernels fills it with NaN.
 
 mod memory;
 mod table;
@@ -70,11 +70,7 @@ impl KvCache {
 
     /// Forgets the tokens from `length` on.
     pub fn truncate(&mut self, id: SequenceId, length: usize) {
-        if length >= self.tables.length(id) {
-            return;
-        }
         self.tables.truncate(id, length);
-        self.clear_tail(id);
     }
 
     /// Makes room for the given number of further tokens of each sequence (every sequence at most once) and counts them as
@@ -90,13 +86,8 @@ impl KvCache {
         for &(id, tokens) in wanted {
             if let Some((old, new)) = self.tables.unshare_last(id) {
                 self.blocks.copy(old, new);
-                self.clear_tail(id);
             }
-            self.tables.grow(id, tokens, |block, used| {
-                if used {
-                    self.blocks.clear(block);
-                }
-            });
+            self.tables.grow(id, tokens);
         }
         Ok(())
     }
@@ -104,16 +95,6 @@ impl KvCache {
     /// Where kernels read and write.
     pub fn view(&self) -> KvView<'_> {
         self.blocks.view()
-    }
-
-    /// Zeroes what lies behind the end of a sequence in its last block, if that block is its own.
-    fn clear_tail(&mut self, id: SequenceId) {
-        let used = self.tables.length(id) % KV_TOKENS;
-        if used > 0
-            && let Some(block) = self.tables.own_last(id)
-        {
-            self.blocks.clear_from(block, used);
-        }
     }
 }
 

@@ -18,8 +18,6 @@ pub(crate) struct Tables {
     vacant: Vec<usize>,
     /// Sequences that hold each block.
     holders: Vec<u32>,
-    /// Whether a block was ever handed out, and so may hold something.
-    used: Vec<bool>,
     /// Blocks of the longest sequence: tables are reserved for it, so that no step allocates.
     longest: usize,
     /// Free blocks; taken from the end, so that used ones are taken again before fresh memory is touched.
@@ -33,7 +31,6 @@ impl Tables {
             sequences: Vec::new(),
             vacant: Vec::new(),
             holders: vec![0; blocks],
-            used: vec![false; blocks],
             longest: longest.min(blocks),
             free,
         }
@@ -112,16 +109,10 @@ impl Tables {
         (self.holders[last as usize] > 1).then_some(last)
     }
 
-    /// The last block, if nobody else holds it.
-    pub fn own_last(&self, id: SequenceId) -> Option<u32> {
-        let last = self.sequences[id.0].blocks.last().copied()?;
-        (self.holders[last as usize] == 1).then_some(last)
-    }
-
     /// Replaces a shared partial last block by a new one; returns both.
     pub fn unshare_last(&mut self, id: SequenceId) -> Option<(u32, u32)> {
         let old = self.shared_partial(id)?;
-        let new = self.take().0;
+        let new = self.take();
         self.holders[old as usize] -= 1;
         if let Some(last) = self.sequences[id.0].blocks.last_mut() {
             *last = new;
@@ -129,21 +120,20 @@ impl Tables {
         Some((old, new))
     }
 
-    /// Adds blocks for further tokens; `fresh(block, used)` is told of each.
-    pub fn grow(&mut self, id: SequenceId, tokens: usize, mut fresh: impl FnMut(u32, bool)) {
+    /// Adds blocks for further tokens.
+    pub fn grow(&mut self, id: SequenceId, tokens: usize) {
         let length = self.sequences[id.0].length + tokens;
         while self.sequences[id.0].blocks.len() < length.div_ceil(KV_TOKENS) {
-            let (block, used) = self.take();
-            fresh(block, used);
+            let block = self.take();
             self.sequences[id.0].blocks.push(block);
         }
         self.sequences[id.0].length = length;
     }
 
-    /// A free block and whether it was used before. `blocks_needed` was asked, so there is one.
-    fn take(&mut self) -> (u32, bool) {
+    /// A free block. `blocks_needed` was asked, so there is one.
+    fn take(&mut self) -> u32 {
         let block = self.free.pop().expect("blocks were counted before they are taken");
         self.holders[block as usize] = 1;
-        (block, std::mem::replace(&mut self.used[block as usize], true))
+        block
     }
 }

@@ -20,7 +20,7 @@ fn write(cache: &KvCache, id: SequenceId, position: usize, number: f32) {
     }
 }
 
-/// The number that `write` left at a position, checked to be the same in every place; the rest of the group is `behind`.
+/// The number that `write` left at a position, checked to be the same in every place.
 fn read(cache: &KvCache, id: SequenceId, position: usize) -> f32 {
     let view = cache.view();
     let block = cache.table(id)[position / KV_TOKENS];
@@ -64,18 +64,16 @@ fn forks_share_until_written() {
 }
 
 #[test]
-fn truncated_slots_and_reused_blocks_are_zero() {
-    let mut cache = KvCache::new(&LAYERS, 64, 1000).unwrap();
+fn truncation_keeps_what_is_before_and_frees_what_is_behind() {
+    let mut cache = KvCache::new(&LAYERS, 3 * 64, 1000).unwrap();
     let id = cache.create();
-    cache.extend(&[(id, 64)]).unwrap();
-    (0..64).for_each(|position| write(&cache, id, position, 5.0));
-    cache.truncate(id, 19);
-    assert_eq!(cache.length(id), 19);
-    assert_eq!((read(&cache, id, 18), read(&cache, id, 19), read(&cache, id, 63)), (5.0, 0.0, 0.0));
-    cache.free(id);
-    let id = cache.create();
-    cache.extend(&[(id, 1)]).unwrap();
-    assert_eq!((read(&cache, id, 0), read(&cache, id, 18)), (0.0, 0.0));
+    cache.extend(&[(id, 130)]).unwrap();
+    (0..130).for_each(|position| write(&cache, id, position, position as f32));
+    for (length, free) in [(128, 64), (66, 64), (64, 128), (19, 128), (0, 192)] {
+        cache.truncate(id, length);
+        assert_eq!((cache.length(id), cache.free_tokens()), (length, free));
+        (0..cache.length(id)).for_each(|position| assert_eq!(read(&cache, id, position), position as f32));
+    }
 }
 
 #[test]
@@ -88,7 +86,9 @@ fn a_fork_that_was_cut_back_does_not_see_or_hurt_the_other() {
     cache.truncate(second, 10);
     assert_eq!(read(&cache, first, 39), 7.0);
     cache.extend(&[(second, 1)]).unwrap();
-    assert_eq!((read(&cache, second, 9), read(&cache, second, 30)), (7.0, 0.0));
+    write(&cache, second, 10, 3.0);
+    assert_eq!((read(&cache, second, 9), read(&cache, second, 10)), (7.0, 3.0));
+    assert_eq!(read(&cache, first, 10), 7.0);
     assert_eq!(read(&cache, first, 39), 7.0);
 }
 
