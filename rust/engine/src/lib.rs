@@ -11,6 +11,12 @@ pub mod pool;
 mod run;
 pub mod store;
 
+#[cfg(test)]
+extern crate self as pocketlm_engine;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;
+
 pub use engine::{Engine, EngineOptions, Logits, Memory, Sequence, StepItem, StepResult, Traced};
 pub use error::EngineError;
 pub use kv::KV_TOKENS;

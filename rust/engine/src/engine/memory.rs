@@ -43,17 +43,25 @@ impl Memory {
         self.weights.saturating_add(self.cache).saturating_add(self.scratch)
     }
 
-    /// Refuses what exceeds the limit, or without one the machine.
-    pub(super) fn check(&self, limit: Option<u64>) -> Result<(), EngineError> {
-        let (limit, what) = match limit {
-            Some(limit) => (limit, "the model within max_memory"),
+    /// This memory beside that of `engine`, which reads the same weights, and `results` bytes.
+    pub(super) fn beside(self, engine: Self, results: u64) -> Self {
+        let scratch = self.scratch.saturating_add(engine.scratch).saturating_add(results);
+        Self { cache: self.cache.saturating_add(engine.cache), scratch, ..self }
+    }
+
+    /// Refuses what exceeds the limit, or without one the machine. `what` takes the memory.
+    pub(super) fn check(&self, what: &str, limit: Option<u64>) -> Result<(), EngineError> {
+        let (limit, place) = match limit {
+            Some(limit) => (limit, "within max_memory"),
             // Weights are mapped, and need not be resident all at once.
-            None => (
-                installed().map_or(u64::MAX, |bytes| bytes.saturating_add(self.weights)),
-                "the model on this machine",
-            ),
+            None => {
+                (installed().map_or(u64::MAX, |bytes| bytes.saturating_add(self.weights)), "on this machine")
+            }
         };
-        if self.total() > limit { Err(too_much(what, self.total(), limit)) } else { Ok(()) }
+        if self.total() > limit {
+            return Err(too_much(&format!("{what} {place}"), self.total(), limit));
+        }
+        Ok(())
     }
 }
 

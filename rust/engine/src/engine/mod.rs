@@ -1,13 +1,15 @@
 //! The engine: a planned model with its cache, and steps on it.
 
+mod facts;
+mod inner;
 mod memory;
 mod sequence;
 mod step;
+#[cfg(test)]
+mod tests;
 mod trace;
 
-use std::process;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex};
 
 use pocketlm_kernels::Kernels;
 
@@ -16,9 +18,12 @@ pub use sequence::Sequence;
 pub use step::{Logits, StepItem, StepResult};
 pub use trace::Traced;
 
+use facts::{Facts, bytes_per_token, id_limit};
+use inner::Inner;
+
 use crate::arena::Arena;
 use crate::error::EngineError;
-use crate::graph::{Graph, OpKind};
+use crate::graph::Graph;
 use crate::kv::{KV_TOKENS, KvCache, SequenceId};
 use crate::plan::{Options, Plan};
 use crate::pool::thread_count;
@@ -55,32 +60,6 @@ pub struct Engine {
     inner: Arc<Inner>,
 }
 
-/// What the engine and its sequences share.
-struct Inner {
-    state: Mutex<Option<State>>,
-    /// The process that holds `state`, 0 if none does.
-    holder: AtomicU32,
-    /// Sequences dropped while a step ran.
-    dropped: Mutex<Vec<SequenceId>>,
-    facts: Facts,
-}
-
-/// What does not change.
-struct Facts {
-    graph: Graph,
-    store: Arc<WeightStore>,
-    kernels: &'static Kernels,
-    threads: usize,
-    max_rows: usize,
-    precise: bool,
-    max_memory: Option<u64>,
-    cache_tokens: usize,
-    /// Ids from here on have no embedding.
-    id_limit: usize,
-    weight_bytes_per_token: u64,
-    memory: Memory,
-}
-
 /// What a step changes.
 struct State {
     plan: Plan,
@@ -97,7 +76,7 @@ impl Engine {
     ///
     /// # Errors
     /// When the graph or a weight does not fit, a parameter is out of its range, or memory would exceed the limit; nothing
-    /// large has been allocated then.
+    /// large has been allocated then, but for the transposes of dense weights that are stored as [inputs, outputs].
     pub fn new(graph: Graph, store: Arc<WeightStore>, options: &EngineOptions) -> Result<Self, EngineError> {
         let kernels = Kernels::best().map_err(|error| EngineError::Unsupported(error.to_string()))?;
         let threads = thread_count(options.threads)?;
@@ -111,8 +90,7 @@ impl Engine {
         let plan = Plan::new(&graph, &store, planning)?;
         let tokens = options.cache_tokens.min(graph.context_length);
         let memory = Memory::of(&plan, options.cache_tokens, tokens, threads)?;
-        memory.check(options.max_memory)?;
-        let graph_context = graph.context_length;
+        memory.check("the model", options.max_memory)?;
         let facts = Facts {
             kernels,
             threads,
@@ -126,23 +104,8 @@ impl Engine {
             graph,
             store,
         };
-        let schedule = Schedule::new(&plan);
-        let state = State {
-            arena: Arena::new(plan.arena_bytes)?,
-            cache: KvCache::new(&plan.caches, options.cache_tokens, graph_context)?,
-            partials: SharedPartials::new(schedule.limits),
-            schedule,
-            workers: (0..threads).map(|_| Mutex::new(Worker::new(&plan, tokens))).collect(),
-            wanted: Vec::with_capacity(options.max_rows),
-            plan,
-        };
-        let inner = Inner {
-            state: Mutex::new(Some(state)),
-            holder: AtomicU32::new(0),
-            dropped: Mutex::new(Vec::new()),
-            facts,
-        };
-        Ok(Self { inner: Arc::new(inner) })
+        let state = State::new(plan, options.cache_tokens, tokens, threads)?;
+        Ok(Self { inner: Arc::new(Inner::new(state, facts)) })
     }
 
     /// Threads of a step.
@@ -207,96 +170,23 @@ impl Engine {
     /// # Errors
     /// When the engine is unusable.
     pub fn close(&self) -> Result<(), EngineError> {
-        *self.inner.lock()?.guard = None;
+        self.inner.lock()?.close();
         Ok(())
     }
 }
 
-/// The state while this thread holds it.
-struct Locked<'a> {
-    guard: MutexGuard<'a, Option<State>>,
-    holder: &'a AtomicU32,
-}
-
-impl Locked<'_> {
-    fn state(&mut self) -> Result<&mut State, EngineError> {
-        self.guard.as_mut().ok_or_else(|| EngineError::parameter("engine", "is closed"))
-    }
-}
-
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
-        self.holder.store(0, Ordering::Release);
-    }
-}
-
-impl Inner {
-    /// Waits for the running step, if there is one.
-    fn lock(&self) -> Result<Locked<'_>, EngineError> {
-        let guard = match self.state.try_lock() {
-            Ok(guard) => guard,
-            Err(TryLockError::WouldBlock) => {
-                // In a forked child the thread that holds the lock may not exist, so that waiting would never end.
-                let holder = self.holder.load(Ordering::Acquire);
-                if holder != 0 && holder != process::id() {
-                    return Err(EngineError::Internal(
-                        "the process was forked while a step ran in this engine".into(),
-                    ));
-                }
-                self.state.lock().map_err(|_| broken())?
-            }
-            Err(TryLockError::Poisoned(_)) => return Err(broken()),
-        };
-        Ok(self.held(guard))
-    }
-
-    /// The state if no step runs.
-    fn try_lock(&self) -> Option<Locked<'_>> {
-        self.state.try_lock().ok().map(|guard| self.held(guard))
-    }
-
-    fn held<'a>(&'a self, guard: MutexGuard<'a, Option<State>>) -> Locked<'a> {
-        self.holder.store(process::id(), Ordering::Release);
-        let mut locked = Locked { guard, holder: &self.holder };
-        if let Some(state) = locked.guard.as_mut() {
-            for id in self.dropped.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-                state.cache.free(id);
-            }
-        }
-        locked
-    }
-}
-
-fn broken() -> EngineError {
-    EngineError::Internal("an earlier failure left this engine unusable".into())
-}
-
-/// Rows of the smallest embedding table.
-fn id_limit(graph: &Graph) -> usize {
-    let rows = graph.ops.iter().filter_map(|op| match &op.kind {
-        OpKind::Embed { weight, .. } => weight.shape.first().copied(),
-        _ => None,
-    });
-    rows.min().unwrap_or(usize::MAX)
-}
-
-/// All matrices and vectors once, tables of which only a row is read for that row.
-fn bytes_per_token(graph: &Graph, plan: &Plan) -> u64 {
-    let mut whole = vec![false; plan.weights.matrices.len()];
-    let of = |op: usize| plan.op_matrices[op];
-    for (index, op) in graph.ops.iter().enumerate() {
-        if let (OpKind::Linear { .. }, Some(matrix)) = (&op.kind, of(index)) {
-            whole[matrix] = true;
-        }
-    }
-    let matrices: u64 = plan
-        .weights
-        .matrices
-        .iter()
-        .zip(&whole)
-        .map(|(matrix, &whole)| {
-            (if whole { matrix.bytes() } else { matrix.bytes() / matrix.rows().max(1) }) as u64
+impl State {
+    /// Reserves the memory of a plan's steps, for sequences of up to `tokens` tokens.
+    fn new(plan: Plan, cache_tokens: usize, tokens: usize, threads: usize) -> Result<Self, EngineError> {
+        let schedule = Schedule::new(&plan);
+        Ok(Self {
+            arena: Arena::new(plan.arena_bytes)?,
+            cache: KvCache::new(&plan.caches, cache_tokens, tokens)?,
+            partials: SharedPartials::new(schedule.limits),
+            schedule,
+            workers: (0..threads).map(|_| Mutex::new(Worker::new(&plan, tokens))).collect(),
+            wanted: Vec::with_capacity(plan.max_rows),
+            plan,
         })
-        .sum();
-    matrices + plan.weights.vectors.iter().map(|vector| 4 * vector.len() as u64).sum::<u64>()
+    }
 }

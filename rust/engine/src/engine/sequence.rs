@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Engine, Inner};
+use super::Engine;
+use super::inner::Inner;
 use crate::error::EngineError;
 use crate::kv::SequenceId;
 
@@ -90,19 +91,9 @@ impl Sequence {
 
 impl Drop for Sequence {
     fn drop(&mut self) {
-        let Some(id) = self.slot().take() else { return };
-        // Never waits for a running step: the next holder of the state frees it then.
-        match self.engine.try_lock() {
-            Some(mut locked) => {
-                if let Ok(state) = locked.state() {
-                    state.cache.free(id);
-                }
-            }
-            None => {
-                if let Ok(mut dropped) = self.engine.dropped.try_lock() {
-                    dropped.push(id);
-                }
-            }
+        let id = self.slot().take();
+        if let Some(id) = id {
+            self.engine.release(id);
         }
     }
 }

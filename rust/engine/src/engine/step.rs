@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use pocketlm_kernels::sample::{SampleError, Sampler};
 
-use super::{Engine, Facts, Sequence, State};
+use super::facts::Facts;
+use super::{Engine, Sequence, State};
 use crate::error::EngineError;
 use crate::pool::ThreadPool;
 use crate::run::{Output, Selected, Step};

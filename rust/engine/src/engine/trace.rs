@@ -1,14 +1,9 @@
 //! A prefill that keeps the result of every operation.
 
-use std::sync::Mutex;
-
 use super::step::check_ids;
 use super::{Engine, Memory, State};
-use crate::arena::Arena;
 use crate::error::EngineError;
-use crate::kv::KvCache;
 use crate::plan::{Options, Plan};
-use crate::run::{Schedule, SharedPartials, Worker};
 
 /// Rows that are traced at once: all results of all operations are in memory.
 const TRACE_ROWS: usize = 16;
@@ -30,7 +25,7 @@ impl Engine {
     /// quantizes.
     ///
     /// # Errors
-    /// As for a step; memory for the trace counts as the engine's does.
+    /// As for a step; the trace's memory, results included, counts beside the engine's.
     pub fn trace(&self, ids: &[u32]) -> Result<Vec<Traced>, EngineError> {
         let facts = &self.inner.facts;
         if ids.is_empty() {
@@ -44,7 +39,10 @@ impl Engine {
         let rows = ids.len().min(TRACE_ROWS);
         let options = Options { max_rows: rows, precise: facts.precise, trace: true };
         let plan = Plan::new(&facts.graph, &facts.store, options)?;
-        Memory::of(&plan, ids.len(), ids.len(), facts.threads)?.check(facts.max_memory)?;
+        let width: u64 = facts.graph.ops.iter().map(|op| op.width as u64).sum();
+        let results = width.saturating_mul(4 * ids.len() as u64);
+        let memory = Memory::of(&plan, ids.len(), ids.len(), facts.threads)?;
+        memory.beside(facts.memory, results).check("the trace of the model", facts.max_memory)?;
         let mut traced = Vec::with_capacity(facts.graph.ops.len());
         for op in &facts.graph.ops {
             let len = ids.len().checked_mul(op.width);
@@ -57,16 +55,7 @@ impl Engine {
             })?;
             traced.push(Traced { name: op.name.clone(), width: op.width, values });
         }
-        let schedule = Schedule::new(&plan);
-        let mut state = State {
-            arena: Arena::new(plan.arena_bytes)?,
-            cache: KvCache::new(&plan.caches, ids.len(), ids.len())?,
-            partials: SharedPartials::new(schedule.limits),
-            schedule,
-            workers: (0..facts.threads).map(|_| Mutex::new(Worker::new(&plan, ids.len()))).collect(),
-            wanted: Vec::new(),
-            plan,
-        };
+        let mut state = State::new(plan, ids.len(), ids.len(), facts.threads)?;
         let id = state.cache.create();
         for chunk in ids.chunks(rows) {
             state.cache.extend(&[(id, chunk.len())])?;
