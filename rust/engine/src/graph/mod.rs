@@ -3,7 +3,7 @@
 mod check;
 mod ops;
 
-pub use ops::{Activation, AttentionOp, NormKind, Op, OpKind, Rotary, Weight};
+pub use ops::{AttentionOp, Op, OpKind, Rotary, Weight};
 
 use serde::Deserialize;
 

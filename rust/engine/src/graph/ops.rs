@@ -1,6 +1,8 @@
 //! The operations, field by field as in `pocketlm.graph`.
 
-use serde::Deserialize;
+use pocketlm_kernels::{Activation, NormKind};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 /// A tensor of the checkpoint: its name there and the shape that it must have.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -34,30 +36,22 @@ fn one() -> f64 {
     1.0
 }
 
-/// An elementwise function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// x * sigmoid(x)
-    Silu,
-    /// x * Phi(x), with the exact normal distribution.
-    Gelu,
-    /// Its approximation by tanh.
-    GeluTanh,
-    /// max(x, 0)
-    Relu,
-    /// max(x, 0) squared
-    Relu2,
+/// A function or kind by the name that the kernels give it.
+fn named<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    what: &str,
+    from_name: impl Fn(&str) -> Option<T>,
+) -> Result<T, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    from_name(&name).ok_or_else(|| D::Error::custom(format!("unknown {what} {name:?}")))
 }
 
-/// Which norm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NormKind {
-    /// Divides by the root of the mean square.
-    Rms,
-    /// Subtracts the mean and divides by the standard deviation.
-    Layer,
+fn activation<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Activation, D::Error> {
+    named(deserializer, "activation", Activation::from_name)
+}
+
+fn norm_kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NormKind, D::Error> {
+    named(deserializer, "norm", |name| NormKind::ALL.into_iter().find(|kind| kind.name() == name))
 }
 
 /// One operation.
@@ -94,6 +88,7 @@ pub enum OpKind {
         /// Operand.
         x: usize,
         /// Which.
+        #[serde(deserialize_with = "norm_kind")]
         norm: NormKind,
         /// Added to the mean square, or to the variance.
         eps: f64,
@@ -146,6 +141,7 @@ pub enum OpKind {
         /// Operand.
         x: usize,
         /// Which.
+        #[serde(deserialize_with = "activation")]
         activation: Activation,
     },
     /// `activation(gate) * up`.
@@ -155,6 +151,7 @@ pub enum OpKind {
         /// Operand.
         up: usize,
         /// Which.
+        #[serde(deserialize_with = "activation")]
         activation: Activation,
     },
     /// `x * factor`.

@@ -1,6 +1,6 @@
 //! Matrix products: those that read the same value form one phase, and what follows one of them joins its epilogue.
 
-use super::build::{Builder, kernel_activation};
+use super::build::Builder;
 use super::values::Value;
 use super::{Epilogue, Factor, Input, Part, Phase, View};
 use crate::error::EngineError;
@@ -34,7 +34,7 @@ impl Builder<'_> {
                     done.extend(members);
                     part
                 }
-                None => self.single(op, factor, &mut done),
+                None => self.single(op, factor, &parts, &mut done),
             };
             self.touch_part(&part);
             phase.push(part);
@@ -62,9 +62,9 @@ impl Builder<'_> {
     }
 
     fn factor(&mut self, op: usize, value: Value) -> Result<Factor, EngineError> {
-        let (Some(matrix), OpKind::Linear { bias, .. }) = (self.matrices[op], &self.graph.ops[op].kind)
-        else {
-            return Err(EngineError::Internal("not a product".into()));
+        let matrix = self.matrix(op)?;
+        let OpKind::Linear { bias, .. } = &self.graph.ops[op].kind else {
+            return Err(EngineError::Internal(format!("operation {op} is no product")));
         };
         let bias = match bias {
             Some(bias) => Some(self.weights.vector(self.store, bias)?),
@@ -79,14 +79,14 @@ impl Builder<'_> {
     }
 
     /// The product with a residual sum or an activation, if nothing else reads it; else on its own.
-    fn single(&mut self, op: usize, factor: Factor, done: &mut Vec<Done>) -> Part {
+    fn single(&mut self, op: usize, factor: Factor, parts: &[(usize, Factor)], done: &mut Vec<Done>) -> Part {
         let width = self.graph.ops[op].width;
         let reader = self.values.only_reader(op).filter(|_| !self.options.trace);
         // A reader behind the cut works on other rows.
         let reader = reader.filter(|&who| (who < self.tail_from) == (op < self.tail_from));
         let (epilogue, to, last) = match reader.and_then(|who| Some((who, &self.graph.ops.get(who)?.kind))) {
             Some((who, OpKind::Activation { activation, .. })) => {
-                (Epilogue::Activate(kernel_activation(*activation)), self.new_view(width), who)
+                (Epilogue::Activate(*activation), self.new_view(width), who)
             }
             Some((who, OpKind::Add { a, b })) => {
                 let other = [*a, *b]
@@ -96,7 +96,10 @@ impl Builder<'_> {
                 match other.filter(|value| self.values.stored(value.op).is_some()) {
                     Some(other) => {
                         let place = self.values.place(other);
-                        let to = if self.may_overwrite(other, who) { place } else { self.new_view(width) };
+                        // Products read all of their inputs' rows, also channels beside those that they need.
+                        let read = |(_, factor): &(usize, Factor)| matches!(factor.input, Input::Float(view) if view.buffer == place.buffer);
+                        let free = self.may_overwrite(other, who) && !parts.iter().any(read);
+                        let to = if free { place } else { self.new_view(width) };
                         (Epilogue::Residual(place), to, who)
                     }
                     None => (Epilogue::Store, self.new_view(width), op),
@@ -132,7 +135,7 @@ impl Builder<'_> {
         };
         let ((gate_op, gate), (up_op, up)) = (half(gate)?, half(up)?);
         let to = self.new_view(self.graph.ops[who].width);
-        let part = Part { factor: gate, epilogue: Epilogue::Gated(up, kernel_activation(activation)), to };
+        let part = Part { factor: gate, epilogue: Epilogue::Gated(up, activation), to };
         Some((part, vec![(gate_op, None), (up_op, None), (who, Some(to))]))
     }
 

@@ -7,10 +7,18 @@
 //! The phases up to the last attention see every row of the step. What follows is needed only for rows whose logits are
 //! asked for: the *tail* gathers those and runs on groups of at most [`Plan::tail_rows`] of them, so that logits never
 //! take more memory than one group.
+//!
+//! The last attention itself, and its queries, still see every row. To cut in front of them, products that yield queries with keys and
+//! values would have to be split, and attention be divided anew for each group of the tail, whose rows need not be neighbours;
+//! by count of multiplications that would save 1 % of a prompt's work in a model of 1B parameters and 5 % in the bundled one.
 
+mod buffers;
 mod build;
 mod layout;
 mod linear;
+mod operations;
+#[cfg(test)]
+mod tests;
 mod values;
 mod weights;
 

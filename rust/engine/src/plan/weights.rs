@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use half::{bf16, f16};
 use pocketlm_kernels::{Dense, DenseType, NormKind, Palette};
 
 use crate::error::EngineError;
 use crate::graph::Weight;
-use crate::store::{Bytes, Tensor, TensorData, WeightStore};
+use crate::store::{Bytes, Tensor, TensorData, WeightStore, widen};
 
 /// A matrix as kernels read it.
 #[derive(Debug)]
@@ -88,6 +87,7 @@ impl Weights {
     /// Finds a matrix, once.
     pub fn matrix(&mut self, store: &WeightStore, weight: &Weight) -> Result<usize, EngineError> {
         let tensor = find(store, weight)?;
+        check_shape(tensor, weight)?;
         let key = (Arc::<str>::from(tensor.name()), weight.transposed);
         if let Some(&index) = self.known.get(&key) {
             return Ok(index);
@@ -101,17 +101,17 @@ impl Weights {
     /// Finds a vector, once, as f32.
     pub fn vector(&mut self, store: &WeightStore, weight: &Weight) -> Result<usize, EngineError> {
         let tensor = find(store, weight)?;
+        expect_shape(tensor, &weight.shape)?;
         let key = Arc::<str>::from(tensor.name());
         if let Some(&index) = self.known_vectors.get(&key) {
             return Ok(index);
         }
-        expect_shape(tensor, &weight.shape)?;
         let TensorData::Dense { dtype, bytes } = tensor.data() else {
             return Err(tensor
                 .error(format!("is of kind {}, must be f32, f16 or bf16", tensor.kind_name()))
                 .into());
         };
-        self.vectors.push(to_f32(*dtype, bytes.as_slice()));
+        self.vectors.push(widen(*dtype, bytes.as_slice()));
         self.known_vectors.insert(key, self.vectors.len() - 1);
         Ok(self.vectors.len() - 1)
     }
@@ -138,10 +138,18 @@ fn expect_shape(tensor: &Tensor, wanted: &[usize]) -> Result<(), EngineError> {
     Err(tensor.error(format!("has shape {:?}, the model wants {wanted:?}", tensor.shape())).into())
 }
 
+/// A weight may be declared several times, each time in the shape that it has.
+fn check_shape(tensor: &Tensor, weight: &Weight) -> Result<(), EngineError> {
+    match (tensor.data(), &weight.shape[..]) {
+        (TensorData::Dense { .. }, &[rows, cols]) if weight.transposed => expect_shape(tensor, &[cols, rows]),
+        _ => expect_shape(tensor, &weight.shape),
+    }
+}
+
+/// The matrix of a tensor whose shape was checked.
 fn bind(tensor: &Arc<Tensor>, weight: &Weight) -> Result<Matrix, EngineError> {
     match tensor.data() {
         TensorData::Palette { .. } => {
-            expect_shape(tensor, &weight.shape)?;
             tensor.palette()?;
             Ok(Matrix::Palette(Arc::clone(tensor)))
         }
@@ -150,10 +158,8 @@ fn bind(tensor: &Arc<Tensor>, weight: &Weight) -> Result<Matrix, EngineError> {
                 return Err(tensor.error(format!("is declared with shape {:?}", weight.shape)).into());
             };
             let bytes = if weight.transposed {
-                expect_shape(tensor, &[cols, rows])?;
                 Bytes::copy(&transpose(bytes.as_slice(), cols, rows, dtype.size()))
             } else {
-                expect_shape(tensor, &weight.shape)?;
                 bytes.clone()
             };
             let dtype = *dtype;
@@ -174,16 +180,4 @@ fn transpose(source: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
         }
     }
     target
-}
-
-fn to_f32(dtype: DenseType, bytes: &[u8]) -> Vec<f32> {
-    let word = |pair: &[u8]| u16::from_le_bytes([pair[0], pair[1]]);
-    match dtype {
-        DenseType::F32 => bytes
-            .chunks_exact(4)
-            .map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
-            .collect(),
-        DenseType::F16 => bytes.chunks_exact(2).map(|pair| f16::from_bits(word(pair)).to_f32()).collect(),
-        DenseType::Bf16 => bytes.chunks_exact(2).map(|pair| bf16::from_bits(word(pair)).to_f32()).collect(),
-    }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use pocketlm_kernels::{KernelError, TILE};
 
 use super::{Pass, Step, Worker};
-use crate::plan::{Epilogue, Factor, Input, Matrix, Part, Plan};
+use crate::plan::{Epilogue, Factor, Input, Matrix, Part, Plan, View};
 
 /// Rows from which kernels work on panels of 64 outputs, so that smaller chunks would decode weights for nothing.
 const MANY_ROWS: usize = 17;
@@ -33,8 +33,9 @@ impl Step<'_, '_> {
     ) -> Result<(), KernelError> {
         let tiles = |part: &Part| part.to.width.div_ceil(TILE);
         let total: usize = parts.iter().map(tiles).sum();
-        let step = self.least_chunk(parts, pass.rows);
-        let most = (worker.products[0].len() / (pass.rows * TILE) / step * step).max(step);
+        let room = worker.products[0].len() / (pass.rows * TILE);
+        let step = self.least_chunk(parts, pass.rows).min(room);
+        let most = room / step * step;
         while let Some(claimed) = self.claim_tiles(total, step, most, threads) {
             let mut base = 0;
             for part in parts {
@@ -90,28 +91,25 @@ impl Step<'_, '_> {
         let outputs = tiles.start * TILE..(tiles.end * TILE).min(part.to.width);
         let Worker { scratch, products: [product, partner], .. } = worker;
         let stride = self.product(&part.factor, rows, &outputs, scratch, product)?;
-        if let Epilogue::Gated(up, _) = &part.epilogue {
-            let other = self.product(up, rows, &outputs, scratch, partner)?;
-            debug_assert!(other == stride || rows == 1);
-        }
-        let count = outputs.len();
-        let to = crate::plan::View { start: part.to.start + outputs.start, width: count, ..part.to };
+        // A matrix of another kind has another stride.
         let partner_stride = match &part.epilogue {
-            Epilogue::Gated(up, _) => self.product_stride(up, &outputs),
-            _ => stride,
+            Epilogue::Gated(up, _) => self.product(up, rows, &outputs, scratch, partner)?,
+            _ => 0,
         };
+        let count = outputs.len();
+        let to = View { start: part.to.start + outputs.start, width: count, ..part.to };
         for row in 0..rows {
             let y = &mut product[row * stride..][..count];
             self.add_bias(&part.factor, &outputs, y)?;
-            // SAFETY: these outputs were claimed by this worker alone; nothing else of this phase reads or writes their place. The
-            // planner lets a sum lie where its operand lay only if no product of the phase reads it.
+            // SAFETY: these outputs were claimed by this worker alone; nothing else of this phase reads or writes their place: the
+            // planner puts no result into a buffer that a product of the phase reads, and a sum over its operand only if nothing
+            // else reads that any more.
             let target = unsafe { self.arena.row_mut(to, row) };
             match &part.epilogue {
                 Epilogue::Store => target.copy_from_slice(y),
                 Epilogue::Residual(other) if *other == part.to => self.kernels.add(target, y)?,
                 Epilogue::Residual(other) => {
-                    let other =
-                        crate::plan::View { start: other.start + outputs.start, width: count, ..*other };
+                    let other = View { start: other.start + outputs.start, width: count, ..*other };
                     // SAFETY: a value of an earlier phase that nothing of this phase writes, since it does not lie at `to`.
                     target.copy_from_slice(unsafe { self.arena.row(other, row) });
                     self.kernels.add(target, y)?;
@@ -130,16 +128,7 @@ impl Step<'_, '_> {
         Ok(())
     }
 
-    /// Floats from one row of a product to the next: palettized matrices yield whole tiles.
-    fn product_stride(&self, factor: &Factor, outputs: &Range<usize>) -> usize {
-        if self.plan.weights.matrices[factor.matrix].is_palette() {
-            outputs.len().next_multiple_of(TILE)
-        } else {
-            outputs.len()
-        }
-    }
-
-    /// Computes outputs of a factor into `out`; returns [`Step::product_stride`].
+    /// Computes outputs of a factor into `out`; returns the floats from one row to the next: palettized matrices yield whole tiles.
     fn product(
         &self,
         factor: &Factor,
@@ -148,12 +137,12 @@ impl Step<'_, '_> {
         scratch: &mut pocketlm_kernels::Scratch,
         out: &mut [f32],
     ) -> Result<usize, KernelError> {
-        let stride = self.product_stride(factor, outputs);
-        let out = &mut out[..rows * stride];
         let matrix = &self.plan.weights.matrices[factor.matrix];
+        let stride = if matrix.is_palette() { outputs.len().next_multiple_of(TILE) } else { outputs.len() };
+        let out = &mut out[..rows * stride];
         let (start, end) = (factor.start + outputs.start, factor.start + outputs.end);
         let tiles = start / TILE..end.div_ceil(TILE);
-        // SAFETY (of the calls below): the inputs were written in earlier phases, and no product writes over an input of its phase.
+        // SAFETY (of the calls below): the inputs were written in earlier phases, and no product writes into their buffers.
         match (matrix, factor.input) {
             (Matrix::Palette(_), Input::Quantized(buffer)) => {
                 // SAFETY: see above.

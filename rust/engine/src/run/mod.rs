@@ -92,16 +92,12 @@ impl Step<'_, '_> {
     /// Runs the step on `threads` threads of the pool.
     pub fn run(&self, pool: &ThreadPool, threads: usize) -> Result<(), EngineError> {
         let threads = threads.min(self.workers.len());
-        let outcome = Mutex::new(Ok(()));
         pool.run(threads, |team| {
             if let Err(Halt::Kernel(error)) = self.work(team) {
                 // Others wait at a barrier that this thread will not reach; the panic releases them and becomes an error.
-                *outcome.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Err(EngineError::Internal(error.to_string()));
                 panic!("a kernel refused its arguments: {error}");
             }
         })
-        .and(outcome.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn work(&self, team: &Team<'_>) -> Result<(), Halt> {
