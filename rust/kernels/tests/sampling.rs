@@ -194,6 +194,12 @@ fn what_cannot_be_sampled_is_a_typed_error() {
             assert_eq!(s.sample(k, &masked, position).unwrap().token, 600);
         }
     }
+    // Penalties that no float survives are at fault themselves, not the model.
+    for (repetition_penalty, logits) in [(1e-40, [1.0f32; 9]), (f32::MAX, [-2.0; 9])] {
+        let params = SamplingParams { repetition_penalty, ..Default::default() };
+        let error = sampler(&params, &(0..9).collect::<Vec<_>>(), &[]).sample(k, &logits, 0).unwrap_err();
+        assert!(matches!(error, SampleError::Parameter { parameter: "repetition_penalty", .. }), "{error}");
+    }
     type Damage = fn(&mut SamplingParams);
     let bad: [(&str, Damage); 12] = [
         ("temperature", |p| p.temperature = f32::NAN),

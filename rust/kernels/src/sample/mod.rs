@@ -155,7 +155,12 @@ impl Sampler {
             *x += bias;
         }
         self.history.penalize(&self.params, logits);
-        let stats = self.scan(kernels, logits)?;
+        // The raw logits had a distribution: what has none now, the penalty has driven beyond the floats.
+        let stats = self.scan(kernels, logits).map_err(|_| SampleError::Parameter {
+            parameter: "repetition_penalty",
+            value: self.params.repetition_penalty.to_string(),
+            expected: "a number that leaves logits finite",
+        })?;
         self.choose(kernels, logits, stats, position)
     }
 
