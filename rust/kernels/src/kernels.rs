@@ -8,7 +8,7 @@ use crate::error::{KernelError, expect_len, product};
 use crate::formats::{Kind, Palette, TILE};
 use crate::ops::FloatOps;
 use crate::quantized::QuantRows;
-use crate::registry::{EmbedPaletteFn, KernelFn, MatmulPaletteFn, Op, find};
+use crate::registry::{EmbedPaletteFn, MatmulPaletteFn, pick};
 use crate::scratch::Scratch;
 
 /// The kernels of one level. Holding a reference is the proof that the machine can run them: [`Kernels::get`] gives
@@ -20,16 +20,6 @@ pub struct Kernels {
     matmul_palette: [[MatmulPaletteFn; 3]; 4],
     embed_palette: [EmbedPaletteFn; 4],
     pub(crate) float: FloatOps,
-}
-
-/// The function pointer that the registry holds for an operation, kind and variant at a level.
-macro_rules! pick {
-    ($level:expr, $op:ident, $kind:expr, $variant:expr) => {
-        match find(Op::$op, $kind, $variant, $level)?.func {
-            KernelFn::$op(func) => func,
-            _ => return None,
-        }
-    };
 }
 
 impl Kernels {

@@ -4,6 +4,10 @@
 //! To add an operation: a line in [`kernel_ops!`] below, `ROWS` in its module, the module in [`TABLE`], a field in
 //! [`crate::Kernels`], and a safe method of `Kernels` that checks lengths and calls the pointer.
 //! Every operation has a scalar row for each kind and variant; other levels are optional.
+//!
+//! [`Op::EmbedPalette`] alone has nothing but scalar rows, on purpose: every line of a tile holds four bytes of a row, so a lookup
+//! reads the whole tile for a sixteenth of it, once per token, and gathers bytes that are 64 apart. Vectors have little to
+//! take hold of, and a row of 2,048 weights costs microseconds where the token's matrices cost milliseconds.
 
 use std::ops::Range;
 
@@ -21,8 +25,10 @@ macro_rules! kernel_ops {
 
         /// A kernel: a function pointer, typed by its operation.
         ///
-        /// Each is `unsafe` to call: the level of its row must be available, and the lengths must have been checked
-        /// as the method of [`crate::Kernels`] of the same name does.
+        /// # Safety
+        /// Each is `unsafe` to call, here and in the pointer types of this module: the level of its row must be available, and
+        /// the lengths must have been checked as the method of [`crate::Kernels`] of the same name does. Those methods are
+        /// the only callers outside of tests.
         #[derive(Debug, Clone, Copy)]
         pub enum KernelFn { $($(#[$doc])* $name($pointer),)* }
 
@@ -188,6 +194,17 @@ pub fn find(op: Op, kind: &str, variant: &str, level: Level) -> Option<&'static 
     }
     None
 }
+
+/// The function pointer that serves an operation, kind and variant at a level; returns `None` where the registry has a gap.
+macro_rules! pick {
+    ($level:expr, $op:ident, $kind:expr, $variant:expr) => {
+        match $crate::registry::find($crate::registry::Op::$op, $kind, $variant, $level)?.func {
+            $crate::registry::KernelFn::$op(func) => func,
+            _ => return None,
+        }
+    };
+}
+pub(crate) use pick;
 
 #[cfg(test)]
 mod tests {

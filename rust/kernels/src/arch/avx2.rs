@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Dot, dot_ops, ymm};
+use super::{Dot, dot_ops, fits, ymm};
 use crate::cpu::Level;
 use crate::matmul::instances;
 
@@ -153,6 +153,8 @@ impl Dot for Avx2Vnni {
             _mm256_dpbusd_avx_epi32(sum, w, quad::<Q>(x));
     }
 }
+
+const _: () = assert!(fits::<Avx2>() && fits::<Avx2Vnni>());
 
 /// Without AVX-VNNI.
 pub(crate) mod plain {

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Dot, dot_ops};
+use super::{Dot, dot_ops, fits};
 use crate::cpu::Level;
 use crate::matmul::instances;
 
@@ -28,6 +28,10 @@ unsafe fn opaque(mut table: __m512i) -> __m512i {
 }
 
 impl<const VBMI: bool> Avx512<VBMI> {
+    /// The entries of 64 codes.
+    ///
+    /// # Safety
+    /// Needs the instructions of this type, as the methods of [`Dot`].
     #[inline(always)]
     unsafe fn look_up(table: __m512i, index: __m512i) -> __m512i {
         // SAFETY: the caller keeps the contract of `Dot`.
@@ -41,6 +45,9 @@ impl<const VBMI: bool> Avx512<VBMI> {
     }
 
     /// Codes of three bits of quad `Q`: two from `low`, the third from bit `4 * HALF + Q` of `high`.
+    ///
+    /// # Safety
+    /// Needs the instructions of this type, as the methods of [`Dot`].
     #[inline(always)]
     unsafe fn three<const HALF: usize, const Q: usize>(low: __m512i, high: __m512i) -> __m512i {
         // SAFETY: the caller keeps the contract of `Dot`.
@@ -151,6 +158,8 @@ impl<const VBMI: bool> Dot for Avx512<VBMI> {
         prefetch(p: *const u8) = _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }
 }
+
+const _: () = assert!(fits::<Avx512<false>>() && fits::<Avx512<true>>());
 
 /// Without VBMI.
 pub(crate) mod vnni {

@@ -16,8 +16,12 @@ mod ymm;
 /// Weights in int8 times activations in int8. `BITS` (2, 3, 4, 8) is the width of the codes.
 ///
 /// # Safety
-/// Every method needs the instructions of its type, and must be inlined into a function that enables them.
-/// Pointers must be valid for the bytes that the method names; no alignment is needed.
+/// Of every `unsafe` method, in the trait as in its implementations: the CPU has the instructions of the type, and the method is
+/// inlined into a function that enables them; pointers are valid for the bytes that the method names (whole vectors where it
+/// names none; [`Dot::prefetch`] takes any address); no alignment is needed. Methods without pointers ask for the
+/// instructions only.
+///
+/// Kernels step through memory by `PARTS` and the sizes of `V` and `F`: [`fits`] says whether these agree.
 pub(crate) trait Dot {
     /// Vectors per quad: 64 / bytes of `V`.
     const PARTS: usize;
@@ -84,6 +88,11 @@ pub(crate) trait Dot {
             sums[3 % CHAINS] = Self::dot1::<BITS, 3>(sums[3 % CHAINS], w[3], x);
         }
     }
+}
+
+/// Whether vectors of weights and of sums cover a quad as `PARTS` says, for an assertion beside each implementation.
+pub(crate) const fn fits<D: Dot>() -> bool {
+    size_of::<D::V>() * D::PARTS == 64 && size_of::<D::F>() * D::PARTS == 64
 }
 
 /// Writes methods of a [`Dot`] implementation whose contract is that of the trait.

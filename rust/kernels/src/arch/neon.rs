@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::{Dot, dot_ops};
+use super::{Dot, dot_ops, fits};
 use crate::cpu::Level;
 use crate::matmul::instances;
 
@@ -192,6 +192,8 @@ impl Dot for NeonDotprod {
         float(sum: int32x4_t) -> float32x4_t = vcvtq_f32_s32(sum);
     }
 }
+
+const _: () = assert!(fits::<Neon>() && fits::<NeonDotprod>());
 
 /// Baseline.
 pub(crate) mod plain {

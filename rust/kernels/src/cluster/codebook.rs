@@ -22,7 +22,7 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// A grid of `count` levels (even, at most 128) from `low` on, within int8.
+    /// The grid of the levels from `low` to `high`; none without levels or with more than 128.
     pub fn new(low: i8, high: i8) -> Option<Self> {
         let count = usize::try_from(i32::from(high) - i32::from(low) + 1).ok()?;
         (1..=MAX_LEVELS).contains(&count).then_some(Self { low: low.into(), count })

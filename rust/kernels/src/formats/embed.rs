@@ -5,7 +5,7 @@ use super::palette::Palette;
 use crate::cpu::Level;
 use crate::registry::{KernelFn, Row};
 
-/// A row is a few kilobytes per token, so portable code serves every level.
+/// Portable code serves every level: [`crate::registry`] says why. `unsafe` only to have the type that the registry holds.
 unsafe fn embed(w: &Palette<'_>, row: usize, out: &mut [f32]) {
     decode_row(w, row, out);
 }

@@ -89,6 +89,7 @@ impl Kind {
 
     /// Where input `k` of row `r` (0..16) lies within a tile: byte and shift of the low bits of the code, and for
     /// `P3` byte and shift of its third bit.
+    #[inline(always)]
     pub(crate) const fn locate(self, r: usize, k: usize) -> ((usize, usize), Option<(usize, usize)>) {
         let lane = 4 * r + k % 4;
         match self {
@@ -104,6 +105,7 @@ impl Kind {
     }
 
     /// The code of input `k` of row `r` of a tile.
+    #[inline(always)]
     pub(crate) fn code(self, tile: &[u8], r: usize, k: usize) -> u8 {
         let ((byte, shift), high) = self.locate(r, k);
         match (self, high) {

@@ -65,19 +65,28 @@ pub fn dequantize(w: &Palette<'_>, out: &mut [f32]) -> Result<(), KernelError> {
 pub(crate) fn decode_row(w: &Palette<'_>, n: usize, out: &mut [f32]) {
     let (tile, r) = (w.tile(n / TILE), n % TILE);
     let scale = f16_to_f32(w.scale[n]);
-    if w.kind == Kind::P8 {
-        for (k, y) in out.iter_mut().enumerate() {
-            *y = f32::from(w.kind.code(tile, r, k) as i8) * scale;
-        }
-        return;
-    }
-    let codebook = w.tile_codebook(n / TILE);
     let mut values = [0f32; 16];
-    for (value, &entry) in values.iter_mut().zip(codebook) {
+    for (value, &entry) in values.iter_mut().zip(w.tile_codebook(n / TILE)) {
         *value = f32::from(entry) * scale;
     }
-    for (k, y) in out.iter_mut().enumerate() {
-        *y = values[usize::from(w.kind.code(tile, r, k) & 15)];
+    let look_up = |code: u8| values[usize::from(code & 15)];
+    // A loop for each kind, so that places within a group are constants.
+    match w.kind {
+        Kind::P2 => decode_groups(Kind::P2, tile, r, out, look_up),
+        Kind::P3 => decode_groups(Kind::P3, tile, r, out, look_up),
+        Kind::P4 => decode_groups(Kind::P4, tile, r, out, look_up),
+        Kind::P8 => decode_groups(Kind::P8, tile, r, out, |code| f32::from(code as i8) * scale),
+    }
+}
+
+/// Row `r` of a tile, group by group of 32 inputs.
+#[inline(always)]
+fn decode_groups(kind: Kind, tile: &[u8], r: usize, out: &mut [f32], value: impl Fn(u8) -> f32) {
+    for (group, out) in tile.chunks_exact(kind.group_bytes()).zip(out.chunks_mut(32)) {
+        match <&mut [f32; 32]>::try_from(&mut *out) {
+            Ok(whole) => (0..32).for_each(|k| whole[k] = value(kind.code(group, r, k))),
+            Err(_) => out.iter_mut().enumerate().for_each(|(k, y)| *y = value(kind.code(group, r, k))),
+        }
     }
 }
 

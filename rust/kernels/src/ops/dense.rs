@@ -28,6 +28,7 @@ macro_rules! elements {
         struct $name;
         impl Element for $name {
             const SIZE: usize = $size;
+            // The contract is the trait's.
             #[inline(always)]
             unsafe fn at<S: Simd>(s: S, p: *const u8) -> S::F {
                 // SAFETY: the caller's promise is the same.

@@ -5,6 +5,12 @@
 ///
 /// `generic` takes a [`crate::simd::Simd`] token first and must be `#[inline(always)]`, as everything that it calls: it becomes
 /// vector code only inside the function that carries the target features.
+///
+/// # Safety
+/// The generated functions are `unsafe` for their target features alone: who calls one promises that the CPU has those of its
+/// level, as the table of a level does that is handed out after detection. Their arguments are slices, whose bounds the generic
+/// functions check themselves: a wrong length is a panic at worst. (The portable one needs nothing; it is `unsafe` only to have
+/// the type that the registry holds.)
 macro_rules! instantiate {
     ($($op:ident, $kind:expr, $variant:expr => $name:ident = $generic:path, ($($arg:ident: $ty:ty),* $(,)?);)*) => {
         mod scalar {

@@ -5,8 +5,8 @@ use crate::cpu::Level;
 use crate::formats::{DenseType, Kind};
 use crate::registry::{
     ActivateFn, AddFn, AddNormQuantizeFn, AttentionMergeFn, AttentionSplitFn, ClipFn, EmbedDenseFn, GatedFn,
-    GatedQuantizeFn, KernelFn, KvWriteFn, LogitMaximaFn, LogitTermsFn, MatmulDenseFn, MatmulPaletteF32Fn,
-    NormHeadsFn, Op, QuantizeFn, RopeFn, ScaleFn, SoftcapFn, find,
+    GatedQuantizeFn, KvWriteFn, LogitMaximaFn, LogitTermsFn, MatmulDenseFn, MatmulPaletteF32Fn, NormHeadsFn,
+    QuantizeFn, RopeFn, ScaleFn, SoftcapFn, pick,
 };
 
 /// One function pointer for each float operation, kind and variant.
@@ -35,15 +35,6 @@ pub(crate) struct FloatOps {
     pub attention_merge: AttentionMergeFn,
     pub logit_maxima: LogitMaximaFn,
     pub logit_terms: LogitTermsFn,
-}
-
-macro_rules! pick {
-    ($level:ident, $op:ident, $kind:expr, $variant:expr) => {
-        match find(Op::$op, $kind, $variant, $level)?.func {
-            KernelFn::$op(func) => func,
-            _ => return None,
-        }
-    };
 }
 
 macro_rules! by_activation {

@@ -22,19 +22,27 @@ impl Avx2 {
 type F = (__m256, __m256);
 type I = (__m256i, __m256i);
 
+/// Eight bfloat16 as floats.
+///
+/// # Safety
+/// Needs the CPU of the token.
 #[inline(always)]
 unsafe fn widen(half: __m128i) -> __m256 {
-    // SAFETY: called only from methods of the token.
+    // SAFETY: as the caller promises.
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half))) }
 }
 
+/// Sixteen lanes to one by `f` and its wider form `g`, in the order of the fixed tree.
+///
+/// # Safety
+/// Needs the CPU of the token; `f` and `g` must need no more.
 #[inline(always)]
 unsafe fn fold(
     a: I,
     f: unsafe fn(__m128i, __m128i) -> __m128i,
     g: unsafe fn(__m256i, __m256i) -> __m256i,
 ) -> i32 {
-    // SAFETY: called only from methods of the token, with intrinsics of AVX2 and SSE4.1.
+    // SAFETY: as the caller promises.
     unsafe {
         let v = g(a.0, a.1);
         let v = f(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));

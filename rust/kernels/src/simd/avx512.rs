@@ -19,9 +19,13 @@ impl Avx512 {
     }
 }
 
+/// Lanes 0 to 7, and 8 to 15.
+///
+/// # Safety
+/// Needs the CPU of the token.
 #[inline(always)]
 unsafe fn halves(a: __m512) -> (__m256, __m256) {
-    // SAFETY: called only from methods of the token.
+    // SAFETY: as the caller promises.
     unsafe { (_mm512_castps512_ps256(a), _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(a)))) }
 }
 

@@ -24,6 +24,10 @@ type I = (int32x4_t, int32x4_t, int32x4_t, int32x4_t);
 type M = (uint32x4_t, uint32x4_t, uint32x4_t, uint32x4_t);
 
 // `fcvtl` and `fcvtn` belong to ARMv8.0, but their intrinsics ask for the half-precision extension of ARMv8.2.
+/// Half floats to floats, exactly.
+///
+/// # Safety
+/// Needs the CPU of the token.
 #[inline(always)]
 unsafe fn from_half(h: uint16x4_t) -> float32x4_t {
     let out;
@@ -31,6 +35,10 @@ unsafe fn from_half(h: uint16x4_t) -> float32x4_t {
     unsafe { asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) out, in(vreg) h, options(pure, nomem, nostack)) };
     out
 }
+/// Floats to half floats, to nearest, ties to even.
+///
+/// # Safety
+/// Needs the CPU of the token.
 #[inline(always)]
 unsafe fn to_half(v: float32x4_t) -> uint16x4_t {
     let out;
@@ -45,19 +53,31 @@ macro_rules! each {
     };
 }
 
+/// `a > b ? a : b`.
+///
+/// # Safety
+/// Needs the CPU of the token.
 #[inline(always)]
 unsafe fn larger(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-    // SAFETY: called only from methods of the token.
+    // SAFETY: as the caller promises.
     unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
 }
+/// `a < b ? a : b`.
+///
+/// # Safety
+/// Needs the CPU of the token.
 #[inline(always)]
 unsafe fn smaller(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-    // SAFETY: called only from methods of the token.
+    // SAFETY: as the caller promises.
     unsafe { vbslq_f32(vcltq_f32(a, b), a, b) }
 }
+/// `a * b + c`, rounded once.
+///
+/// # Safety
+/// Needs the CPU of the token.
 #[inline(always)]
 unsafe fn fused(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
-    // SAFETY: called only from methods of the token.
+    // SAFETY: as the caller promises.
     unsafe { vfmaq_f32(c, a, b) }
 }
 
