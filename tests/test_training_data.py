@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import jinja2
 import pytest
 from tokenizers import Tokenizer
 from training.overlap import Document, drop_duplicates, drop_held_out
 from training.text import clean_document, clean_paragraph, read_file
-from training.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, SPECIAL_TOKENS, encode, train_tokenizer
+from training.tokenizer import SPECIAL_TOKENS, encode, train_tokenizer
 
 
 def _prose(seed: int, words: int) -> str:
@@ -43,14 +42,6 @@ def test_random_text_round_trips(tokenizer: Tokenizer) -> None:
 def test_too_small_text_is_an_error() -> None:
     with pytest.raises(ValueError, match="only"):
         train_tokenizer(["abc"], 5000)
-
-
-def test_chat_template() -> None:
-    messages = [{"role": "user", "content": " Hi. "}]
-    text = jinja2.Template(CHAT_TEMPLATE).render(
-        messages=messages, bos_token=END_OF_TEXT, add_generation_prompt=True
-    )
-    assert text == "<|endoftext|><|user|>Hi.<|end|><|assistant|>"
 
 
 @pytest.mark.parametrize(

@@ -23,14 +23,6 @@ DEFAULT_VOCAB = 8192
 # are one piece, and a contraction must end the word, so that an opening 'said is not cut into 's + aid.
 PIECES = r"'(?:s|t|re|ve|m|ll|d)(?!\p{L})| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|end|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-
 ROUND_TRIPS = (
     "",
     " leading space, and  two",
@@ -100,7 +92,6 @@ def save(tokenizer: Tokenizer, folder: Path, context_length: int) -> None:
         "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
         "clean_up_tokenization_spaces": False,
         "model_max_length": context_length,
-        "chat_template": CHAT_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
