@@ -227,11 +227,12 @@ def main() -> None:
     kept = {"machine": machine.describe(), "date": time.strftime("%Y-%m-%d"), "settings": settings}
     stem.with_suffix(".json").write_text(json.dumps(kept | report.to_dict(), indent=1) + "\n")
     print("\n" + report.text())
+    print(f"\n{stem.with_suffix('.json')}")
     try:
         report.picture(f"{args.model.name}: bits and perplexity", stem.with_suffix(".png"))
+        print(stem.with_suffix(".png"))
     except ImportError:
-        print("\nno picture: matplotlib is not installed")
-    print(f"\n{stem}.json, .png")
+        print("no picture: matplotlib is not installed")
 
 
 if __name__ == "__main__":

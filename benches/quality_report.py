@@ -14,6 +14,8 @@ from benches.report import COLORS, OTHER_COLORS, table
 from pocketlm.evaluate.statistics import Estimate, mean
 from pocketlm.evaluate.windows import Window
 
+LEAST = 0.01  # percent: what the picture shows in place of less
+
 
 class Report:
     """Rows of forms, the first of which is the source, over texts (name: number of windows)."""
@@ -116,7 +118,8 @@ class Report:
         }
 
     def picture(self, title: str, path: Path) -> None:
-        """Bits per weight, everything counted, against perplexity: a panel for each text.
+        """Bits per weight, everything counted, against perplexity: a panel for each text. The scale is of
+        what the perplexity is above the source's, since the rest is the same for all.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -125,44 +128,53 @@ class Report:
 
         mpl.use("Agg")
         import matplotlib.pyplot as plt
-        from matplotlib.ticker import ScalarFormatter
 
-        figure, axes = plt.subplots(1, len(self.parts), figsize=(5.6 * len(self.parts), 4.4), squeeze=False)
+        figure, axes = plt.subplots(1, len(self.parts), figsize=(5.8 * len(self.parts), 4.6), squeeze=False)
         for axis, text in zip(axes[0], self.parts, strict=True):
-            for side, color, marker in (
-                ("llama.cpp", OTHER_COLORS[0], "s"),
-                ("pocketlm", COLORS["pocketlm"], "o"),
-            ):
-                shown = [row for row in self.rows if row.side == side and row.bits_all < 12]
-                shown.sort(key=lambda row: row.bits_all)
-                if not shown:
-                    continue
-                x = [row.bits_all for row in shown]
-                found = [self.perplexity(row, text).value for row in shown]
-                axis.plot(x, found, marker, color=color, markersize=5, label=side)
-                if side == "pocketlm":
-                    axis.plot(x, found, color=color, linewidth=1)
-                for row, bits, value in zip(shown, x, found, strict=True):
-                    below = side == "pocketlm"
-                    axis.annotate(
-                        row.name, (bits, value), xytext=(0, -9 if below else 5), textcoords="offset points",
-                        fontsize=6.5, color=color, ha="center",
-                    )  # fmt: skip
-            source = self.perplexity(self.rows[0], text).value
-            axis.axhline(source, color="#16a34a", linewidth=1, linestyle="--", label="16-bit source")
+            self._side(axis, text, "llama.cpp", OTHER_COLORS[0], "s", above=True)
+            self._side(axis, text, "pocketlm", COLORS["pocketlm"], "o", above=False)
             axis.set_yscale("log")
-            axis.yaxis.set_major_formatter(ScalarFormatter())
-            axis.yaxis.set_minor_formatter(ScalarFormatter())
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
             axis.tick_params(labelsize=7, which="both")
             axis.set_xlabel("bits per weight, everything counted", fontsize=8)
-            axis.set_ylabel("perplexity", fontsize=8)
+            source = self.perplexity(self.rows[0], text).value
+            axis.set_ylabel(f"perplexity above the source's {source:.2f}", fontsize=8)
             axis.set_title(text, fontsize=9)
             axis.legend(fontsize=7, frameon=False)
+            axis.grid(alpha=0.25, linewidth=0.5)
             axis.spines[["top", "right"]].set_visible(False)
         figure.suptitle(title, fontsize=10)
         figure.tight_layout()
         figure.savefig(path, dpi=150)
         plt.close(figure)
+
+    def _side(self, axis: Any, text: str, side: str, color: str, marker: str, *, above: bool) -> None:
+        """One side's forms with their standard errors, and a line along those that no other beats."""
+        shown = sorted((r for r in self.rows if r.side == side and r.bits_all < 12), key=lambda r: r.bits_all)
+        edge: list[tuple[float, float]] = []
+        for row in shown:
+            found = self.ratio(row, self.rows[0], text)
+            loss, error = max(100 * (found.value - 1), LEAST), 100 * (found.se or 0.0)
+            down = min(error, loss - LEAST / 2)
+            axis.errorbar(
+                row.bits_all,
+                loss,
+                [[down], [error]],
+                color=color,
+                marker=marker,
+                markersize=5,
+                elinewidth=0.8,
+            )
+            axis.annotate(
+                row.name, (row.bits_all, loss), xytext=(5, 4 if above else -9), textcoords="offset points",
+                fontsize=6.5, color=color,
+            )  # fmt: skip
+            if not edge or loss < edge[-1][1]:
+                edge.append((row.bits_all, loss))
+        if edge:
+            axis.plot(
+                *zip(*edge, strict=True), color=color, marker=marker, markersize=5, linewidth=1, label=side
+            )
 
 
 def _figure(value: Estimate) -> str:
