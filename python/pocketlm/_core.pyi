@@ -20,6 +20,7 @@ __all__ = [
     "__version__",
     "cpu_count",
     "current_isa",
+    "int8_peak",
     "isa_levels",
     "kernel_registry",
     "measure_tensor",
@@ -110,6 +111,21 @@ class Engine:
 
         Whatever it raises, all sequences are as before.
         """
+    def step_timed(
+        self,
+        items: AbstractSequence[
+            tuple[
+                Sequence, AbstractSequence[int] | NDArray[Any], Sampler | None, Literal["none", "last", "all"]
+            ]
+        ],
+    ) -> tuple[list[StepResult], list[float]]:
+        """As :meth:`step`, and gives the seconds of each phase of :meth:`phases`, then of what is in none of
+        them (checks, waking the workers, the return). They add up to the time of the step."""
+    def phases(self) -> list[dict[str, Any]]:
+        """The work of a step between one barrier and the next, in order: its ``kind`` (``rows``, ``linear``,
+        ``attention``, ``output``), its ``members`` (pairs of an operation's name and its share in the work:
+        bytes of the weights for products, about the elements touched for work on rows; 0 for what rides along
+        in an epilogue), and whether it is in the ``tail``, which runs on rows whose logits are asked for."""
     def trace(self, ids: AbstractSequence[int] | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         """Result [tokens, width] of every operation of a prefill, by name; bit for bit what a step
         computes."""
@@ -184,6 +200,10 @@ def kernel_registry() -> list[dict[str, Any]]:
 
 def read_bandwidth(threads: int, seconds: float = 0.5) -> float:
     """Bytes per second that so many threads read together: the best pass over a buffer of 512 MiB."""
+
+def int8_peak(threads: int, seconds: float = 0.1) -> float:
+    """Int8 multiply-adds per second that so many threads do together from registers, with the instructions of
+    :func:`current_isa`: the best pass counts."""
 
 def cpu_count() -> int:
     """Threads that an engine would choose."""

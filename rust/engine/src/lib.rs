@@ -17,7 +17,7 @@ extern crate self as pocketlm_engine;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-pub use engine::{Engine, EngineOptions, Logits, Memory, Sequence, StepItem, StepResult, Traced};
+pub use engine::{Engine, EngineOptions, Logits, Memory, PhaseInfo, Sequence, StepItem, StepResult, Traced};
 pub use error::EngineError;
 pub use kv::KV_TOKENS;
 pub use pocketlm_kernels::sample::{Sampler, SamplingParams};

@@ -10,6 +10,7 @@ pub mod formats;
 mod kernels;
 mod matmul;
 mod ops;
+pub mod peak;
 mod quantized;
 pub mod reference;
 pub mod registry;

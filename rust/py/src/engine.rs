@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
 
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pocketlm_engine::graph::Graph;
-use pocketlm_engine::{Engine, EngineOptions, Logits, Sampler, Sequence, StepItem, StepResult};
+use pocketlm_engine::{Engine, EngineError, EngineOptions, Logits, Sampler, Sequence, StepItem, StepResult};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -109,19 +110,32 @@ impl PyEngine {
 
     /// Runs one step: see `_core.pyi`.
     fn step(&self, py: Python<'_>, items: Vec<Bound<'_, PyTuple>>) -> PyResult<Vec<PyStepResult>> {
-        let items: Vec<Item> = items.iter().map(Item::new).collect::<PyResult<_>>()?;
-        let mut samplers = items.iter().map(Item::lock_sampler).collect::<PyResult<Vec<_>>>()?;
-        let mut prepared: Vec<StepItem<'_>> = items
-            .iter()
-            .zip(&mut samplers)
-            .map(|(item, sampler)| {
-                let sampler: Option<&mut Sampler> = sampler.as_deref_mut();
-                StepItem::new(&item.sequence, &item.ids, sampler, item.logits)
+        self.run(py, &items, |prepared| self.engine.step(prepared)).map(|(results, ())| results)
+    }
+
+    /// Runs one step and measures its phases: see `_core.pyi`.
+    fn step_timed(
+        &self,
+        py: Python<'_>,
+        items: Vec<Bound<'_, PyTuple>>,
+    ) -> PyResult<(Vec<PyStepResult>, Vec<f64>)> {
+        let (results, times) = self.run(py, &items, |prepared| self.engine.step_timed(prepared))?;
+        Ok((results, times.iter().map(Duration::as_secs_f64).collect()))
+    }
+
+    /// What a step consists of: see `_core.pyi`.
+    fn phases<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let found = py.detach(|| self.engine.phases()).map_err(to_python)?;
+        found
+            .into_iter()
+            .map(|phase| {
+                let entry = PyDict::new(py);
+                entry.set_item("kind", phase.kind)?;
+                entry.set_item("members", phase.members)?;
+                entry.set_item("tail", phase.tail)?;
+                Ok(entry)
             })
-            .collect();
-        py.detach(|| self.engine.step(&mut prepared)).map_err(to_python)?;
-        let vocab = self.engine.vocab_size();
-        prepared.into_iter().map(|item| result(py, item.into_result(), vocab)).collect()
+            .collect()
     }
 
     /// The result of every operation of a prefill: see `_core.pyi`.
@@ -138,6 +152,31 @@ impl PyEngine {
     /// Gives all memory back.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.engine.close()).map_err(to_python)
+    }
+}
+
+impl PyEngine {
+    /// Checks and locks the items, and does some work on them without the interpreter.
+    fn run<T: Send>(
+        &self,
+        py: Python<'_>,
+        items: &[Bound<'_, PyTuple>],
+        work: impl FnOnce(&mut [StepItem<'_>]) -> Result<T, EngineError> + Send,
+    ) -> PyResult<(Vec<PyStepResult>, T)> {
+        let items: Vec<Item> = items.iter().map(Item::new).collect::<PyResult<_>>()?;
+        let mut samplers = items.iter().map(Item::lock_sampler).collect::<PyResult<Vec<_>>>()?;
+        let mut prepared: Vec<StepItem<'_>> = items
+            .iter()
+            .zip(&mut samplers)
+            .map(|(item, sampler)| {
+                let sampler: Option<&mut Sampler> = sampler.as_deref_mut();
+                StepItem::new(&item.sequence, &item.ids, sampler, item.logits)
+            })
+            .collect();
+        let found = py.detach(|| work(&mut prepared)).map_err(to_python)?;
+        let vocab = self.engine.vocab_size();
+        let results = prepared.into_iter().map(|item| result(py, item.into_result(), vocab));
+        Ok((results.collect::<PyResult<_>>()?, found))
     }
 }
 

@@ -54,6 +54,17 @@ pub(crate) fn read_bandwidth(py: Python<'_>, threads: usize, seconds: f64) -> Py
     py.detach(|| pool::read_bandwidth(threads, Duration::from_secs_f64(seconds))).map_err(to_python)
 }
 
+/// Int8 multiply-adds per second that `threads` threads do together from registers.
+#[pyfunction]
+#[pyo3(signature = (threads, seconds=0.1))]
+pub(crate) fn int8_peak(py: Python<'_>, threads: usize, seconds: f64) -> PyResult<f64> {
+    if !(0.0..=60.0).contains(&seconds) {
+        return Err(parameter("seconds", "must be from 0 to 60"));
+    }
+    let threads = pool::thread_count(Some(threads)).map_err(to_python)?;
+    py.detach(|| pool::int8_peak(threads, Duration::from_secs_f64(seconds))).map_err(to_python)
+}
+
 /// The number of threads that an engine would choose.
 #[pyfunction]
 pub(crate) fn cpu_count() -> PyResult<usize> {

@@ -7,6 +7,7 @@ mod sequence;
 mod step;
 #[cfg(test)]
 mod tests;
+mod timed;
 mod trace;
 
 use std::sync::{Arc, Mutex};
@@ -16,6 +17,7 @@ use pocketlm_kernels::Kernels;
 pub use memory::Memory;
 pub use sequence::Sequence;
 pub use step::{Logits, StepItem, StepResult};
+pub use timed::PhaseInfo;
 pub use trace::Traced;
 
 use facts::{Facts, bytes_per_token, id_limit};

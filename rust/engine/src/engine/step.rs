@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use pocketlm_kernels::sample::{SampleError, Sampler};
 
@@ -9,7 +10,7 @@ use super::facts::Facts;
 use super::{Engine, Sequence, State};
 use crate::error::EngineError;
 use crate::pool::ThreadPool;
-use crate::run::{Output, Selected, Step};
+use crate::run::{Clock, Output, Selected, Step};
 
 /// Which logits to return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -74,6 +75,15 @@ impl Engine {
     /// # Errors
     /// When an item does not fit (see the messages), the cache is full, or a worker fails. All sequences are then as before.
     pub fn step(&self, items: &mut [StepItem<'_>]) -> Result<(), EngineError> {
+        self.step_with(items, None)
+    }
+
+    /// A step, measured since an instant if given where to put the times of its phases.
+    pub(super) fn step_with(
+        &self,
+        items: &mut [StepItem<'_>],
+        timing: Option<(Instant, &mut Vec<Duration>)>,
+    ) -> Result<(), EngineError> {
         if items.is_empty() {
             return Ok(());
         }
@@ -86,8 +96,10 @@ impl Engine {
         }
         state.cache.extend(&state.wanted)?;
         state.arrange(items, facts);
-        let outcome =
-            state.run(items, facts).and_then(|()| items.iter_mut().try_for_each(StepItem::check_sampled));
+        let clock = timing.as_ref().map(|&(start, _)| Clock::new(state.plan.phases.len(), start));
+        let outcome = state
+            .run(items, facts, clock.as_ref())
+            .and_then(|()| items.iter_mut().try_for_each(StepItem::check_sampled));
         for (item, &(id, added)) in items.iter().zip(&state.wanted) {
             let length = state.cache.length(id);
             if outcome.is_err() {
@@ -98,6 +110,10 @@ impl Engine {
         }
         if outcome.is_ok() {
             items.iter_mut().for_each(StepItem::accept);
+        }
+        if let (Some(clock), Some((_, times))) = (clock, timing) {
+            clock.mark(None);
+            *times = clock.into_times();
         }
         outcome
     }
@@ -216,7 +232,12 @@ impl State {
         schedule.divide(facts.threads);
     }
 
-    pub(super) fn run(&mut self, items: &[StepItem<'_>], facts: &Facts) -> Result<(), EngineError> {
+    pub(super) fn run(
+        &mut self,
+        items: &[StepItem<'_>],
+        facts: &Facts,
+        clock: Option<&Clock>,
+    ) -> Result<(), EngineError> {
         let step = Step {
             plan: &self.plan,
             kernels: facts.kernels,
@@ -228,6 +249,7 @@ impl State {
             workers: &self.workers,
             partials: self.partials.view(),
             next: AtomicUsize::new(0),
+            clock,
         };
         let outcome = step.run(ThreadPool::global(), facts.threads);
         if outcome.is_err() {

@@ -62,7 +62,7 @@ impl Engine {
             state.schedule.clear();
             state.schedule.add(&state.cache, id, chunk);
             state.schedule.divide(facts.threads);
-            state.run(&[], facts)?;
+            state.run(&[], facts, None)?;
             let arena = state.arena.view(&state.plan);
             for (traced, view) in traced.iter_mut().zip(&state.plan.values) {
                 for row in 0..chunk.len() {

@@ -48,17 +48,22 @@ impl Builder<'_> {
         if let RowOp::Quantize { to, .. } | RowOp::Norm { quantized: Some(to), .. } = op {
             self.touch_buffer(to);
         }
+        self.pending_members.push((self.current, op.cost() as u64));
         self.pending.push(op);
     }
 
     /// Ends the program that is being collected.
     pub fn flush(&mut self) {
         if !self.pending.is_empty() {
-            self.phases.push(Phase::Rows(std::mem::take(&mut self.pending)));
+            let members = std::mem::take(&mut self.pending_members);
+            let ops = std::mem::take(&mut self.pending);
+            self.push_phase(Phase::Rows(ops), members);
         }
     }
 
-    pub fn push_phase(&mut self, phase: Phase) {
+    /// Adds a phase with the operations that it works for and their shares in it.
+    pub fn push_phase(&mut self, phase: Phase, members: Vec<(usize, u64)>) {
+        self.members.push(members);
         self.phases.push(phase);
     }
 }

@@ -23,8 +23,14 @@ pub(super) struct Builder<'a> {
     /// The matrix of each operation that has one.
     pub matrices: Vec<Option<usize>>,
     pub phases: Vec<Phase>,
+    /// Operations of each phase, with their shares in its work.
+    pub members: Vec<Vec<(usize, u64)>>,
     /// Row operations of the phase that is being collected.
     pub pending: Vec<RowOp>,
+    /// The operations that they belong to, with their costs.
+    pub pending_members: Vec<(usize, u64)>,
+    /// The operation that is being planned.
+    pub current: usize,
     pub buffers: Vec<Buffer>,
     pub ropes: Vec<RopeTable>,
     pub caches: Vec<CacheShape>,
@@ -60,7 +66,10 @@ impl<'a> Builder<'a> {
             weights,
             matrices,
             phases: Vec::new(),
+            members: Vec::new(),
             pending: Vec::new(),
+            pending_members: Vec::new(),
+            current: 0,
             buffers: Vec::new(),
             ropes: Vec::new(),
             caches: Vec::new(),
@@ -74,6 +83,7 @@ impl<'a> Builder<'a> {
     pub fn build(mut self) -> Result<Plan, EngineError> {
         let mut tail_start = None;
         for index in 0..self.graph.ops.len() {
+            self.current = index;
             if index == self.tail_from {
                 self.flush();
                 tail_start = Some(self.phases.len());
@@ -95,7 +105,7 @@ impl<'a> Builder<'a> {
             }
             let logits = self.values.place(last);
             self.touch(logits);
-            self.phases.push(Phase::Output(logits));
+            self.push_phase(Phase::Output(logits), Vec::new());
         }
         let end = self.phases.len();
         let tail_start = tail_start.unwrap_or(end);
@@ -117,6 +127,7 @@ impl<'a> Builder<'a> {
         })?;
         Ok(Plan {
             phases: self.phases,
+            members: self.members,
             body: 0..tail_start,
             tail: tail_start..end,
             cache_done,

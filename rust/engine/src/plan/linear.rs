@@ -39,11 +39,16 @@ impl Builder<'_> {
             self.touch_part(&part);
             phase.push(part);
         }
+        let share = |op: usize| {
+            let matrix = self.matrices[op].map(|matrix| &self.weights.matrices[matrix]);
+            matrix.map_or(0, |matrix| matrix.bytes() as u64)
+        };
+        let members = done.iter().map(|&(op, _)| (op, share(op))).collect();
         // Only now: a place that one part writes must not be read by another of the same phase.
         for (op, place) in done {
             self.values.finish(op, place);
         }
-        self.push_phase(Phase::Linear(phase));
+        self.push_phase(Phase::Linear(phase), members);
         Ok(())
     }
 

@@ -174,6 +174,8 @@ pub(crate) struct RopeTable {
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub phases: Vec<Phase>,
+    /// Operations of each phase, with their shares in its work: bytes of a product's matrix, costs of row operations.
+    pub members: Vec<Vec<(usize, u64)>>,
     /// Phases that run on all rows; those behind run on the tail.
     pub body: Range<usize>,
     pub tail: Range<usize>,

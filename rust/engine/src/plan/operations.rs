@@ -133,14 +133,15 @@ impl Builder<'_> {
         self.flush();
         let to = self.new_view(width);
         self.touch(q);
-        self.phases.push(Phase::Attention(AttentionPart {
+        let part = AttentionPart {
             q,
             to,
             heads: op.heads,
             cache: self.cache_index[&op.cache],
             window: op.window,
             softcap: op.softcap.map(|cap| cap as f32),
-        }));
+        };
+        self.push_phase(Phase::Attention(part), vec![(index, 1)]);
         Some(to)
     }
 
@@ -194,10 +195,18 @@ impl Builder<'_> {
         let view = View { buffer, start: 0, width: 2 * rotary.frequencies.len() };
         self.ropes.push(RopeTable { rotary: rotary.clone(), view });
         let table = self.ropes.len() - 1;
-        match self.phases.first_mut() {
-            Some(Phase::Rows(ops)) => ops.push(RowOp::RopeTable { table }),
+        let op = RowOp::RopeTable { table };
+        let member = (self.current, op.cost() as u64);
+        match (self.phases.first_mut(), self.members.first_mut()) {
+            (Some(Phase::Rows(ops)), Some(members)) => {
+                ops.push(op);
+                members.push(member);
+            }
             // The first phase is still being collected, or nothing comes before the rotation.
-            _ => self.pending.push(RowOp::RopeTable { table }),
+            _ => {
+                self.pending.push(op);
+                self.pending_members.push(member);
+            }
         }
         table
     }

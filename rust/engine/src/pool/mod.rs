@@ -8,6 +8,7 @@
 mod bandwidth;
 mod barrier;
 mod cpus;
+mod peak;
 mod signal;
 mod worker;
 
@@ -20,6 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use bandwidth::read_bandwidth;
 pub use barrier::{Barrier, Stopped};
 pub use cpus::{cpu_count, thread_count};
+pub use peak::int8_peak;
 use worker::{Crew, Job};
 
 use crate::error::EngineError;

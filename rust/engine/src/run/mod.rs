@@ -1,6 +1,7 @@
 //! One step on the workers: the phases of a plan, with a barrier after each.
 
 mod attention;
+mod clock;
 mod linear;
 mod output;
 mod rows;
@@ -12,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use pocketlm_kernels::{KernelError, Kernels, Scratch};
 
 pub(crate) use attention::SharedPartials;
+pub(crate) use clock::Clock;
 pub(crate) use output::{Output, Selected};
 pub(crate) use schedule::{Limits, Schedule};
 
@@ -41,6 +43,8 @@ pub(crate) struct Step<'a, 'i> {
     pub partials: attention::Partials<'a>,
     /// The next unit of work of the phase.
     pub next: AtomicUsize,
+    /// Measures the phases, if asked to.
+    pub clock: Option<&'a Clock>,
 }
 
 /// What a worker owns: lent memory for kernels, and rows on their way.
@@ -101,6 +105,9 @@ impl Step<'_, '_> {
     }
 
     fn work(&self, team: &Team<'_>) -> Result<(), Halt> {
+        if team.index() == 0 {
+            self.mark(None);
+        }
         let mut worker = lock(&self.workers[team.index()]);
         let rows = self.schedule.positions.len();
         let selected = &self.schedule.selected;
@@ -132,7 +139,10 @@ impl Step<'_, '_> {
             let mut failed = Ok(());
             if self.is_serial(phase, pass) {
                 if !waiting {
-                    team.wait_then(|| failed = self.alone(phase, pass))?;
+                    team.wait_then(|| {
+                        failed = self.alone(phase, pass);
+                        self.mark(Some(at));
+                    })?;
                     failed?;
                 }
                 waiting = false;
@@ -154,9 +164,11 @@ impl Step<'_, '_> {
                 self.plan.phases.get(at).filter(|next| at < range.end && self.is_serial(next, pass));
             waiting = following.is_some();
             team.wait_then(|| {
+                self.mark(Some(at - 1));
                 self.next.store(0, Ordering::Relaxed);
                 if let Some(phase) = following {
                     failed = self.alone(phase, pass);
+                    self.mark(Some(at));
                 }
             })?;
             failed?;
@@ -182,6 +194,13 @@ impl Step<'_, '_> {
                 Ok(())
             }
             Phase::Linear(_) | Phase::Attention(_) => Ok(()),
+        }
+    }
+
+    /// Notes the end of a phase.
+    fn mark(&self, phase: Option<usize>) {
+        if let Some(clock) = self.clock {
+            clock.mark(phase);
         }
     }
 

@@ -1,0 +1,170 @@
+//! How many int8 multiplications and additions a core does when nothing holds it up: the roof of every product.
+
+use std::hint::black_box;
+
+use crate::cpu::Level;
+
+/// Independent sums: more than the latency of the instructions times the ports that run them.
+const CHAINS: usize = 16;
+
+/// Does `rounds` rounds of int8 products that wait for nothing, and returns how many multiply-adds those were. For measuring
+/// speed; the instructions are those that the level's kernels use.
+///
+/// Levels that this machine does not have count as [`Level::Scalar`].
+pub fn int8_products(level: Level, rounds: u64) -> u64 {
+    let level = if level.is_available() { level } else { Level::Scalar };
+    let each = match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => {
+            // SAFETY: the level is available.
+            unsafe { x86::avx2(rounds) };
+            32
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2Vnni => {
+            // SAFETY: the level is available.
+            unsafe { x86::avx2_vnni(rounds) };
+            32
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Avx512Vbmi => {
+            // SAFETY: the level is available.
+            unsafe { x86::avx512(rounds) };
+            64
+        }
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => {
+            // SAFETY: the level is available.
+            unsafe { arm::neon(rounds) };
+            8
+        }
+        #[cfg(target_arch = "aarch64")]
+        Level::NeonDotprod => {
+            // SAFETY: the level is available.
+            unsafe { arm::dotprod(rounds) };
+            16
+        }
+        _ => {
+            scalar(rounds);
+            1
+        }
+    };
+    rounds * CHAINS as u64 * each
+}
+
+fn scalar(rounds: u64) {
+    let mut sums = [0i32; CHAINS];
+    let mut x = black_box(3i32);
+    for _ in 0..rounds {
+        for (index, sum) in sums.iter_mut().enumerate() {
+            *sum = sum.wrapping_add(x.wrapping_mul(index as i32));
+        }
+        x ^= sums[0];
+    }
+    black_box(sums);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    use super::CHAINS;
+
+    #[target_feature(enable = "avx2")]
+    pub fn avx2(rounds: u64) {
+        let mut sums = [_mm256_setzero_si256(); CHAINS];
+        let (mut w, one) = (black_box(_mm256_set1_epi8(3)), black_box(_mm256_set1_epi16(1)));
+        let x = black_box([_mm256_set1_epi8(1); 4]);
+        for _ in 0..rounds {
+            for (index, sum) in sums.iter_mut().enumerate() {
+                let pairs = _mm256_maddubs_epi16(w, x[index % 4]);
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, one));
+                // Another factor each time, lest the product be taken out of the loop.
+                w = _mm256_xor_si256(w, x[(index + 1) % 4]);
+            }
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub fn avx2_vnni(rounds: u64) {
+        let mut sums = [_mm256_setzero_si256(); CHAINS];
+        let (w, x) = (black_box(_mm256_set1_epi8(3)), black_box(_mm256_set1_epi8(1)));
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_dpbusd_avx_epi32(*sum, w, x);
+            }
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub fn avx512(rounds: u64) {
+        let mut sums = [_mm512_setzero_si512(); CHAINS];
+        let (w, x) = (black_box(_mm512_set1_epi8(3)), black_box(_mm512_set1_epi8(1)));
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, w, x);
+            }
+        }
+        black_box(sums);
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::aarch64::*;
+    use std::arch::asm;
+    use std::hint::black_box;
+
+    use super::CHAINS;
+
+    #[target_feature(enable = "neon")]
+    pub fn neon(rounds: u64) {
+        let mut sums = [vdupq_n_s32(0); CHAINS];
+        let mut w = black_box(vdup_n_s8(3));
+        let x = black_box(vdup_n_s8(1));
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = vpadalq_s16(*sum, vmull_s8(w, x));
+                // Another factor each time, lest the product be taken out of the loop.
+                w = veor_s8(w, x);
+            }
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "neon,dotprod")]
+    pub fn dotprod(rounds: u64) {
+        let mut sums = [vdupq_n_s32(0); CHAINS];
+        let (w, x) = (black_box(vdupq_n_s8(3)), black_box(vdupq_n_s8(1)));
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                let mut next = *sum;
+                // SAFETY: arithmetic on registers; the function enables the instruction.
+                unsafe {
+                    asm!("sdot {s:v}.4s, {w:v}.16b, {x:v}.16b", s = inout(vreg) next, w = in(vreg) w, x = in(vreg) x,
+                        options(pure, nomem, nostack, preserves_flags));
+                }
+                *sum = next;
+            }
+        }
+        black_box(sums);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_level_counts_its_products() {
+        for level in Level::ALL {
+            let found = int8_products(level, 10);
+            assert_eq!(found % (10 * CHAINS as u64), 0);
+            assert!(found >= 10 * CHAINS as u64, "{level}");
+            assert_eq!(int8_products(level, 0), 0);
+        }
+    }
+}
