@@ -16,7 +16,11 @@ PACKAGE = ROOT / "python" / "pocketlm"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BASE = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
 # Modules that only some need, and only they import.
-OPTIONAL = {Path("interpret/jax.py"): {"jax"}, Path("lm_eval.py"): {"lm_eval"}}
+OPTIONAL = {
+    Path("interpret/jax.py"): {"jax"},
+    Path("lm_eval.py"): {"lm_eval"},
+    Path("profile/html.py"): {"plotly"},
+}
 
 
 def imported(path: Path) -> set[str]:

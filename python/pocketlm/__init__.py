@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pocketlm.generate.stream import Stream
     from pocketlm.model import LM
     from pocketlm.palettize import palettize
+    from pocketlm.profile import profile
     from pocketlm.scores import Score
     from pocketlm.tokenizer import Tokenizer
 
@@ -72,14 +73,15 @@ __all__ = [
     "compare",
     "load",
     "palettize",
+    "profile",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         value = importlib.import_module("pocketlm._core").__version__
-    elif name == "palettize":
-        return importlib.import_module("pocketlm.palettize")  # a package that can be called
+    elif name in ("palettize", "profile"):
+        return importlib.import_module(f"pocketlm.{name}")  # packages that can be called
     elif name in _homes:
         value = getattr(importlib.import_module(f"pocketlm.{_homes[name]}"), name)
     else:

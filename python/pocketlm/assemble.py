@@ -96,6 +96,7 @@ def load(
         context=context,
         describe=functools.partial(describe, model.graph, model.store),
         name=model.path.name,
+        loaded=model,
     )
 
 

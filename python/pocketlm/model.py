@@ -25,6 +25,7 @@ from pocketlm.generate.result import Completion
 from pocketlm.generate.scheduler import Scheduler
 from pocketlm.generate.session import Session
 from pocketlm.generate.stream import Stream
+from pocketlm.loading.model import LoadedModel
 from pocketlm.scores import Score, token_logprobs
 from pocketlm.tokenizer import Tokenizer
 
@@ -38,6 +39,7 @@ class LM:
         engine: the engine that runs it.
         context: most tokens of a prompt and its answer together.
         defaults: what the model's generation_config.json asks for.
+        loaded: the files that it came from, with graph and weights.
     """
 
     def __init__(
@@ -50,8 +52,9 @@ class LM:
         context: int | None = None,
         describe: Callable[[], Description] | None = None,
         name: str = "",
+        loaded: LoadedModel | None = None,
     ) -> None:
-        self.engine, self.name = engine, name
+        self.engine, self.name, self.loaded = engine, name, loaded
         self.context = min(context or engine.context_length, engine.context_length, engine.cache_tokens)
         self.defaults = defaults or GenerationDefaults()
         self._tokenizer = tokenizer

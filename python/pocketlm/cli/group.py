@@ -6,7 +6,7 @@ import importlib
 
 import click
 
-COMMANDS = ("generate", "chat", "palettize", "perplexity", "inspect", "bench", "doctor")
+COMMANDS = ("generate", "chat", "palettize", "perplexity", "inspect", "profile", "bench", "doctor")
 
 
 class _Commands(click.Group):

@@ -1,0 +1,72 @@
+"""The machine's measured roofs: bytes per second from memory, int8 multiply-adds per second."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+import re
+from pathlib import Path
+
+from pocketlm._core import __version__, int8_peak
+from pocketlm.bench import measure_bandwidth
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What bounds a step here.
+
+    Attributes:
+        processor: its name.
+        isa, threads: instruction set and threads of a step.
+        read_bandwidth: bytes per second that the threads read from memory together, measured.
+        int8_peak: int8 multiply-adds per second that they do together from registers, measured.
+    """
+
+    processor: str
+    isa: str
+    threads: int
+    read_bandwidth: float
+    int8_peak: float
+
+    @classmethod
+    def measure(cls, isa: str, threads: int) -> Machine:
+        """Measures both roofs in about a second.
+
+        Raises:
+            InternalError: the memory's speed could not be measured.
+        """
+        return cls(processor_name(), isa, threads, measure_bandwidth(threads), int8_peak(threads))
+
+    def better(self, other: Machine) -> Machine:
+        """The higher of each roof: what disturbs a measurement lowers it."""
+        return dataclasses.replace(
+            self,
+            read_bandwidth=max(self.read_bandwidth, other.read_bandwidth),
+            int8_peak=max(self.int8_peak, other.int8_peak),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells machines, versions and settings apart whose kernels may take different times."""
+        facts = (self.processor, platform.machine(), self.isa, self.threads, __version__)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+    def roof_seconds(self, read: int, macs: int) -> float:
+        """The time that reading so many bytes and doing so many multiply-adds takes at least."""
+        return max(read / self.read_bandwidth, macs / self.int8_peak)
+
+    def bound(self, read: int, macs: int) -> str | None:
+        """Which roof is the lower one, ``memory`` or ``compute``; ``None`` for work that is neither."""
+        if not read and not macs:
+            return None
+        return "memory" if read / self.read_bandwidth >= macs / self.int8_peak else "compute"
+
+
+def processor_name() -> str:
+    """The processor as the system calls it."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine() or "unknown"

@@ -1,0 +1,131 @@
+"""Runs steps with and without the engine's clock, and gives each operation its part of the time."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketlm._core import Engine, Sampler
+from pocketlm.profile.energy import Meter
+from pocketlm.profile.work import Load
+
+DISPATCH, SAMPLE = "dispatch", "sample"
+DECODE_STEPS = 20  # for each repeat: a step is far shorter than a prefill
+
+Floats = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Steps measured in turn.
+
+    Attributes:
+        phases: seconds [steps, phases + 1] of every phase; the last column is in none.
+        plain: seconds [steps] of steps without the clock.
+    """
+
+    phases: Floats
+    plain: Floats
+
+    @property
+    def timed(self) -> Floats:
+        """Seconds [steps] of the steps with the clock."""
+        totals: Floats = self.phases.sum(axis=1)
+        return totals
+
+
+def decode_times(engine: Engine, context: int, steps: int, meter: Meter) -> Times:
+    """Decodes one token after ``context`` others, again and again.
+
+    Raises:
+        MemoryLimitError: the cache has no room.
+    """
+    ids = _ids(engine, context + 1)
+    with ExitStack() as stack:
+        sequence = engine.sequence()
+        stack.callback(sequence.free)
+        for start in range(0, context, engine.max_rows):
+            engine.step([(sequence, ids[start : min(context, start + engine.max_rows)], None, "none")])
+
+        def run(step: Callable[[list[Any]], Any]) -> Any:
+            sampler = Sampler(temperature=0)
+            found = step([(sequence, ids[context:], sampler, "none")])
+            sequence.truncate(context)
+            return found
+
+        return _alternate(engine, run, steps, meter)
+
+
+def prefill_times(engine: Engine, load: Load, repeats: int, meter: Meter) -> Times:
+    """Prefills a prompt of random tokens from nothing, again and again."""
+    ids = _ids(engine, load.tokens)
+    with ExitStack() as stack:
+        sequence = engine.sequence()
+        stack.callback(sequence.free)
+
+        def run(step: Callable[[list[Any]], Any]) -> Any:
+            found = None
+            for start, count in load.chunks:
+                sampler = Sampler(temperature=0) if start + count == load.tokens else None
+                part = step([(sequence, ids[start : start + count], sampler, "none")])
+                if isinstance(part, tuple):
+                    part = np.array(part[1])
+                    found = part if found is None else found + part
+            sequence.truncate(0)
+            return None, found
+
+        return _alternate(engine, run, repeats, meter)
+
+
+def _alternate(
+    engine: Engine, run: Callable[[Callable[[list[Any]], Any]], Any], steps: int, meter: Meter
+) -> Times:
+    """Steps with and without the clock in turn, so that whatever else the machine does meets both."""
+    run(engine.step)  # pages come in
+    phases, plain = [], []
+    with meter.running():
+        for _ in range(steps):
+            began = time.perf_counter()
+            run(engine.step)
+            plain.append(time.perf_counter() - began)
+            phases.append(run(engine.step_timed)[1])
+    return Times(np.array(phases, dtype=float), np.array(plain))
+
+
+def _ids(engine: Engine, count: int) -> list[int]:
+    return [int(i) for i in np.random.default_rng(0).integers(0, engine.vocab_size, count)]
+
+
+def quiet(totals: Floats) -> NDArray[np.bool_]:
+    """Which steps are the fastest quarter: what else runs on a machine only ever adds to a step."""
+    return totals <= np.quantile(totals, 0.25)
+
+
+def shares(
+    phases: Sequence[Mapping[str, Any]], names: Sequence[str], weights: Mapping[str, int] | None
+) -> Floats:
+    """What part of each phase's time is each operation's: [phases + 1, names], rows summing to 1.
+
+    Products of one phase divide it by ``weights`` (their elements) if given, else by bytes; others by the
+    engine's estimate of work. Phases without operations go to ``sample``, what is in no phase to
+    ``dispatch``.
+    """
+    index = {name: at for at, name in enumerate(names)}
+    found = np.zeros((len(phases) + 1, len(names)))
+    for at, phase in enumerate(phases):
+        members: list[tuple[str, int]] = phase["members"]
+        if weights is not None and phase["kind"] == "linear":
+            members = [(name, weights.get(name, 0) if share else 0) for name, share in members]
+        total = sum(share for _, share in members)
+        if not members:
+            found[at, index[SAMPLE]] = 1
+        for name, share in members:
+            found[at, index[name]] = share / total if total else 1 / len(members)
+    found[-1, index[DISPATCH]] = 1
+    return found

@@ -1,0 +1,151 @@
+"""What was found about a model on a machine, and what can be asked of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from pocketlm.describe import Description
+from pocketlm.graph import Graph
+from pocketlm.profile.energy import Energy
+from pocketlm.profile.kinds import matrices
+from pocketlm.profile.machine import Machine
+from pocketlm.profile.rows import Table
+from pocketlm.profile.sensitivity import Sensitivities
+from pocketlm.profile.whatif import Base, Matrix, WhatIf, predict, resolve
+
+
+@dataclasses.dataclass(frozen=True)
+class Total:
+    """A whole step, all in seconds.
+
+    Attributes:
+        seconds: of steps without the clock, mean over the fastest quarter.
+        spread: distance of their quartiles.
+        timed_seconds: of steps with the clock, which took turns with them: the sum of the rows.
+        steps: how many of each were measured.
+        tokens: of a step.
+        tokens_per_second: ``tokens / seconds``.
+        bytes, macs: read, and multiply-adds.
+        joules: energy of a step.
+    """
+
+    seconds: float
+    spread: float
+    timed_seconds: float
+    steps: int
+    tokens: int
+    tokens_per_second: float
+    bytes: int
+    macs: int
+    joules: float
+
+    @property
+    def timing_cost(self) -> float:
+        """What the measuring itself adds, as a share of the step (noise may make it negative)."""
+        return self.timed_seconds / self.seconds - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Where bytes and time of a model go; :func:`pocketlm.profile` makes one.
+
+    Attributes:
+        model: its name.
+        machine: where it was measured, with the two roofs.
+        energy: power, and where that figure comes from.
+        description: tensors, bytes, bits per weight.
+        context, prompt: tokens in the cache when decoding; tokens of the prefill.
+        table: a row for each operation, in order of execution.
+        decode, prefill: the whole steps.
+        sensitivities: nats per token, by tensor and kind, as far as they are known.
+        graph: the model's operations.
+        keep_times: whether measured times of products go to the user's cache directory.
+    """
+
+    model: str
+    machine: Machine
+    energy: Energy
+    description: Description
+    context: int
+    prompt: int
+    table: Table
+    decode: Total
+    prefill: Total
+    sensitivities: Sensitivities = dataclasses.field(repr=False)
+    graph: Graph = dataclasses.field(repr=False)
+    keep_times: bool = dataclasses.field(default=True, repr=False)
+
+    def total(self, step: str) -> Total:
+        """The whole of ``decode`` or ``prefill``."""
+        return self.decode if step == "decode" else self.prefill
+
+    @cached_property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """What can be chosen, with what each choice costs. Products are measured now, unless this
+        machine's cache has them: some seconds."""
+        return self.measure_kinds()
+
+    def measure_kinds(self, progress: Callable[[int, int], object] | None = None) -> tuple[Matrix, ...]:
+        """As :attr:`matrices`; ``progress`` is told how many measurements of how many are done."""
+        if "matrices" not in self.__dict__:
+            self.__dict__["matrices"] = matrices(self, progress)
+        found: tuple[Matrix, ...] = self.__dict__["matrices"]
+        return found
+
+    @property
+    def base(self) -> Base:
+        """What predictions start from."""
+        return Base(
+            bytes=self.description.bytes,
+            parameters=self.description.parameters,
+            other_bytes=self.description.bytes - sum(m.bytes[m.current] for m in self.matrices),
+            decode=self.decode.seconds,
+            prefill=self.prefill.seconds,
+            prompt=self.prompt,
+            watts=self.energy.watts,
+        )
+
+    def what_if(self, changes: Mapping[str, str] | None = None) -> WhatIf:
+        """What other kinds would change: ``{"layers.*.ffn.down": "p2"}``. Keys are names of operations, sites
+        (``ffn.down``) or tensors, with wildcards; kinds are p2, p3, p4, p8 and keep (as in the source: 16
+        bits where the model is palettized already).
+
+        A product's time is scaled by what its shape takes on this machine as the other kind.
+
+        Raises:
+            ParameterError: a pattern matches nothing, or nothing that can have the kind; a kind is unknown.
+        """
+        return predict(resolve(changes or {}, self.matrices, self.table), self.matrices, self.base)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All measurements as plain data, for JSON."""
+        return {
+            "model": self.model,
+            "machine": dataclasses.asdict(self.machine),
+            "energy": dataclasses.asdict(self.energy),
+            "context": self.context,
+            "prompt": self.prompt,
+            "bytes": self.description.bytes,
+            "parameters": self.description.parameters,
+            "bits_per_weight_projections": self.description.bits_per_weight_projections,
+            "bits_per_weight_all": self.description.bits_per_weight_all,
+            "decode": {**dataclasses.asdict(self.decode), "timing_cost": self.decode.timing_cost},
+            "prefill": {**dataclasses.asdict(self.prefill), "timing_cost": self.prefill.timing_cost},
+            "rows": self.table.to_dicts(),
+        }
+
+    def to_html(self, path: str | PathLike[str]) -> Path:
+        """Writes the report: one HTML file that needs no network.
+
+        Raises:
+            UnsupportedError: the extra ``report`` is not installed.
+            StorageError, MissingFileError: the file cannot be written.
+        """
+        from pocketlm.profile.html import write_html
+
+        return write_html(self, path)

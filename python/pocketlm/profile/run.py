@@ -1,0 +1,211 @@
+"""Runs a model's steps and makes a profile of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from pocketlm._core import Engine
+from pocketlm.describe import describe
+from pocketlm.errors import ContextLengthError, ParameterError
+from pocketlm.loading.check import stored_name
+from pocketlm.model import LM
+from pocketlm.profile import measure
+from pocketlm.profile.energy import Energy, Meter
+from pocketlm.profile.machine import Machine
+from pocketlm.profile.profile import Profile, Total
+from pocketlm.profile.rows import Cost, Row, Table, place
+from pocketlm.profile.sensitivity import read_sensitivities
+from pocketlm.profile.work import Load, matrix, work
+
+DEFAULT_PROMPT, DEFAULT_CONTEXT, DEFAULT_REPEATS = 512, 256, 5
+
+
+def profile(
+    model: LM | str | PathLike[str] | None = None,
+    *,
+    prompt: int | None = None,
+    context: int | None = None,
+    repeats: int = DEFAULT_REPEATS,
+    threads: int | None = None,
+    precise: bool = False,
+    sensitivities: Mapping[str, Mapping[str, float]] | str | PathLike[str] | None = None,
+    watts: float | None = None,
+    cache: bool = True,
+) -> Profile:
+    """Measures where a model's bytes and time go on this machine.
+
+    Args:
+        model: an :class:`~pocketlm.LM`, or what :func:`pocketlm.load` takes; ``None`` is the bundled model.
+        prompt: tokens of the prefill; 512 where the context has room.
+        context: tokens in the cache when decoding; 256 where the context has room.
+        repeats: prefills to measure, and twenty times as many decode steps.
+        threads, precise: as for :func:`pocketlm.load`; not with an LM, which has its own.
+        sensitivities: ``{tensor: {kind: nats per token}}`` or a JSON file of it; else ``sensitivity.json``
+            in the model's directory, if there is one.
+        watts: the processor's power while it works, where no counter can be read.
+        cache: keep measurements of products for later profiles, in the user's cache directory.
+
+    Raises:
+        ParameterError: an argument is out of range.
+        ContextLengthError: ``prompt`` or ``context`` do not fit the model.
+        As :func:`pocketlm.load`.
+    """
+    for name, value, least in (("prompt", prompt, 1), ("context", context, 0), ("repeats", repeats, 1)):
+        wrong = isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 1 << 30
+        if value is not None and wrong:
+            raise ParameterError(f"{name}: must be a number from {least} up, not {value!r:.60}")
+    Meter().energy(1, watts)  # complains early
+    if not isinstance(model, LM):
+        from pocketlm.assemble import load
+
+        wanted = max(prompt or 0, (context or 0) + 1)
+        long = wanted if wanted > 4096 else None
+        with load(model, threads=threads, precise=precise, context=long) as lm:
+            return _profile(lm, prompt, context, repeats, sensitivities, watts, cache)
+    if threads is not None or precise:
+        raise ParameterError("threads and precise belong to the LM: give them to pocketlm.load")
+    return _profile(model, prompt, context, repeats, sensitivities, watts, cache)
+
+
+def _profile(
+    lm: LM,
+    prompt: int | None,
+    context: int | None,
+    repeats: int,
+    sensitivities: Any,
+    watts: float | None,
+    cache: bool,
+) -> Profile:
+    loaded = lm.loaded
+    if loaded is None or not isinstance(lm.engine, Engine):
+        raise ParameterError("model: this LM was not made by pocketlm.load")
+    graph, store, engine = loaded.graph, loaded.store, lm.engine
+    prompt = min(DEFAULT_PROMPT, lm.context) if prompt is None else prompt
+    context = min(DEFAULT_CONTEXT, lm.context - 1) if context is None else context
+    for name, tokens in (("prompt", prompt), ("context", context + 1)):
+        if tokens > lm.context:
+            raise ContextLengthError(f"{name}: {tokens} tokens do not fit the context of {lm.context}")
+    tensors = {stored_name(store, op.weight) for op in graph.ops if matrix(store, op)}  # type: ignore[attr-defined]
+    losses = read_sensitivities(sensitivities, loaded.path, tensors)
+    machine = Machine.measure(engine.isa, engine.threads)
+    meter = Meter()
+    steps = {"decode": Load.decode(context), "prefill": Load.prefill(prompt, engine.max_rows)}
+    times = {
+        "decode": measure.decode_times(engine, context, measure.DECODE_STEPS * repeats, meter),
+        "prefill": measure.prefill_times(engine, steps["prefill"], repeats, meter),
+    }
+    machine = machine.better(Machine.measure(engine.isa, engine.threads))  # whatever ran beside it
+    energy = meter.energy(engine.threads, watts)
+    phases = engine.phases()
+    names = [*(op.name for op in graph.ops), measure.SAMPLE, measure.DISPATCH]
+    tail = {name: bool(phase["tail"]) for phase in phases for name, _ in phase["members"]}
+    elements = {op.name: op.weight.shape[0] * op.weight.shape[1] for op in graph.linears()}
+    costs: dict[str, dict[str, Cost]] = {}
+    totals: dict[str, Total] = {}
+    for step, load in steps.items():
+        amounts = work(graph, store, load, tail)
+        divided = measure.shares(phases, names, elements if step == "prefill" else None)
+        costs[step] = _costs(times[step], divided, names, amounts, machine, energy)
+        totals[step] = _total(times[step], load, amounts, energy)
+    fused = _fused(phases)
+    rows = []
+    for at, name in enumerate(names):
+        op = graph.ops[at] if at < len(graph.ops) else None
+        info = matrix(store, op) if op is not None else None
+        layer, site = place(name)
+        kind = info.kind if info else None
+        rows.append(
+            Row(
+                name=name,
+                layer=layer,
+                site=site,
+                op=op.kind if op else name,
+                tensor=info.name if info else None,
+                kind=kind,
+                shape=op.weights()[0].shape[:2] if op and info else None,  # type: ignore[arg-type]
+                bits=info.bits if info else None,
+                weight_bytes=info.bytes if info else 0,
+                fused=fused.get(name, ()),
+                inputs=tuple(graph.ops[i].name for i in op.inputs()) if op else (),
+                decode=costs["decode"][name],
+                prefill=costs["prefill"][name],
+                sensitivity=losses.get(info.name, {}).get(kind or "") if info else None,
+            )
+        )
+    return Profile(
+        model=lm.name,
+        machine=machine,
+        energy=energy,
+        description=describe(graph, store),
+        context=context,
+        prompt=prompt,
+        table=Table(rows),
+        decode=totals["decode"],
+        prefill=totals["prefill"],
+        sensitivities=losses,
+        graph=graph,
+        keep_times=cache,
+    )
+
+
+def _costs(
+    times: measure.Times,
+    divided: measure.Floats,
+    names: list[str],
+    amounts: Mapping[str, tuple[int, int]],
+    machine: Machine,
+    energy: Energy,
+) -> dict[str, Cost]:
+    """The costs of every row: its part of the steps."""
+    each = times.phases @ divided
+    seconds = each[measure.quiet(times.timed)].mean(axis=0)
+    low, high = np.quantile(each, [0.25, 0.75], axis=0)
+    whole = float(seconds.sum())
+    found = {}
+    for at, name in enumerate(names):
+        read, macs = amounts.get(name, (0, 0))
+        time = float(seconds[at])
+        rate = read / time if time else 0.0
+        found[name] = Cost(
+            seconds=time,
+            spread=float(high[at] - low[at]),
+            bytes=read,
+            macs=macs,
+            share=time / whole if whole else 0.0,
+            bytes_per_second=rate,
+            bandwidth_share=rate / machine.read_bandwidth,
+            bound=machine.bound(read, macs),
+            roof_seconds=machine.roof_seconds(read, macs),
+            joules=time * energy.watts,
+        )
+    return found
+
+
+def _total(times: measure.Times, load: Load, amounts: Mapping[str, tuple[int, int]], energy: Energy) -> Total:
+    seconds = float(times.plain[measure.quiet(times.plain)].mean())
+    low, high = np.quantile(times.plain, [0.25, 0.75])
+    return Total(
+        seconds=seconds,
+        spread=float(high - low),
+        timed_seconds=float(times.timed[measure.quiet(times.timed)].mean()),
+        steps=len(times.plain),
+        tokens=load.tokens,
+        tokens_per_second=load.tokens / seconds,
+        bytes=sum(read for read, _ in amounts.values()),
+        macs=sum(macs for _, macs in amounts.values()),
+        joules=seconds * energy.watts,
+    )
+
+
+def _fused(phases: list[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """For each operation the others of its phases, in order."""
+    found: dict[str, dict[str, None]] = {}
+    for phase in phases:
+        members = [name for name, _ in phase["members"]]
+        for name in members:
+            found.setdefault(name, {}).update(dict.fromkeys(other for other in members if other != name))
+    return {name: tuple(others) for name, others in found.items()}

@@ -1,0 +1,159 @@
+"""A profile for the terminal: 80 columns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table as Grid
+from rich.text import Text
+
+from pocketlm.cli.common import human
+from pocketlm.profile.profile import Profile, Total
+from pocketlm.profile.rows import Row, Table, check_step
+
+GROUPS = ("site", "layer", "op")
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Some rows as one."""
+
+    name: str
+    kinds: tuple[str, ...]
+    bits: float | None
+    bytes: int
+    macs: int
+    seconds: float
+    spread: float
+    share: float
+    bound: str
+
+
+def lines(rows: Iterable[Row], by: str, step: str) -> list[Line]:
+    """Sums of the rows of each site, each layer, or each operation by itself; in order of execution."""
+    check_step(step)
+    keys: dict[str, Callable[[Row], str]] = {
+        "site": lambda row: ("layers.*." if row.layer is not None else "") + row.site,
+        "layer": lambda row: f"layers.{row.layer}" if row.layer is not None else row.site,
+        "op": lambda row: row.name,
+    }
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(keys[by](row), []).append(row)
+    used = {name: group for name, group in groups.items() if any(row.cost(step).share for row in group)}
+    return [_line(name, group, step) for name, group in used.items()]
+
+
+def _line(name: str, rows: list[Row], step: str) -> Line:
+    costs = [row.cost(step) for row in rows]
+    weights = [row for row in rows if row.shape and row.op == "linear"]
+    elements = sum(row.shape[0] * row.shape[1] for row in weights if row.shape)
+    slowest = max(rows, key=lambda row: row.cost(step).roof_seconds)
+    return Line(
+        name=name,
+        kinds=tuple(dict.fromkeys(row.kind for row in rows if row.kind)),
+        bits=8 * sum(row.weight_bytes for row in weights) / elements if elements else None,
+        bytes=sum(cost.bytes for cost in costs),
+        macs=sum(cost.macs for cost in costs),
+        seconds=sum(cost.seconds for cost in costs),
+        # Rows are measured in the same steps, but wander by themselves.
+        spread=sum(cost.spread**2 for cost in costs) ** 0.5,
+        share=sum(cost.share for cost in costs),
+        bound=slowest.cost(step).bound or "",
+    )
+
+
+_SORTS: dict[str, Callable[[Line], float]] = {
+    "time": lambda line: line.seconds,
+    "bytes": lambda line: line.bytes,
+    "macs": lambda line: line.macs,
+    "bits": lambda line: line.bits or 0,
+    "rate": lambda line: line.bytes / line.seconds if line.seconds else 0,
+    "energy": lambda line: line.seconds,
+}
+
+
+def render(
+    profile: Profile,
+    rows: Table,
+    *,
+    step: str = "decode",
+    by: str = "site",
+    sort: str = "time",
+    top: int | None = None,
+) -> RenderableType:
+    """A table of some rows, with their sum."""
+    found = lines(rows, by, step)
+    if sort in _SORTS:
+        found.sort(key=_SORTS[sort], reverse=True)
+    elif sort == "name":
+        found.sort(key=lambda line: line.name)
+    shown = found[:top]
+    unit, scale = ("ms", 1e3) if profile.total(step).seconds > 0.02 else ("µs", 1e6)
+    grid = Grid(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    grid.add_column(step, no_wrap=True, overflow="ellipsis", max_width=26)
+    grid.add_column("kind", no_wrap=True, max_width=5)
+    for title in ("bits", "bytes", unit, "±", "GB/s", "of mem", "share"):
+        grid.add_column(title, justify="right", no_wrap=True)
+    grid.add_column("bound", no_wrap=True)
+    for line in [*shown, _sum(found)]:
+        rate = line.bytes / line.seconds if line.seconds else 0.0
+        grid.add_row(
+            escape(line.name),
+            line.kinds[0] if len(line.kinds) == 1 else "mixed" if line.kinds else "",
+            f"{line.bits:.2f}" if line.bits else "",
+            human(line.bytes) if line.bytes else "",
+            f"{scale * line.seconds:.3g}" if scale * line.seconds < 1000 else f"{scale * line.seconds:.0f}",
+            f"{scale * line.spread:.2g}" if scale * line.spread < 100 else f"{scale * line.spread:.0f}",
+            f"{rate / 1e9:.1f}" if line.bytes else "",
+            f"{rate / profile.machine.read_bandwidth:.0%}" if line.bytes else "",
+            f"{line.share:.1%}",
+            line.bound,
+            style="bold" if line.name == "sum" else None,
+        )
+    hidden = len(found) - len(shown)
+    parts: list[RenderableType] = [grid]
+    if hidden:
+        parts.append(Text(f"and {hidden} more (--top)", style="dim"))
+    return Group(*parts)
+
+
+def _sum(found: list[Line]) -> Line:
+    return Line(
+        name="sum",
+        kinds=(),
+        bits=None,
+        bytes=sum(line.bytes for line in found),
+        macs=sum(line.macs for line in found),
+        seconds=sum(line.seconds for line in found),
+        spread=sum(line.spread**2 for line in found) ** 0.5,
+        share=sum(line.share for line in found),
+        bound="",
+    )
+
+
+def heading(profile: Profile) -> list[str]:
+    """The figures of the whole."""
+    machine, about = profile.machine, profile.description
+    return [
+        f"{profile.model}: {about.parameters:,} parameters, {human(about.bytes)}, "
+        f"{about.bits_per_weight_projections:.2f} bits per weight "
+        f"({about.bits_per_weight_all:.2f} of everything)",
+        f"{machine.processor}, {machine.isa}, "
+        f"{machine.threads} thread{'' if machine.threads == 1 else 's'}: memory "
+        f"{human(machine.read_bandwidth)}/s, int8 {machine.int8_peak / 1e9:.0f} GMAC/s",
+        _whole("decode", profile.decode, f"after {profile.context} tokens"),
+        _whole("prefill", profile.prefill, f"of {profile.prompt} tokens"),
+        f"power    {profile.energy.watts:.0f} W ({profile.energy.source})",
+    ]
+
+
+def _whole(name: str, total: Total, what: str) -> str:
+    return (
+        f"{name:<8} {total.tokens_per_second:,.0f} tokens/s {what}: {1e3 * total.seconds:.3g} ms "
+        f"± {1e3 * total.spread:.2g}, {1e3 * total.joules / total.tokens:.3g} mJ a token; "
+        f"timing adds {total.timing_cost:+.1%}"
+    )

@@ -1,0 +1,69 @@
+"use strict";
+// Head, tabs, theme.
+(() => {
+  const { data } = report;
+  const get = (id) => document.getElementById(id);
+  get("model").textContent = data.model || "model";
+  get("model").title = data.model;
+  const where = `${data.machine.processor}, ${data.machine.isa}, ${data.machine.threads} thread${data.machine.threads === 1 ? "" : "s"}`;
+  get("machine").textContent = where;
+  get("machine").title = where;
+  get("notes").textContent = `Energy: ${data.energy.source}`;
+  get("notes").title = `Energy: ${data.energy.source}. Times are predicted by what each shape takes on this machine with each kind.`;
+
+  const card = (value, title, hint = "") => element("div", { class: "card", title: hint }, element("b", {}, value), element("span", {}, title));
+  function cards() {
+    const total = data[report.state.step];
+    const cost = `${total.timing_cost < 0 ? "−" : "+"}${Math.abs(100 * total.timing_cost).toFixed(1)} %`;
+    get("cards").replaceChildren(
+      card(show.bytes(data.bytes), `${show.number(data.parameters / 1e6)} M parameters`),
+      card(data.bits_per_weight_projections.toFixed(2), `bits, projections (${data.bits_per_weight_all.toFixed(2)} all)`),
+      card(show.number(data.decode.tokens_per_second), `decode tokens/s after ${data.context}`),
+      card(show.number(data.prefill.tokens_per_second), `prefill tokens/s of ${data.prompt}`),
+      card(show.seconds(total.seconds), `${report.state.step} step ± ${show.seconds(total.spread)}`,
+        `Timing each operation adds ${cost}; the rows add up to ${show.seconds(total.timed_seconds)}. ${total.steps} steps of each.`),
+      card(show.joules(total.joules / total.tokens), `a token${data.energy.measured ? "" : " (estimate)"}`, data.energy.source),
+    );
+  }
+
+  function toggle(box, names, key) {
+    const buttons = names.map((name) => element("button", { type: "button", "aria-pressed": String(report.state[key] === name), onclick: () => {
+      report.set(key, name);
+      buttons.forEach((button) => button.setAttribute("aria-pressed", String(button.textContent === name)));
+    } }, name));
+    box.replaceChildren(...buttons);
+  }
+  toggle(get("steps"), ["decode", "prefill"], "step");
+
+  const measure = element("select", { "aria-label": "what to show", onchange: (event) => report.set("measure", event.target.value) },
+    element("option", { value: "time" }, "by time"), element("option", { value: "bytes" }, "by bytes"));
+  const titles = { graph: "Graph", bars: "Layers", treemap: "Treemap", roofline: "Roofline", tradeoff: "Bits, speed, loss" };
+  const tabs = Object.entries(titles).map(([tab, title]) => element("button", {
+    type: "button", role: "tab", "data-tab": tab, onclick: () => open(tab),
+  }, title));
+  get("tabs").replaceChildren(...tabs, measure);
+  function open(tab) {
+    tabs.forEach((button) => button.setAttribute("aria-selected", String(button.dataset.tab === tab)));
+    get("graph").hidden = tab !== "graph";
+    get("chart").hidden = tab === "graph";
+    measure.hidden = !["bars", "treemap"].includes(tab);
+    report.set("tab", tab);
+  }
+
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  function theme(name) {
+    document.documentElement.dataset.theme = name;
+    report.set("theme", name);
+  }
+  get("theme").addEventListener("click", () => theme(report.state.theme === "dark" ? "light" : "dark"));
+  dark.addEventListener("change", () => theme(dark.matches ? "dark" : "light"));
+
+  let waiting;
+  addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(() => report.set("size", innerWidth), 100); });
+  report.listen((what) => { if (what === "step") cards(); });
+  cards();
+  table.start();
+  whatif.start();
+  theme(dark.matches ? "dark" : "light");
+  open("graph");
+})();

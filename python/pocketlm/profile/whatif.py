@@ -1,0 +1,198 @@
+"""What another choice of kinds would change: size, speed, energy and, where it is known, loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from pocketlm.errors import ParameterError
+from pocketlm.loading.check import PALETTES
+from pocketlm.loading.files import as_path, storage_errors
+from pocketlm.palettize.recipe import KEEP, KINDS, Recipe, recipe_json
+from pocketlm.palettize.tensors import palette_parts
+from pocketlm.profile.rows import Table, matches, unknown
+from pocketlm.profile.sensitivity import Sensitivities
+
+KEPT_AS = "bf16"  # what "keep" is taken for where the source is not at hand
+_DENSE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """A tensor whose kind can be chosen.
+
+    Attributes:
+        name, shape: of the tensor; [outputs, inputs].
+        ops: names of the operations that read it.
+        projection: inside a layer, so that it counts in bits per weight of the projections.
+        kind: what it is now.
+        bytes: stored bytes as each kind.
+        decode, prefill: predicted seconds of its products together, as each kind.
+        kl: nats per token that each kind costs, where known.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    ops: tuple[str, ...]
+    projection: bool
+    kind: str
+    bytes: dict[str, int]
+    decode: dict[str, float]
+    prefill: dict[str, float]
+    kl: dict[str, float]
+
+    @property
+    def elements(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def current(self) -> str:
+        """The choice that leaves it as it is."""
+        return self.kind if self.kind in PALETTES else KEEP
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """The model as it is: what does not depend on kinds, beside the whole.
+
+    Attributes:
+        bytes, parameters: of all tensors.
+        other_bytes: of tensors that have no choice of kind (norms, biases).
+        decode, prefill: seconds of a decode step and of the prompt's prefill.
+        prompt: tokens of that prompt.
+        watts: power while steps run.
+    """
+
+    bytes: int
+    parameters: int
+    other_bytes: int
+    decode: float
+    prefill: float
+    prompt: int
+    watts: float
+
+
+@dataclasses.dataclass(frozen=True)
+class WhatIf:
+    """Predictions for a recipe.
+
+    Attributes:
+        recipe: the kind of every matrix; ``pocketlm palettize --recipe`` takes it.
+        changed: tensors whose kind differs from now, with both kinds.
+        bytes: of all weights, codebooks and scales included; exact.
+        bits_per_weight_projections, bits_per_weight_all: as ``pocketlm inspect`` counts; exact.
+        decode_seconds, prefill_seconds: of a decode step, and of the prompt's prefill.
+        decode_tokens_per_second, prefill_tokens_per_second: of the engine.
+        joules_per_token: of decoding.
+        kl: nats per token by which the model departs from its source: the sum over its tensors, as far as
+            small damages add up; ``None`` if one is not known.
+        kl_unknown: tensors whose sensitivity to their kind is not known.
+    """
+
+    recipe: Recipe
+    changed: dict[str, tuple[str, str]]
+    bytes: int
+    bits_per_weight_projections: float
+    bits_per_weight_all: float
+    decode_seconds: float
+    prefill_seconds: float
+    decode_tokens_per_second: float
+    prefill_tokens_per_second: float
+    joules_per_token: float
+    kl: float | None
+    kl_unknown: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Writes the recipe as a JSON file for ``pocketlm palettize --recipe``.
+
+        Raises:
+            StorageError, MissingFileError: it cannot be written.
+        """
+        target = as_path(path, "path")
+        with storage_errors(target):
+            target.write_text(recipe_json(self.recipe), encoding="utf-8")
+        return target
+
+
+def stored_bytes(shape: tuple[int, int], kind: str, source: str) -> int:
+    """Bytes of a matrix as a kind; ``keep`` is its own dense kind, or else 16 bits."""
+    if kind in PALETTES:
+        return sum(part.nbytes for part in palette_parts("", kind, shape))
+    return shape[0] * shape[1] * _DENSE_BYTES[source if source in _DENSE_BYTES else KEPT_AS]
+
+
+def resolve(changes: Mapping[str, str], matrices: Iterable[Matrix], table: Table) -> Recipe:
+    """The recipe that changes give. Keys are names of operations, sites or tensors, with wildcards; the
+    last one that matches a tensor decides.
+
+    Raises:
+        ParameterError: a pattern matches nothing, or nothing that has a kind; a kind is unknown.
+    """
+    if not isinstance(changes, Mapping):
+        raise ParameterError(f"changes: must map names to kinds, not {type(changes).__name__}")
+    known = {op: matrix for matrix in matrices for op in matrix.ops}
+    recipe = {matrix.name: matrix.current for matrix in known.values()}
+    for pattern, kind in changes.items():
+        if not isinstance(pattern, str):
+            raise ParameterError(f"changes: {pattern!r:.200} is not a name or pattern")
+        if kind not in KINDS:
+            raise ParameterError(f"{pattern!r:.200} is to be {kind!r:.60}; kinds are {', '.join(KINDS)}")
+        rows = [row for row in table if matches(row, pattern)]
+        if not rows:
+            raise ParameterError(unknown(pattern, table))
+        chosen = [known[row.name] for row in rows if row.name in known]
+        if not chosen:
+            what = f"{rows[0].name} is of kind {rows[0].op}" if len(rows) == 1 else "it matches neither"
+            raise ParameterError(
+                f"{pattern!r:.200} cannot be {kind}: only projections and embeddings can; {what}"
+            )
+        recipe.update((matrix.name, kind) for matrix in chosen)
+    return recipe
+
+
+def predict(recipe: Recipe, matrices: Iterable[Matrix], base: Base) -> WhatIf:
+    """What the model would be like with the kinds of a recipe."""
+    size, inner_bytes, inner_elements = base.other_bytes, 0, 0
+    decode, prefill = base.decode, base.prefill
+    kl, unknown_kl, changed = 0.0, [], {}
+    for matrix in matrices:
+        kind = recipe[matrix.name]
+        size += matrix.bytes[kind]
+        if matrix.projection:
+            inner_bytes += matrix.bytes[kind]
+            inner_elements += matrix.elements
+        if kind != matrix.current:
+            changed[matrix.name] = (matrix.current, kind)
+            decode += matrix.decode[kind] - matrix.decode[matrix.current]
+            prefill += matrix.prefill[kind] - matrix.prefill[matrix.current]
+        if kind in matrix.kl:
+            kl += matrix.kl[kind]
+        else:
+            unknown_kl.append(matrix.name)
+    return WhatIf(
+        recipe=dict(recipe),
+        changed=changed,
+        bytes=size,
+        bits_per_weight_projections=8 * inner_bytes / inner_elements if inner_elements else 0.0,
+        bits_per_weight_all=8 * size / base.parameters if base.parameters else 0.0,
+        decode_seconds=decode,
+        prefill_seconds=prefill,
+        decode_tokens_per_second=1 / decode,
+        prefill_tokens_per_second=base.prompt / prefill,
+        joules_per_token=decode * base.watts,
+        kl=None if unknown_kl else kl,
+        kl_unknown=tuple(unknown_kl),
+    )
+
+
+def known_losses(sensitivities: Sensitivities, name: str) -> dict[str, float]:
+    """Losses of a tensor by kind; to keep it loses nothing, if its others are known."""
+    found = sensitivities.get(name, {})
+    return {**found, KEEP: found.get(KEEP, 0.0)} if found else {}

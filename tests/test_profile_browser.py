@@ -1,0 +1,221 @@
+"""The report in a real browser: sorting, filtering, selecting, what-if, export. Skipped where there is no
+Chromium."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketlm.palettize import palettize
+from pocketlm.profile import Profile
+from profiles import measured, models, quick, with_names
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SIZE = {"width": 1366, "height": 768}
+
+
+def chromium() -> str | None:
+    """The browser that ``POCKETLM_BROWSER`` names, or the first that is installed."""
+    return os.environ.get("POCKETLM_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = chromium()
+    if path is None:
+        pytest.skip("no Chromium is installed, which the report is tested in")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=300_000)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return models(tmp_path_factory.mktemp("browser"))
+
+
+@pytest.fixture(scope="module")
+def profile(paths: tuple[Path, Path]) -> Profile:
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch)
+        names = json.loads((paths[1] / "recipe.json").read_text())
+        losses = {name: {"p2": 0.4, "p3": 0.1, "p4": 0.02, "p8": 0.001} for name in names}
+        found = measured(paths[1], sensitivities=losses)
+        found.measure_kinds()
+    return found
+
+
+@pytest.fixture(scope="module")
+def page_of_profile(
+    browser: Any, profile: Profile, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    yield from show(browser, profile, tmp_path_factory.mktemp("page"), color_scheme="light")
+
+
+@pytest.fixture
+def opened(page_of_profile: Any) -> Any:
+    """The page as it opens. It is one for all tests: a busy machine takes long to read plotly."""
+    page = page_of_profile
+    page.fill("#filter", "")
+    page.click("#steps button:has-text('decode')")
+    page.click("[data-tab=graph]")
+    page.click("#clear")
+    page.evaluate("report.reset()")
+    return page
+
+
+def show(browser: Any, profile: Profile, folder: Path, **settings: Any) -> Iterator[Any]:
+    """The page of a profile; whatever it complains about fails the test."""
+    context = browser.new_context(viewport=SIZE, accept_downloads=True, **settings)
+    context.set_default_timeout(300_000)
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda r: problems.append(r.url) if r.url.startswith("http") else None)
+    page.goto(profile.to_html(folder / "report.html").as_uri())
+    page.wait_for_selector("#ops tbody tr")
+    yield page
+    context.close()
+    assert problems == []
+
+
+def rows(page: Any) -> list[str]:
+    found: list[str] = page.eval_on_selector_all("#ops tbody tr", "all => all.map(r => r.dataset.name)")
+    return found
+
+
+def figure(page: Any, key: str) -> str:
+    text: str = page.inner_text(f"#figures tr[data-figure={key}] td:nth-child(3)")
+    return text
+
+
+def test_sorting(opened: Any, profile: Profile) -> None:
+    found = rows(opened)
+    used = [row for row in profile.table if row.decode.share or row.prefill.share]
+    assert found == [row.name for row in sorted(used, key=lambda row: -row.decode.seconds)]
+    opened.click("#ops th[data-column=name]")
+    assert rows(opened) == [row.name for row in used]
+    opened.click("#ops th[data-column=bits]")
+    assert rows(opened)[0] in [row.name for row in used if row.kind == "p8"]
+    assert opened.get_attribute("#ops th[data-column=bits]", "aria-sort") == "descending"
+    opened.click("#steps button:has-text('prefill')")
+    opened.click("#ops th[data-column=time]")
+    assert rows(opened) == [row.name for row in sorted(used, key=lambda row: -row.prefill.seconds)]
+
+
+def test_filtering_and_selecting(opened: Any, profile: Profile) -> None:
+    opened.fill("#filter", "ffn.*")
+    shown = rows(opened)
+    assert shown and all(".ffn." in name for name in shown)
+    opened.click("#select-all")
+    chosen = opened.eval_on_selector_all("#graph .node.chosen", "all => all.map(n => n.dataset.name)")
+    assert set(chosen) == set(shown)
+    opened.fill("#filter", "layers.1.* p4")
+    assert set(rows(opened)) == {r.name for r in profile.table if r.layer == 1 and r.kind == "p4"}
+    for text in ("[", "*[", "nothing at all", "\\"):
+        opened.fill("#filter", text)
+        assert rows(opened) == []
+    opened.fill("#filter", "")
+    # From the graph to the table, and a second one with the key held.
+    opened.click("#graph .node[data-name='layers.0.attn.out']")
+    opened.click("#graph .node[data-name='layers.0.ffn.down']", modifiers=["Shift"])
+    marked = opened.eval_on_selector_all("#ops tr.chosen", "all => all.map(r => r.dataset.name)")
+    assert set(marked) == {"layers.0.attn.out", "layers.0.ffn.down"}
+    assert opened.inner_text("#selected") == "2 selected"
+    opened.click("#graph .lane:has-text('layer 1') text")
+    assert all(
+        name.startswith("layers.1.")
+        for name in opened.eval_on_selector_all("#ops tr.chosen", "all => all.map(r => r.dataset.name)")
+    )
+
+
+def test_what_if_and_export(opened: Any, profile: Profile, paths: tuple[Path, Path], tmp_path: Path) -> None:
+    opened.fill("#filter", "ffn.*")
+    opened.click("#select-all")
+    opened.click("#kinds button[data-kind=p2]")
+    what = profile.what_if({"ffn.*": "p2"})
+    seen = opened.evaluate("() => report.predict(report.state.recipe)")
+    assert seen["bytes"] == what.bytes
+    assert seen["decode"] == pytest.approx(what.decode_tokens_per_second, rel=1e-9)
+    assert seen["prefill"] == pytest.approx(what.prefill_tokens_per_second, rel=1e-9)
+    assert seen["joules"] == pytest.approx(what.joules_per_token, rel=1e-9)
+    assert seen["bits"] == pytest.approx(what.bits_per_weight_projections, rel=1e-9)
+    assert seen["bitsAll"] == pytest.approx(what.bits_per_weight_all, rel=1e-9)
+    assert seen["kl"] == pytest.approx(what.kl, rel=1e-9)
+    assert figure(opened, "bits") == f"{what.bits_per_weight_projections:.2f}"
+    # One more by its own menu, one back.
+    opened.fill("#filter", "")
+    opened.select_option("#ops tr[data-name='layers.0.attn.out'] select", "p8")
+    opened.select_option("#ops tr[data-name='layers.1.ffn.down'] select", "p3")
+    what = profile.what_if({"ffn.*": "p2", "layers.0.attn.out": "p8", "layers.1.ffn.down": "p3"})
+    with opened.expect_download() as download:
+        opened.click("#export")
+    path = tmp_path / "recipe.json"
+    download.value.save_as(path)
+    assert json.loads(path.read_text()) == what.recipe
+    report = palettize(paths[0], tmp_path / "new", recipe=path, progress=False)
+    assert report.bytes == what.bytes
+    opened.click("#reset")
+    assert opened.evaluate("() => report.predict(report.state.recipe).bytes") == profile.what_if().bytes
+
+
+def test_every_view_draws(opened: Any) -> None:
+    page = opened
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_selector(f":root[data-theme={scheme}]", state="attached")
+        for tab, drawn in (
+            ("bars", ".barlayer .point"),
+            ("treemap", ".treemaplayer .slice"),
+            ("roofline", ".scatterlayer .point"),
+            ("tradeoff", ".scatterlayer .point"),
+            ("graph", "#graph .node"),
+        ):
+            page.click(f"[data-tab={tab}]")
+            page.wait_for_selector(drawn, state="attached")
+            keep(page, f"{scheme}-{tab}")
+    # Nothing sticks out of a laptop's screen.
+    wide, tall = page.evaluate("[document.documentElement.scrollWidth, document.body.scrollHeight]")
+    assert wide <= SIZE["width"] and tall <= SIZE["height"]
+    assert page.evaluate("(b => b.scrollWidth <= b.clientWidth)(document.querySelector('.ops .scroll'))")
+    page.click("#theme")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.click("#theme")
+
+
+def test_a_chart_selects(opened: Any) -> None:
+    opened.click("[data-tab=bars]")
+    opened.wait_for_selector(".barlayer .point", state="attached")
+    opened.evaluate(
+        """() => document.getElementById('chart').emit('plotly_click',
+          {points: [{data: document.getElementById('chart').data[1], pointNumber: 1}]})"""
+    )
+    assert opened.eval_on_selector_all("#ops tr.chosen", "all => all.length") > 0
+
+
+def test_names_are_text(browser: Any, profile: Profile, tmp_path: Path) -> None:
+    evil = "<img src=x onerror='window.hacked=1'><a href='javascript:window.hacked=1'>x</a><b>"
+    for page in show(browser, with_names(profile, evil, evil), tmp_path):
+        assert page.inner_text("#model") == evil and page.title().startswith(evil)
+        for tab in ("bars", "treemap", "roofline", "tradeoff"):
+            page.click(f"[data-tab={tab}]")
+            page.wait_for_selector("#chart .main-svg", state="attached")
+        assert page.evaluate("window.hacked") is None
+        assert page.eval_on_selector_all("img, a", "all => all.length") == 0
+
+
+def keep(page: Any, name: str) -> None:
+    """Saves a picture for people to look at, where ``POCKETLM_SCREENSHOTS`` says."""
+    folder = os.environ.get("POCKETLM_SCREENSHOTS")
+    if folder:
+        page.wait_for_timeout(300)
+        page.screenshot(path=Path(folder) / f"{name}.png")
