@@ -72,6 +72,31 @@ def test_help_shows_an_example(command: str) -> None:
     assert "--json" in result.output
 
 
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_help_fits_a_terminal(command: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(cli, [*command, "--help"], terminal_width=80)
+    assert not [line for line in result.output.splitlines() if len(line) > 80]
+
+
+def test_without_anything_there_is_help() -> None:
+    status, out, err = call()
+    assert status == 0 and err == "" and out == call("--help")[1] and out.count("\n") > 20
+
+
+def test_the_end_says_when_text_was_cut(loaded: Loaded) -> None:
+    assert "4 tokens (cut at --max-tokens)" in call("generate", "x", "--max-tokens", "4", "--ignore-eos")[2]
+    assert "tokens (the context is full)" in call("generate", "x", "--ignore-eos")[2]
+
+
+def test_an_interrupted_palettize_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pocketlm.palettize.palettize", stop)
+    status, _, err = call("palettize", "src", "dst")
+    assert status == 130 and "the same command goes on" in err and "interrupted" in err
+
+
 def test_generate_streams_prompt_and_text(loaded: Loaded) -> None:
     status, out, err = call("generate", "once upon", "--max-tokens", "8", "--seed", "1", "--ignore-eos")
     expected = loaded.load().generate("once upon", max_tokens=8, seed=1, ignore_eos=True)
@@ -115,11 +140,14 @@ def test_generate_chat_uses_the_template(loaded: Loaded) -> None:
         (["perplexity"], 2, "FILE"),
         (["perplexity", "a", "b", "c"], 2, "FILE"),
         (["perplexity", "nowhere.txt"], 1, "nowhere.txt"),
+        (["perplexity", "/"], 2, "directory"),
+        (["generate", ""], 2, "PROMPT is empty"),
         (["inspect", "nowhere/at/all"], 1, "nowhere/at/all"),
         (["palettize", "nowhere/at/all", "dst"], 1, "nowhere/at/all"),
         (["palettize", "src"], 2, "DST"),
         (["palettize", "src", "dst", "--bits", "9"], 2, "bits"),
         (["fly"], 2, "fly"),
+        (["genrate", "x"], 2, "'generate'"),
     ],
 )
 def test_failures_are_one_line(loaded: Loaded, args: list[str], status: int, part: str) -> None:

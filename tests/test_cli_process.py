@@ -21,7 +21,8 @@ def run(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
         (["--version"], 0),
         (["generate", "--nonsense"], 2),
         (["inspect", "/nowhere"], 1),
-        ([], 2),
+        ([], 0),
+        (["fly"], 2),
     ],
 )
 def test_exit_status(args: list[str], status: int) -> None:

@@ -39,7 +39,8 @@ def run(args: Sequence[str]) -> int:
     from pocketlm.errors import ParameterError, PocketlmError
 
     try:
-        status = cli.main(args=list(args), prog_name="pocketlm", standalone_mode=False)
+        # Without anything: what there is, rather than an error.
+        status = cli.main(args=list(args) or ["--help"], prog_name="pocketlm", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.UsageError as problem:
@@ -47,8 +48,9 @@ def run(args: Sequence[str]) -> int:
         return _complain(f"{problem.format_message()} (see {path} --help)", USAGE)
     except click.ClickException as problem:
         return _complain(problem.format_message(), FAILURE)
-    except (click.Abort, KeyboardInterrupt):
-        return _complain("interrupted", INTERRUPTED)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        said = stop.__cause__ if isinstance(stop, click.Abort) else stop  # what a command adds for the user
+        return _complain(str(said or "") or "interrupted", INTERRUPTED)
     except (BrokenPipeError, SystemExit):
         # Whoever read the output has seen enough (click turns that into SystemExit, its only one here).
         # Python would complain when it flushes at exit.

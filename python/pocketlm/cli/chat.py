@@ -56,7 +56,7 @@ def command(
 
     \b
     Example:
-        pocketlm chat meta-llama/Llama-3.2-1B-Instruct -i "Answer in one sentence."
+        pocketlm chat my-model -i "Answer in one sentence."
     """
     from rich.console import Console
 

@@ -55,7 +55,12 @@ runtime_options = options(
     ),
 )
 sampling_options = options(
-    click.option("--max-tokens", type=int, metavar="N", help="Most tokens to generate."),
+    click.option(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="Most tokens to generate.  [default: the model's, or what fits, up to 1024]",
+    ),
     click.option(
         "--temperature",
         type=float,
@@ -73,7 +78,7 @@ sampling_options = options(
         "--min-p", type=float, metavar="P", help="Drop tokens less likely than P times the likeliest."
     ),
     click.option("--repetition-penalty", type=float, metavar="R", help="Above 1 avoids tokens seen before."),
-    click.option("--seed", type=int, metavar="S", help="The same seed gives the same text."),
+    click.option("--seed", type=int, metavar="S", help="The same seed gives the same text.  [default: any]"),
     click.option(
         "--stop", multiple=True, metavar="TEXT", help="Stop where this text would come; repeatable."
     ),

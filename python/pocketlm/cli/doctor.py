@@ -56,7 +56,7 @@ def _show(found: dict[str, Any]) -> None:
     click.echo("\nkernels in use")
     for row in found["kernels"]:
         if row["chosen"]:
-            click.echo(f"  {row['op']:<24} {row['kind']:<6} {row['variant']:<8} {row['level']}")
+            click.echo(f"  {row['op']:<24} {row['kind']:<9} {row['variant']:<11} {row['level']}")
     if found["bundled_model"]:
         click.echo(f"\nbundled model: {found['bundled_model']}")
     for problem in found["problems"]:

@@ -55,11 +55,12 @@ def command(
 
     \b
     Examples:
-        pocketlm generate "Once upon a time, a little fox" --max-tokens 200 --temperature 0.7
-        pocketlm generate "What is a palette?" --chat --model meta-llama/Llama-3.2-1B-Instruct
-        pocketlm generate "The answer is" --max-tokens 3 --seed 1 --json
+        pocketlm generate "Once upon a time" --max-tokens 300 --seed 1
+        pocketlm generate "Dear Sir," --model my-model --temperature 0.7
+        pocketlm generate "What is a palette?" --chat --model my-chat-model
+        pocketlm generate "The answer is" --max-tokens 3 --json
     """
-    from pocketlm.errors import UnsupportedError
+    from pocketlm.errors import ParameterError, UnsupportedError
 
     if adapter is not None:
         raise UnsupportedError("--adapter: this version of pocketlm has no adapters yet")
@@ -67,6 +68,8 @@ def command(
         raise click.UsageError("give a PROMPT, or text on standard input")
     if prompt is None or prompt == "-":
         prompt = _standard_input()
+    if not prompt and not chat:
+        raise ParameterError("PROMPT is empty; give a word or more to go on from")
     settings = chosen(sampling)
     lm = open_model(model, threads=threads, context=context, max_memory=max_memory, precise=precise)
     with lm:
@@ -83,8 +86,12 @@ def command(
         completion = stream.result()
     if not quiet:
         timings, usage = completion.timings, completion.usage
+        cut = ""
+        if completion.finish_reason == "length":
+            full = usage.total_tokens >= lm.context
+            cut = " (the context is full)" if full else " (cut at --max-tokens)"
         click.echo(
-            f"[{usage.completion_tokens} tokens, {timings.decode_tokens_per_second:.1f} tokens/s, "
+            f"[{usage.completion_tokens} tokens{cut}, {timings.decode_tokens_per_second:.1f} tokens/s, "
             f"first after {timings.ttft_seconds:.3f} s, seed {completion.seed}]",
             err=True,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 
 import click
@@ -15,7 +16,9 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            close = difflib.get_close_matches(cmd_name, COMMANDS, 1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(COMMANDS)}."
+            raise click.UsageError(f"No such command {cmd_name!r:.60}. {hint}", ctx)
         command: click.Command = importlib.import_module(f"pocketlm.cli.{cmd_name}").command
         return command
 

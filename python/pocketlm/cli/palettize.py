@@ -65,21 +65,25 @@ def command(
     \b
     Examples:
         pocketlm palettize path/to/llama-checkpoint my-model --bits 4
-        pocketlm palettize meta-llama/Llama-3.2-1B my-model --bits 3.5 --calibration sample.txt
+        pocketlm palettize meta-llama/Llama-3.2-1B my-model --bits 3.5
+        pocketlm palettize path/to/model my-model --bits 3 --calibration some.txt
     """
     from pocketlm.palettize import palettize
 
-    report = palettize(
-        src,
-        dst,
-        bits=bits,
-        embedding_bits=embedding_bits,
-        calibration=calibration,
-        recipe=recipe,
-        progress=not as_json,
-        overwrite=overwrite,
-        threads=threads,
-    )
+    try:
+        report = palettize(
+            src,
+            dst,
+            bits=bits,
+            embedding_bits=embedding_bits,
+            calibration=calibration,
+            recipe=recipe,
+            progress=not as_json,
+            overwrite=overwrite,
+            threads=threads,
+        )
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt("interrupted; the same command goes on from here") from stopped
     figures = {
         "path": str(report.path),
         "parameters": report.parameters,
@@ -105,5 +109,7 @@ def command(
     click.echo(
         f"{report.path}: {report.parameters:,} parameters in {human(report.bytes)}, {report.seconds:.1f} s"
     )
+    if report.resumed:
+        click.echo(f"{report.resumed} of {len(report.tensors)} tensors were there from an interrupted run")
     click.echo(f"bits per weight, projections  {report.bits_per_weight_projections:.3f}")
     click.echo(f"bits per weight, everything   {report.bits_per_weight_all:.3f}")

@@ -73,6 +73,8 @@ def command(
 
     with storage_errors(file):
         size = file.stat().st_size
+        if file.is_dir():
+            raise click.UsageError(f"FILE must be a text file; {file} is a directory")
     with (
         open_model(model, threads=threads, precise=precise) as lm,
         _opened(against, threads=threads, precise=precise) as source,

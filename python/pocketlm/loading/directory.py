@@ -81,7 +81,7 @@ class DirectoryWriter:
                 raise ParameterError(f"{self.destination}: exists and is not a directory")
             if any(self.destination.iterdir()) and not self._overwrite:
                 raise ParameterError(
-                    f"{self.destination}: exists already; choose another place or overwrite it"
+                    f"{self.destination}: exists already; choose another place, or overwrite it (--overwrite)"
                 )
 
     def note(self, name: str) -> dict[str, Any] | None:

@@ -53,7 +53,8 @@ def require_directory(path: Path) -> Path:
     """
     with storage_errors(path):
         if not path.exists():
-            raise MissingFileError(f"{path}: no such directory")
+            hint = "" if len(path.parts) > 1 else " (and a Hugging Face id has the form OWNER/NAME)"
+            raise MissingFileError(f"{path}: no such directory{hint}")
         if not path.is_dir():
             hint = "; give the directory that holds it" if path.suffix == ".safetensors" else ""
             raise MissingFileError(f"{path}: is not a directory{hint}")
