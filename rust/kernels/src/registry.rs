@@ -1,7 +1,7 @@
 //! The one table of kernels: what dispatch, tests, benches and `pocketlm doctor` read.
 //!
 //! To add a version of an existing kernel for another level, add one [`Row`] to the `ROWS` of its module.
-//! To add an operation: a line in [`kernel_ops!`] below, `ROWS` in its module, the module in [`TABLE`], a field in
+//! To add an operation: a line in `kernel_ops!` below, `ROWS` in its module, the module in `TABLE`, a field in
 //! [`crate::Kernels`], and a safe method of `Kernels` that checks lengths and calls the pointer.
 //! Every operation has a scalar row for each kind and variant; other levels are optional.
 //!

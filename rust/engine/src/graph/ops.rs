@@ -92,7 +92,7 @@ pub enum OpKind {
         norm: NormKind,
         /// Added to the mean square, or to the variance.
         eps: f64,
-        /// [width] or [group].
+        /// `[width]` or `[group]`.
         weight: Option<Weight>,
         /// As the weight.
         bias: Option<Weight>,
@@ -106,9 +106,9 @@ pub enum OpKind {
     Linear {
         /// Operand.
         x: usize,
-        /// [width, inputs]
+        /// `[width, inputs]`
         weight: Weight,
-        /// [width]
+        /// `[width]`
         bias: Option<Weight>,
     },
     /// Channels `start..start + width`.
