@@ -6,7 +6,7 @@ RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
 
-.PHONY: demo test test-rust test-python test-eval test-arm bench lint format docs bundle wheel check-wheel build clean
+.PHONY: demo test test-rust test-python test-eval test-arm bench lint format docs bundle wheel check-wheel build clean help
 
 demo: $(VENV)/.built ## write a story with the bundled model
 	@$(BIN)/pocketlm generate "Once upon a time, a little fox" --max-tokens 220 --temperature 0.7 --seed 7
@@ -55,9 +55,9 @@ wheel: $(VENV)/.base ## build the wheel into dist/ and say how large it is
 check-wheel: wheel ## install it as a newcomer would, without a compiler, and write a story
 	tools/check-wheel.sh dist/*.whl
 
-docs: $(VENV)/.dev ## check the documentation: links and examples
+docs: $(VENV)/.dev $(VENV)/.built ## check the documentation: links and examples
 	$(BIN)/python -m pytest tests/test_docs.py
-	cargo doc --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
 build: $(VENV)/.built ## compile the extension in place
 
@@ -78,8 +78,12 @@ $(VENV)/.eval: pyproject.toml
 	touch $@
 
 $(VENV)/.built: $(VENV)/.base $(RUST)
+	@echo 'compiling (the first time it takes some minutes) ...'
 	$(BIN)/maturin develop --release --quiet 2>/dev/null || $(BIN)/maturin develop --release
 	touch $@
+
+help: ## list what there is
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 14
 
 clean: ## remove what was built
 	rm -rf $(VENV) target dist
