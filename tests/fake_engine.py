@@ -43,10 +43,23 @@ class FakeSequence:
 
 class FakeResult:
     def __init__(self) -> None:
-        self.token: int | None = None
-        self.logprob: float | None = None
-        self.top: list[tuple[int, float]] = []
+        self.tokens: list[int] = []
+        self.logprobs: list[tuple[float, list[tuple[int, float]]]] = []
         self.logits: np.ndarray | None = None
+
+
+class FakeContinuation:
+    """Ends as the real one does, and guesses nothing."""
+
+    proposed = accepted = 0
+
+    def __init__(self, max_tokens: int, stop_ids: Any) -> None:
+        self.left, self.stops, self.ended = max_tokens, frozenset(stop_ids or ()), False
+
+    def take(self, token: int) -> None:
+        assert not self.ended
+        self.left -= 1
+        self.ended = self.left == 0 or token in self.stops
 
 
 class FakeSampler:
@@ -76,9 +89,10 @@ class FakeSampler:
             p = np.exp(logprobs / self.temperature)
             token = int(np.random.default_rng([self.seed, self.count]).choice(len(p), p=p / p.sum()))
         self.count += 1
-        result.token, result.logprob = token, float(logprobs[token])
-        order = np.argsort(-logprobs, kind="stable")[: self.logprobs or 0]
-        result.top = [(int(i), float(logprobs[i])) for i in order]
+        result.tokens.append(token)
+        if self.logprobs is not None:
+            order = np.argsort(-logprobs, kind="stable")[: self.logprobs]
+            result.logprobs.append((float(logprobs[token]), [(int(i), float(logprobs[i])) for i in order]))
 
 
 class FakeEngine:
@@ -92,7 +106,8 @@ class FakeEngine:
         self.cache_tokens, self.max_rows = cache_tokens, max_rows
         self.live: set[FakeSequence] = set()
         self.steps: list[list[int]] = []  # tokens of each item, step by step
-        self.closed = False
+        self.closed, self.interrupted = False, False
+        self.most_steps = 5  # of one call; the number changes from call to call
         self.before_step: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
 
@@ -112,23 +127,56 @@ class FakeEngine:
             3 * np.random.default_rng(int.from_bytes(digest, "little")).standard_normal(self.vocab_size)
         ).astype(np.float32)
 
-    def step(self, items: list[Any]) -> list[FakeResult]:
+    def continuation(
+        self, prompt: list[int], *, max_tokens: int, stop_ids: Any = None, guesses: int = 0
+    ) -> FakeContinuation:
+        assert prompt and 0 <= guesses <= 16
+        return FakeContinuation(max_tokens, stop_ids)
+
+    def drafts(self, continuation: FakeContinuation, texts: int) -> int:
+        return 0
+
+    def prewarm(self) -> None:
+        pass
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+
+    def step(self, items: list[Any], *, steps: int = 1, seconds: float = 0.0) -> list[FakeResult]:
         assert self._lock.acquire(blocking=False), "two steps at once"
         try:
-            assert not self.closed and items
-            assert sum(len(ids) for _, ids, _, _ in items) <= self.max_rows
-            assert len({id(s) for s, *_ in items}) == len(items)
-            self.steps.append([len(ids) for _, ids, _, _ in items])
+            assert not self.closed and items and steps >= 1 and seconds >= 0
+            assert sum(len(item[1]) for item in items) <= self.max_rows
+            assert len({id(item[0]) for item in items}) == len(items)
+            goes_on = all(sampler and continuation for _, _, sampler, _, continuation in items)
+            results = [FakeResult() for _ in items]
             self.before_step()
-            return [self._run(*item) for item in items]
+            for _ in range(min(steps, 1 + len(self.steps) % self.most_steps)):
+                self.steps.append([len(item[1]) for item in items])
+                for item, result in zip(items, results, strict=True):
+                    self._run(*item, result)
+                if not goes_on or self.interrupted or any(item[4].ended for item in items):
+                    break
+                items = [
+                    (s, result.tokens[-1:], *rest)
+                    for (s, _, *rest), result in zip(items, results, strict=True)
+                ]
+            self.interrupted = False
+            return results
         finally:
             self._lock.release()
 
     def _run(
-        self, sequence: FakeSequence, ids: list[int], sampler: FakeSampler | None, want: str
-    ) -> FakeResult:
+        self,
+        sequence: FakeSequence,
+        ids: list[int],
+        sampler: FakeSampler | None,
+        want: str,
+        continuation: FakeContinuation | None,
+        result: FakeResult,
+    ) -> None:
         assert not sequence.freed and ids and all(0 <= i < self.vocab_size for i in ids)
-        result, rows = FakeResult(), []
+        rows = []
         for token in ids:
             sequence.ids.append(token)
             if want == "all":
@@ -136,11 +184,12 @@ class FakeEngine:
         assert len(sequence.ids) <= self.context_length and self.cache_tokens_free >= 0
         if sampler is not None:
             sampler.sample(self.logits(sequence.ids), result)
+            if continuation is not None:
+                continuation.take(result.tokens[-1])
         if want == "all":
             result.logits = np.stack(rows)
         elif want == "last":
             result.logits = self.logits(sequence.ids)[None]
-        return result
 
     def close(self) -> None:
         assert not self.live, "sequences outlive the engine"

@@ -162,8 +162,8 @@ def test_memory_is_a_few_rows(tmp_path: Path) -> None:
         def count(name: str, engine: Any) -> None:
             inner = engine.step
 
-            def step(items: list[Any]) -> list[Any]:
-                total[name] += sum(len(ids) for _, ids, _, logits in items if logits == "all")
+            def step(items: list[Any], **limits: Any) -> list[Any]:
+                total[name] += sum(len(ids) for _, ids, _, logits, _ in items if logits == "all")
                 lead.append(abs(total["lm"] - total["source"]))
                 return inner(items)
 
@@ -181,7 +181,9 @@ def test_logits_are_computed_from_where_they_are_wanted() -> None:
         engine: Any = lm.engine
         wanted: list[str] = []
         inner = engine.step
-        engine.step = lambda items: wanted.extend(item[3] for item in items) or inner(items)
+        engine.step = lambda items, **limits: (
+            wanted.extend(item[3] for item in items) or inner(items, **limits)
+        )
         parts = list(lm.iter_logits(ids, 70))
         assert parts[0][0] == 70 and sum(len(rows) for _, rows in parts) == 30
         assert np.array_equal(np.concatenate([rows for _, rows in parts]), lm.logits(ids)[70:])

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fake_engine import FakeEngine, FakeSampler
+from fake_engine import FakeEngine, FakeResult, FakeSampler
 from pocketlm.errors import ContextLengthError, ParameterError, WeightError
 from pocketlm.generate.params import SamplingParams
 from pocketlm.generate.result import Completion
@@ -47,10 +47,10 @@ def oracle(prompt: list[int], params: SamplingParams) -> list[int]:
     temperature = 1.0 if params.temperature is None else params.temperature
     sampler = FakeSampler(temperature=temperature, seed=params.seed or 0, logprobs=None)
     while len(ids) - len(prompt) < (params.max_tokens or 0):
-        (result,) = [type("R", (), {})()]
+        result = FakeResult()
         sampler.sample(engine.logits(ids), result)
-        ids.append(result.token)
-        if result.token in TOKENIZER.eos and not params.ignore_eos:
+        ids += result.tokens
+        if ids[-1] in TOKENIZER.eos and not params.ignore_eos:
             break
     return ids[len(prompt) :]
 

@@ -84,6 +84,20 @@ def test_any_tokens_of_words_and_bytes_stream(ids: list[int]) -> None:
     assert REPLACEMENT in expected or out == expected
 
 
+@given(st.lists(st.lists(st.integers(0, VOCABULARY - 1), max_size=12), max_size=8), st.booleans())
+def test_several_tokens_at_once_give_the_same_text(groups: list[list[int]], words: bool) -> None:
+    tokenizer = WORDS if words else BYTES
+    groups = [[token % tokenizer.get_vocab_size() for token in group] for group in groups]
+    skip = frozenset({3, 70})
+    singly, together = (decoder(tokenizer, skip=skip) for _ in range(2))
+    expected = found = ""
+    for group in groups:
+        expected += "".join(singly.push(token) for token in group)
+        found += together.push_all(group)
+        assert found == expected
+    assert found + together.flush() == expected + singly.flush()
+
+
 def test_leading_space_is_kept_after_a_prompt() -> None:
     prompt, word = WORDS.encode("once upon").ids, WORDS.token_to_id("▁time")
     assert decoder(WORDS, context=prompt).push(word) == " time"

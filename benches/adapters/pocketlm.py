@@ -44,7 +44,9 @@ class Peer(Adapter):
     def generate(self, ids: Sequence[int], count: int) -> tuple[list[int], list[float]]:
         tokens: list[int] = []
         times: list[float] = []
-        for chunk in self.model.stream(ids, max_tokens=count, temperature=0.0, ignore_eos=True):
+        # As the others: one token a step.
+        options = {"max_tokens": count, "temperature": 0.0, "ignore_eos": True, "num_speculative_tokens": 0}
+        for chunk in self.model.stream(ids, **options):
             now = time.perf_counter()
             tokens.extend(chunk.tokens)
             times.extend([now] * len(chunk.tokens))

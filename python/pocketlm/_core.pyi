@@ -4,12 +4,13 @@ from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "Continuation",
     "Engine",
     "Palettized",
     "Sampler",
@@ -89,36 +90,64 @@ class Engine:
     def sequence(self) -> Sequence: ...
     def step(
         self,
-        items: AbstractSequence[
-            tuple[
-                Sequence, AbstractSequence[int] | NDArray[Any], Sampler | None, Literal["none", "last", "all"]
-            ]
-        ],
+        items: AbstractSequence[tuple[Any, ...]],
+        *,
+        steps: int = 1,
+        seconds: float = 0.0,
     ) -> list[StepResult]:
-        """Appends tokens to sequences, any mix of prompt chunks and single tokens; an item's last member says
-        which logits to return: none, those of its last token, or those of each.
+        """Appends tokens to sequences, any mix of prompt chunks and single tokens. An item is (sequence,
+        token ids, sampler or ``None``, which logits to return, and optionally a continuation); the logits are
+        ``"none"``, those of its ``"last"`` token, or those of ``"all"``.
 
         With a sampler, samples the next token and counts it in the sampler's history. Results depend neither
         on the batch, nor on chunks, nor on threads.
 
+        If every item has a sampler and a continuation, the sampled tokens are fed back in further steps:
+        until a text ends, ``steps`` are done, ``seconds`` are over, or :meth:`interrupt` is called. Single
+        tokens with a continuation may bring guesses at further ones, where that was measured to pay; guesses
+        are checked in the same step, and change nothing but the speed. The cache then holds all tokens but
+        the last that was sampled.
+
         Raises:
             ParameterError: more than ``max_rows`` tokens, an id that has no embedding, no ids, a sequence or
-            a sampler
-                twice.
+                a sampler twice.
             ContextLengthError: a sequence would exceed ``context_length``.
             MemoryLimitError: the cache has no room.
             WeightError: the logits to sample from are not finite numbers.
 
-        Whatever it raises, all sequences are as before.
+        Whatever it raises, all sequences are as before. What goes wrong in a later step is left to the next
+        call.
         """
-    def step_timed(
+    def interrupt(self) -> None:
+        """Makes a call of several steps return after its present one. From any thread."""
+    def continuation(
         self,
-        items: AbstractSequence[
-            tuple[
-                Sequence, AbstractSequence[int] | NDArray[Any], Sampler | None, Literal["none", "last", "all"]
-            ]
-        ],
-    ) -> tuple[list[StepResult], list[float]]:
+        prompt: AbstractSequence[int] | NDArray[Any],
+        *,
+        max_tokens: int,
+        stop_ids: AbstractSequence[int] | NDArray[Any] | None = None,
+        guesses: int = 0,
+    ) -> Continuation:
+        """How one request goes on after ``prompt``: up to ``max_tokens`` or one of ``stop_ids``. At most
+        ``guesses`` tokens (no more than 16) are guessed in a step."""
+    def drafts(self, continuation: Continuation, texts: int) -> int:
+        """How many tokens a draft model should guess for one of ``texts`` requests that generate."""
+    def prewarm(self) -> None:
+        """Reads the weights' pages in and starts the threads."""
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of keys and values of a block of 64 tokens."""
+    def export(self, sequence: Sequence) -> bytes:
+        """Keys and values of a sequence: its blocks in order, the same on every machine; zero behind the last
+        token."""
+    def restore(self, length: int, data: bytes) -> Sequence:
+        """A sequence of ``length`` tokens from what :meth:`export` gave for as many.
+
+        Raises:
+            ParameterError: ``data`` does not fit ``length``.
+            ContextLengthError, MemoryLimitError: there is no room.
+        """
+    def step_timed(self, items: AbstractSequence[tuple[Any, ...]]) -> tuple[list[StepResult], list[float]]:
         """As :meth:`step`, and gives the seconds of each phase of :meth:`phases`, then of what is in none of
         them (checks, waking the workers, the return). They add up to the time of the step."""
     def phases(self) -> list[dict[str, Any]]:
@@ -147,18 +176,42 @@ class Sequence:
 
 @final
 class StepResult:
-    """What a step gives for one item."""
+    """What a step, or several, give for one item."""
 
     @property
-    def token(self) -> int | None: ...
+    def tokens(self) -> list[int]:
+        """The sampled tokens, in order."""
+    @property
+    def logprobs(self) -> list[tuple[float, list[tuple[int, float]]]]:
+        """Of each token its log-probability and the likeliest tokens with theirs, if the sampler reports
+        them."""
+    @property
+    def token(self) -> int | None:
+        """The last token."""
     @property
     def logprob(self) -> float | None:
-        """Log-probability of the token, if the sampler reports it."""
+        """Log-probability of the last token, if the sampler reports it."""
     @property
     def top(self) -> list[tuple[int, float]]: ...
     @property
     def logits(self) -> NDArray[np.float32] | None:
         """[rows, vocab_size]"""
+
+@final
+class Continuation:
+    """How one request goes on: when it ends, and what is guessed of it. :meth:`Engine.continuation` makes
+    one."""
+
+    @property
+    def proposed(self) -> int:
+        """Tokens that were guessed and computed."""
+    @property
+    def accepted(self) -> int:
+        """Those of them that were right."""
+    def draft(self, ids: AbstractSequence[int] | NDArray[Any], seconds: float) -> None:
+        """Takes a draft model's guesses at the next tokens, which took so long."""
+    def pass_draft(self) -> None:
+        """The draft model was not asked, as it would not have paid."""
 
 @final
 class Sampler:
@@ -261,6 +314,8 @@ class WeightStore:
         scale: NDArray[np.float16],
     ) -> None:
         """Adds a palettized weight of ``shape`` [rows, columns] from its parts."""
+    def fingerprint(self, *, threads: int | None = None) -> str:
+        """A hexadecimal number that says which weights these are: names, kinds, shapes and bytes (XXH3)."""
     def names(self) -> list[str]:
         """Names of all tensors, ascending."""
     def __contains__(self, key: str, /) -> bool: ...

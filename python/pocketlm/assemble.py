@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from pocketlm._core import Engine, Sampler
+from pocketlm._core import Engine, Sampler, WeightStore
 from pocketlm.describe import describe
 from pocketlm.errors import MissingFileError, ParameterError
 from pocketlm.generate.defaults import GenerationDefaults
@@ -33,6 +36,8 @@ def load(
     revision: str | None = None,
     cache_tokens: int | None = None,
     check_values: bool = True,
+    draft: str | PathLike[str] | LM | None = None,
+    prewarm: bool = False,
 ) -> LM:
     """Opens a model and makes it ready to use.
 
@@ -48,12 +53,16 @@ def load(
         cache_tokens: tokens that the cache holds, over all running requests and kept beginnings; ``None`` for
             twice the context.
         check_values: look for NaN and infinity in the weights first.
+        draft: a much smaller model with the same tokenizer (a directory, a hub id, or a loaded model, which
+            keeps its own memory) that guesses tokens for this one to check. It changes the speed, never the
+            text. Where it does not pay it is not asked.
+        prewarm: do now what the first request would wait for (see :meth:`LM.prewarm`).
 
     Raises:
         MissingFileError, FileFormatError, ConfigError, WeightError, TokenizerError: the model cannot be used;
             the message names the file. A tokenizer of more than 4 MB is read, and so checked, when it is
             first needed.
-        ParameterError: an argument is out of range.
+        ParameterError: an argument is out of range, or the draft model has another tokenizer.
         MemoryLimitError: ``max_memory``, or the machine's memory, would be exceeded.
     """
     for name, value in (
@@ -66,6 +75,8 @@ def load(
             isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 62
         ):
             raise ParameterError(f"{name}: must be a positive integer, not {value!r:.60}")
+    if draft is not None and not isinstance(draft, str | PathLike | LM):
+        raise ParameterError(f"draft: must be a path, a hub id or a loaded model, not {draft!r:.60}")
     if path_or_id is None and not BUNDLED.is_dir():
         raise MissingFileError(f"{BUNDLED}: the bundled model is not part of this installation; name a model")
     model = open_model(
@@ -80,24 +91,69 @@ def load(
     tokenizer = functools.partial(Tokenizer.of, model, defaults.eos)
     # Before the engine, which takes memory.
     ready = tokenizer if _is_large(model.tokenizer_path) else tokenizer()
-    engine = Engine(
-        model.graph.to_json(),
-        model.store,
-        threads=threads,
-        cache_tokens=max(cache_tokens or 2 * context, context),
-        precise=precise,
-        max_memory=max_memory,
-    )
-    return LM(
+    graph = model.graph.to_json()
+    capacity = max(cache_tokens or 2 * context, context)
+
+    def make(cache_tokens: int, threads: int | None, max_memory: int | None) -> Engine:
+        return Engine(
+            graph,
+            model.store,
+            threads=threads,
+            cache_tokens=cache_tokens,
+            precise=precise,
+            max_memory=max_memory,
+        )
+
+    engine = make(capacity, threads, max_memory)
+    try:
+        helper = None if draft is None else _draft_engine(draft, ready, engine, capacity, max_memory)
+    except BaseException:
+        engine.close()
+        raise
+    lm = LM(
         engine,
         ready,
         Sampler,
         defaults=defaults,
         context=context,
         describe=functools.partial(describe, model.graph, model.store),
+        identify=lambda: _identity(graph, model.store, precise),
+        again=make,
+        draft=helper,
         name=model.path.name,
         loaded=model,
     )
+    if prewarm:
+        lm.prewarm()
+    return lm
+
+
+def _draft_engine(
+    draft: str | PathLike[str] | LM,
+    tokenizer: Tokenizer | Callable[[], Tokenizer],
+    engine: Engine,
+    capacity: int,
+    max_memory: int | None,
+) -> Any:
+    """An engine of the draft model, with a cache of its own, in what ``engine`` leaves of the memory."""
+    known = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer()
+    left = None if max_memory is None else max(1, max_memory - sum(engine.memory().values()))
+    lm = draft if isinstance(draft, LM) else load(draft, threads=engine.threads, max_memory=left)
+    try:
+        if lm._again is None:
+            raise ParameterError("draft: must be a model that pocketlm.load() made")
+        if not known.same_tokens(lm.tokenizer):
+            raise ParameterError(f"draft: {lm.name!r:.60} has another tokenizer than the model")
+        return lm._again(capacity, engine.threads, left)
+    finally:
+        if lm is not draft:
+            lm.close()
+
+
+def _identity(graph: str, store: WeightStore, precise: bool) -> str:
+    """What decides about the numbers in a model's cache."""
+    shape = hashlib.blake2b(graph.encode(), digest_size=16).hexdigest()
+    return f"weights {store.fingerprint()} graph {shape} activations {'f32' if precise else 'int8'} cache f16"
 
 
 def _is_large(path: Path) -> bool:

@@ -66,6 +66,15 @@ class Detokenizer:
             fresh += self.flush()
         return before + fresh
 
+    def push_all(self, tokens: Sequence[int]) -> str:
+        """:meth:`push` for several tokens, at the price of one."""
+        plain = [token for token in tokens if token not in self._skip]
+        if len(plain) < 2 or self._run or any(token in self._bytes for token in plain):
+            return "".join([self.push(token) for token in plain])
+        *earlier, last = plain
+        self._ids += earlier
+        return self.push(last)
+
     def flush(self) -> str:
         """The text held back; unfinished characters are shown as U+FFFD. Starts afresh after it."""
         rest = self._end_run()

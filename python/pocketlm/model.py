@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from pocketlm.describe import Description
 from pocketlm.errors import ParameterError
 from pocketlm.evaluate.perplexity import Perplexity, measure
-from pocketlm.generate import samples
+from pocketlm.generate import samples, saved
 from pocketlm.generate.defaults import GenerationDefaults
+from pocketlm.generate.draft import Drafter
 from pocketlm.generate.engine import Engine, SamplerFactory
 from pocketlm.generate.job import Evaluation
 from pocketlm.generate.params import SamplingParams
@@ -25,6 +26,7 @@ from pocketlm.generate.result import Completion
 from pocketlm.generate.scheduler import Scheduler
 from pocketlm.generate.session import Session
 from pocketlm.generate.stream import Stream
+from pocketlm.loading.files import as_path
 from pocketlm.loading.model import LoadedModel
 from pocketlm.scores import Score, token_logprobs
 from pocketlm.tokenizer import Tokenizer
@@ -51,6 +53,9 @@ class LM:
         defaults: GenerationDefaults | None = None,
         context: int | None = None,
         describe: Callable[[], Description] | None = None,
+        identify: Callable[[], str] | None = None,
+        again: Callable[[int, int | None, int | None], Any] | None = None,
+        draft: Engine | None = None,
         name: str = "",
         loaded: LoadedModel | None = None,
     ) -> None:
@@ -64,10 +69,13 @@ class LM:
             lambda: self.tokenizer,
             sampler,
             self.defaults.params,
+            continuation=engine.continuation,
             context=self.context,
             vocab_size=engine.vocab_size,
         )
-        self._scheduler = Scheduler(engine)
+        self._identify, self._identity = identify, None if identify is not None else "unknown"
+        self._again, self._draft = again, draft
+        self._scheduler = Scheduler(engine, None if draft is None else Drafter(draft))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -139,11 +147,21 @@ class LM:
         return self._start(self._requests.ids(prompt), params, overrides)
 
     def session(
-        self, instructions: str | None = None, params: SamplingParams | None = None, **overrides: Any
+        self,
+        instructions: str | None = None,
+        params: SamplingParams | None = None,
+        *,
+        restore: str | PathLike[str] | None = None,
+        **overrides: Any,
     ) -> Session:
         """A conversation. ``instructions`` tell the model how to behave; parameters are those of its
-        answers."""
-        return Session(self, instructions, params, **overrides)
+        answers. ``restore`` names a file of :meth:`Session.save` to go on from.
+
+        Raises:
+            MissingFileError, StorageError, FileFormatError: the file cannot be read, or is damaged.
+            ParameterError: it was saved from another model.
+        """
+        return Session(self, instructions, params, restore=restore, **overrides)
 
     chat = session
 
@@ -231,10 +249,29 @@ class LM:
         """How well the model predicts a text file; see :func:`pocketlm.evaluate.perplexity.measure`."""
         return measure(self, path, context=context, **options)
 
+    def prewarm(self) -> None:
+        """Does beforehand what the first request would wait for: reads the weights and the tokenizer in,
+        starts the threads, and generates two tokens, which are thrown away.
+
+        Raises:
+            ParameterError: the model is closed.
+        """
+        self.engine.prewarm()
+        key = object()
+        size = max(1, min(33, self.context - 2))
+        try:
+            self._start(
+                [0] * size, None, {"max_tokens": min(2, self.context - size), "ignore_eos": True}, key
+            ).result()
+        finally:
+            self._forget(key)
+
     def close(self) -> None:
         """Ends all work and frees the memory. Using the model afterwards is a :class:`ParameterError`."""
         self._scheduler.close()
         self.engine.close()
+        if self._draft is not None:
+            self._draft.close()
 
     def __enter__(self) -> LM:
         return self
@@ -268,3 +305,21 @@ class LM:
 
     def _forget(self, owner: Any) -> None:
         self._scheduler.forget(owner)
+
+    def _fingerprint(self) -> str:
+        if self._identity is None and self._identify is not None:
+            self._identity = self._identify()
+        return self._identity or "unknown"
+
+    def _write_session(self, path: Any, messages: Sequence[tuple[str, str]], owner: Any) -> None:
+        ids, data = self._scheduler.kept(owner)
+        saved.write(
+            as_path(path, "path"), saved.Saved(tuple(messages), tuple(ids), data), self._fingerprint()
+        )
+
+    def _read_session(self, path: Any, owner: Any) -> Sequence[tuple[str, str]]:
+        found = saved.read(as_path(path, "restore"), self._fingerprint())
+        if found.tokens and len(found.tokens) <= self.context:
+            ids = self._requests.ids(list(found.tokens))
+            self._scheduler.keep(owner, ids, found.cache)
+        return found.messages

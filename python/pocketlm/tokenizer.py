@@ -100,6 +100,10 @@ class Tokenizer:
             source=str(model.tokenizer_path),
         )
 
+    def same_tokens(self, other: Tokenizer) -> bool:
+        """Whether every token has the same id and text in both."""
+        return self is other or self._inner.get_vocab() == other._inner.get_vocab()
+
     def encode(self, text: str, *, bos: bool = True, limit: int | None = None) -> list[int]:
         """Token ids of ``text``, after the token that begins a text if the model uses one and ``bos`` is set.
 

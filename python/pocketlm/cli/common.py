@@ -78,6 +78,12 @@ sampling_options = options(
         "--min-p", type=float, metavar="P", help="Drop tokens less likely than P times the likeliest."
     ),
     click.option("--repetition-penalty", type=float, metavar="R", help="Above 1 avoids tokens seen before."),
+    click.option(
+        "--num-speculative-tokens",
+        type=int,
+        metavar="N",
+        help="Most tokens guessed in a step, for speed; 0 for none.  [default: 8]",
+    ),
     click.option("--seed", type=int, metavar="S", help="The same seed gives the same text.  [default: any]"),
     click.option(
         "--stop", multiple=True, metavar="TEXT", help="Stop where this text would come; repeatable."

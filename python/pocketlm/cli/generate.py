@@ -26,6 +26,7 @@ from pocketlm.cli.common import (
     ),
     click.option("--adapter", metavar="A", help="An adapter to apply (this version has none yet)."),
     sampling_options,
+    click.option("--draft", metavar="MODEL", help="A much smaller model with the same tokens, to guess."),
     click.option("--chat", is_flag=True, help="Treat PROMPT as a question, in the model's chat format."),
     click.option(
         "--logprobs", type=int, metavar="N", help="With --json: log-probabilities, with N alternatives each."
@@ -39,6 +40,7 @@ def command(
     prompt: str | None,
     model: str | None,
     adapter: str | None,
+    draft: str | None,
     chat: bool,
     quiet: bool,
     as_json: bool,
@@ -71,7 +73,9 @@ def command(
     if not prompt and not chat:
         raise ParameterError("PROMPT is empty; give a word or more to go on from")
     settings = chosen(sampling)
-    lm = open_model(model, threads=threads, context=context, max_memory=max_memory, precise=precise)
+    lm = open_model(
+        model, threads=threads, context=context, max_memory=max_memory, precise=precise, draft=draft
+    )
     with lm:
         stream = lm.session().stream_response(prompt, **settings) if chat else lm.stream(prompt, **settings)
         if as_json:
@@ -86,13 +90,14 @@ def command(
         completion = stream.result()
     if not quiet:
         timings, usage = completion.timings, completion.usage
+        guessed = f"{usage.accepted_tokens} of them guessed, " if usage.accepted_tokens else ""
         cut = ""
         if completion.finish_reason == "length":
             full = usage.total_tokens >= lm.context
             cut = " (the context is full)" if full else " (cut at --max-tokens)"
         click.echo(
             f"[{usage.completion_tokens} tokens{cut}, {timings.decode_tokens_per_second:.1f} tokens/s, "
-            f"first after {timings.ttft_seconds:.3f} s, seed {completion.seed}]",
+            f"first after {timings.ttft_seconds:.3f} s, {guessed}seed {completion.seed}]",
             err=True,
         )
 

@@ -33,20 +33,35 @@ class StepResult(Protocol):
     """What one sequence of a step yields."""
 
     @property
-    def token(self) -> int | None:
-        """The sampled token, if a sampler was given."""
+    def tokens(self) -> list[int]:
+        """The sampled tokens, in order; none without a sampler."""
 
     @property
-    def logprob(self) -> float | None:
-        """Its log-probability, if the sampler reports it."""
-
-    @property
-    def top(self) -> Sequence[tuple[int, float]]:
-        """The likeliest tokens and their log-probabilities."""
+    def logprobs(self) -> list[tuple[float, list[tuple[int, float]]]]:
+        """Of each token its log-probability and the likeliest tokens with theirs, if the sampler reports
+        them."""
 
     @property
     def logits(self) -> NDArray[np.float32] | None:
         """Logits [rows, vocabulary] of the last token or of all, as asked for."""
+
+
+class Continuation(Protocol):
+    """How one request goes on: when it ends, and what is guessed of it."""
+
+    @property
+    def proposed(self) -> int:
+        """Tokens that were guessed and computed."""
+
+    @property
+    def accepted(self) -> int:
+        """Those of them that were right."""
+
+    def draft(self, ids: Sequence[int], seconds: float) -> None:
+        """Takes a draft model's guesses at the next tokens, which took so long."""
+
+    def pass_draft(self) -> None:
+        """The draft model was not asked, as it would not have paid."""
 
 
 class Engine(Protocol):
@@ -90,9 +105,42 @@ class Engine(Protocol):
     def sequence(self) -> CacheSequence:
         """A new, empty sequence."""
 
-    def step(self, items: list[Any]) -> Sequence[StepResult]:
-        """Appends tokens to sequences: items are (sequence, token ids, sampler or ``None``,
-        :data:`Logits`)."""
+    def step(self, items: list[Any], *, steps: int = 1, seconds: float = 0.0) -> Sequence[StepResult]:
+        """Appends tokens to sequences: items are (sequence, token ids, sampler or ``None``, :data:`Logits`,
+        continuation or ``None``).
+
+        If all items continue, goes on with what was sampled: until a text ends, for so many steps, and
+        beginning none after so many seconds."""
+
+    def interrupt(self) -> None:
+        """Makes a running call of several steps return after its present one."""
+
+    def continuation(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        stop_ids: Sequence[int] | None = None,
+        guesses: int = 0,
+    ) -> Any:
+        """The :class:`Continuation` of a request: it ends with one of ``stop_ids`` or after ``max_tokens``;
+        at most ``guesses`` tokens are guessed in a step."""
+
+    def drafts(self, continuation: Any, texts: int) -> int:
+        """How many tokens a draft model should guess for one of ``texts`` that generate."""
+
+    def prewarm(self) -> None:
+        """Reads the weights' pages in and starts the threads."""
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block of the cache."""
+
+    def export(self, sequence: Any) -> bytes:
+        """Keys and values of a sequence: its blocks in order."""
+
+    def restore(self, length: int, data: bytes) -> Any:
+        """A sequence of ``length`` tokens from what :meth:`export` gave."""
 
     def close(self) -> None:
         """Frees everything."""

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlm.detokenize import Detokenizer
-from pocketlm.generate.engine import CacheSequence, Logits, StepResult
+from pocketlm.generate.engine import CacheSequence, Continuation, Logits, StepResult
 from pocketlm.generate.params import SamplingParams
 from pocketlm.generate.result import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
 from pocketlm.generate.stops import StopStrings
+
+Item = tuple[CacheSequence | None, list[int], Any, Logits, Continuation | None]
 
 
 class Job:
@@ -49,9 +51,9 @@ class Job:
         """The job is admitted; ``sequence`` may hold a beginning of the prompt already."""
         self.sequence, self.done = sequence, sequence.length
 
-    def item(self, rows: int) -> tuple[CacheSequence | None, list[int], Any, Logits]:
+    def item(self, rows: int) -> Item:
         """What to run next, at most ``rows`` tokens of the prompt."""
-        return self.sequence, self.prompt[self.done : self.done + rows], None, self.logits
+        return self.sequence, self.prompt[self.done : self.done + rows], None, self.logits, None
 
     def accept(self, count: int, result: StepResult) -> None:
         """Takes the result of the last item, which had ``count`` tokens."""
@@ -82,11 +84,11 @@ class Evaluation(Job):
         super().__init__(ids, len(ids))
         self._receive, self._first = receive, first
 
-    def item(self, rows: int) -> tuple[CacheSequence | None, list[int], Any, Logits]:
+    def item(self, rows: int) -> Item:
         if self.done >= self._first:
             return super().item(rows)
         ids = self.prompt[self.done : min(self.done + rows, self._first)]
-        return self.sequence, ids, None, "none"
+        return self.sequence, ids, None, "none", None
 
     def accept(self, count: int, result: StepResult) -> None:
         start, self.done = self.done, self.done + count
@@ -109,6 +111,8 @@ class Generation(Job):
         sampler: Any,
         detokenizer: Detokenizer,
         *,
+        continuation: Continuation,
+        draft_sampler: Callable[[list[int]], Any],
         stop_ids: frozenset[int],
         token_text: Callable[[int], str],
         seed: int,
@@ -123,6 +127,12 @@ class Generation(Job):
         self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self._sampler, self._detokenizer, self._stops = sampler, detokenizer, StopStrings(params.stop)
         self._stop_ids, self._token_text, self._most, self.seed = stop_ids, token_text, max_tokens, seed
+        self.continuation, self.draft_sampler = continuation, draft_sampler
+        # Whether what a sampler chooses depends on the tokens before.
+        self.penalized = params.repetition_penalty not in (None, 1) or any(
+            (params.presence_penalty, params.frequency_penalty)
+        )
+        self.patient = False  # nobody looks at the text before it is finished
         self._reused = 0
         self._started: float | None = None
         self._first: float | None = None
@@ -134,31 +144,56 @@ class Generation(Job):
         super().begin(sequence)
         self._reused, self._started = self.done, time.perf_counter()
 
-    def item(self, rows: int) -> tuple[CacheSequence | None, list[int], Any, Logits]:
+    @property
+    def has_stop_strings(self) -> bool:
+        """Whether the text may end at any token, for a reason that the engine does not know."""
+        return self._stops.any
+
+    def item(self, rows: int) -> Item:
         if self.left:
             ids = self.prompt[self.done : self.done + rows]
-            return self.sequence, ids, self._sampler if len(ids) == self.left else None, "none"
-        return self.sequence, self.tokens[-1:], self._sampler, "none"
+            sampler = self._sampler if len(ids) == self.left else None
+            return self.sequence, ids, sampler, "none", self.continuation
+        return self.sequence, self.tokens[-1:], self._sampler, "none", self.continuation
 
     def accept(self, count: int, result: StepResult) -> None:
         self.done += min(count, self.left)
-        token = result.token
-        if token is None:
+        tokens = result.tokens
+        if not tokens:
             return
         if not self.tokens:
             self._first = time.perf_counter()
-        self.tokens.append(token)
-        if self.logprobs is not None and result.logprob is not None:
-            top = tuple((int(i), float(p)) for i, p in result.top)
-            self.logprobs.append(TokenLogprob(token, self._token_text(token), float(result.logprob), top))
-        if token in self._stop_ids:
-            self._finish("stop", token)
+        if self.logprobs is not None:
+            for token, (logprob, top) in zip(tokens, result.logprobs, strict=True):
+                self.logprobs.append(TokenLogprob(token, self._token_text(token), logprob, tuple(top)))
+        if self._stops.any:
+            self._accept_singly(tokens)
             return
-        self.text += self._stops.push(self._detokenizer.push(token))
-        if self._stops.found is not None:
-            self._finish("stop", self._stops.found)
-        elif len(self.tokens) >= self._most:
+        # The engine stops where a text ends, so only the last token can be one that ends it.
+        self.tokens += tokens
+        if tokens[-1] in self._stop_ids:
+            self.text += self._detokenizer.push_all(tokens[:-1])
+            self._finish("stop", tokens[-1])
+            return
+        self.text += self._detokenizer.push_all(tokens)
+        if len(self.tokens) >= self._most:
             self._finish("length", None)
+
+    def _accept_singly(self, tokens: list[int]) -> None:
+        for token in tokens:
+            self.tokens.append(token)
+            if token in self._stop_ids:
+                self._finish("stop", token)
+                break
+            self.text += self._stops.push(self._detokenizer.push(token))
+            if self._stops.found is not None:
+                self._finish("stop", self._stops.found)
+                break
+            if len(self.tokens) >= self._most:
+                self._finish("length", None)
+        # What was computed beyond the end is forgotten.
+        if self.logprobs is not None:
+            del self.logprobs[len(self.tokens) :]
 
     def end(self, error: BaseException | None = None) -> None:
         if not self.finished and error is None:
@@ -207,7 +242,13 @@ class Generation(Job):
             stop_reason=self.stop_reason,
             logprobs=None if self.logprobs is None else tuple(self.logprobs),
             seed=self.seed,
-            usage=Usage(len(self.prompt), self._reused, len(self.tokens)),
+            usage=Usage(
+                len(self.prompt),
+                self._reused,
+                len(self.tokens),
+                self.continuation.proposed,
+                self.continuation.accepted,
+            ),
             timings=Timings(
                 queued_seconds=started - self.created,
                 prefill_seconds=first - started,

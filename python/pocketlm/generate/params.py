@@ -16,6 +16,7 @@ MAX_STOPS = 64
 MAX_STOP_LENGTH = 1024  # characters
 MAX_LOGPROBS = 64
 MAX_BIASES = 4096
+MAX_GUESSES = 16
 MAX_SAMPLES = 128
 
 
@@ -39,6 +40,9 @@ class SamplingParams:
         seed: the same seed yields the same tokens, whatever else runs; ``None`` draws one.
         logprobs: report each token's log-probability and those of this many likeliest tokens (0 to 64).
         ignore_eos: go on past the model's end-of-text token.
+        num_speculative_tokens: most tokens guessed in a step (0 to 16), from what followed the last tokens
+            earlier in the text, or by a draft model. Guesses are checked: they change the speed, never the
+            text. Where they do not pay, they are not made; 0 makes none [8].
         n: texts to generate from one prompt, which is computed once; number i has the seed ``seed + i`` [1].
 
     Raises:
@@ -59,6 +63,7 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None
     ignore_eos: bool = False
+    num_speculative_tokens: int | None = None
     n: int | None = None
 
     def __post_init__(self) -> None:
@@ -79,6 +84,8 @@ class SamplingParams:
         put(self, "stop_token_ids", _token_ids(self.stop_token_ids))
         put(self, "seed", _integer("seed", self.seed, -(1 << 63), (1 << 64) - 1))
         put(self, "logprobs", _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS))
+        guesses = _integer("num_speculative_tokens", self.num_speculative_tokens, 0, MAX_GUESSES)
+        put(self, "num_speculative_tokens", guesses)
         put(self, "n", _integer("n", self.n, 1, MAX_SAMPLES))
         if not isinstance(self.ignore_eos, bool):
             raise ParameterError(f"ignore_eos: must be true or false, not {self.ignore_eos!r:.60}")
@@ -197,5 +204,6 @@ NEUTRAL = SamplingParams(
     repetition_penalty=1.0,
     presence_penalty=0.0,
     frequency_penalty=0.0,
+    num_speculative_tokens=8,
     n=1,
 )

@@ -70,6 +70,13 @@ class PrefixCache:
         while len(self._entries) > MAX_ENTRIES:
             self.evict()
 
+    def fork(self, owner: Hashable) -> tuple[list[int], CacheSequence] | None:
+        """The tokens that are kept for an owner, and a fork of their sequence."""
+        for entry in self._entries:
+            if entry.owner == owner:
+                return entry.ids, entry.sequence.fork()
+        return None
+
     def evict(self) -> bool:
         """Frees the entry that was not used for longest; ``False`` if there is none."""
         if not self._entries:

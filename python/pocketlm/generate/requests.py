@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pocketlm.errors import ContextLengthError, ParameterError
-from pocketlm.generate.engine import SamplerFactory
+from pocketlm.generate.engine import Continuation, SamplerFactory
 from pocketlm.generate.job import Generation
 from pocketlm.generate.params import DEFAULT_MAX_TOKENS, NEUTRAL, SamplingParams
 from pocketlm.tokenizer import Tokenizer
@@ -34,10 +35,12 @@ class Requests:
         sampler: SamplerFactory,
         defaults: SamplingParams,
         *,
+        continuation: Callable[..., Continuation],
         context: int,
         vocab_size: int,
     ) -> None:
         self._tokenizer, self._sampler, self._defaults = tokenizer, sampler, defaults
+        self._continuation = continuation
         self._context, self._vocab_size = context, vocab_size
 
     def ids(self, prompt: Any, *, empty: bool = False) -> list[int]:
@@ -134,22 +137,33 @@ class Requests:
     ) -> Generation:
         tokenizer = self._tokenizer()
         end = frozenset() if chosen.ignore_eos else tokenizer.eos
+        most = min(room, chosen.max_tokens or DEFAULT_MAX_TOKENS)
+        stop_ids = end | frozenset(chosen.stop_token_ids)
         return Generation(
             prompt,
             chosen,
-            min(room, chosen.max_tokens or DEFAULT_MAX_TOKENS),
-            self._new_sampler(chosen, seed, prompt),
+            most,
+            self._new_sampler(chosen, seed, prompt, chosen.logprobs),
             tokenizer.detokenizer(prompt),
-            stop_ids=end | frozenset(chosen.stop_token_ids),
+            continuation=self._continuation(
+                prompt,
+                max_tokens=most,
+                stop_ids=sorted(stop_ids),
+                guesses=chosen.num_speculative_tokens or 0,
+            ),
+            draft_sampler=functools.partial(self._new_sampler, chosen, seed),
+            stop_ids=stop_ids,
             token_text=tokenizer.token_text,
             seed=seed,
             owner=owner,
         )
 
-    def _new_sampler(self, params: SamplingParams, seed: int, prompt: list[int]) -> Any:
+    def _new_sampler(
+        self, params: SamplingParams, seed: int, history: list[int], logprobs: int | None = None
+    ) -> Any:
         values = {name: getattr(params, name) for name in _SAMPLED}
         biases = None if params.logit_bias is None else dict(params.logit_bias)
-        return self._sampler(**values, logit_bias=biases, seed=seed, logprobs=params.logprobs, history=prompt)
+        return self._sampler(**values, logit_bias=biases, seed=seed, logprobs=logprobs, history=history)
 
 
 def is_batch(prompt: Any) -> bool:

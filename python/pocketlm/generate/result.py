@@ -24,11 +24,16 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of the prompt, those of them that were reused from the cache, and tokens generated."""
+    """Tokens of the prompt, those of them that were reused from the cache, and tokens generated.
+
+    ``proposed_tokens`` were guessed and computed before their turn; ``accepted_tokens`` of them were right.
+    """
 
     prompt_tokens: int = 0
     reused_tokens: int = 0
     completion_tokens: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -34,7 +34,10 @@ def run(scheduler: Scheduler, groups: Sequence[Sequence[Generation]]) -> list[Co
     """
     shared = [group[0].prompt[:-1] for group in groups if len(group) > 1]
     finish(scheduler, [Prefill(ids) for ids in shared if len(ids) >= MIN_SHARED])
-    finish(scheduler, [job for group in groups for job in group])
+    jobs = [job for group in groups for job in group]
+    for job in jobs:
+        job.patient = True
+    finish(scheduler, jobs)
     found = [[job.completion() for job in group] for group in groups]
     return [dataclasses.replace(first, others=tuple(others)) for first, *others in found]
 

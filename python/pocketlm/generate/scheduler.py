@@ -24,8 +24,10 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from pocketlm.errors import CancelledError, ContextLengthError, InternalError, ParameterError
+from pocketlm.generate.draft import Drafter
 from pocketlm.generate.engine import BLOCK, Engine
 from pocketlm.generate.job import Evaluation, Generation, Job
+from pocketlm.generate.params import MAX_GUESSES
 from pocketlm.generate.prefixes import PrefixCache
 from pocketlm.generate.result import Chunk
 
@@ -35,13 +37,20 @@ STEP_SECONDS = (
 MIN_CHUNK = 32  # rows of prompt; below this a step's fixed costs show
 MAX_RUNNING = 64
 LOGIT_BYTES = 64 << 20  # most memory for the logits of a step
+# How long the engine may go on by itself while every job generates. A stream's pieces then come at most this
+# far apart, beside the time of a step; who waits for the whole text is spared more of the calls.
+RUN_STEPS = 64
+STREAM_SECONDS = 0.002
+PATIENT_SECONDS = 0.02
+STOP_STRING_STEPS = 4  # what is computed behind a stop string is lost
 
 
 class Scheduler:
     """Runs jobs on an engine. All methods may be called from any thread."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, drafter: Drafter | None = None) -> None:
         self.engine = engine
+        self._drafter = drafter
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._prefixes = PrefixCache()
@@ -72,6 +81,7 @@ class Scheduler:
             if self._closed:
                 raise ParameterError("the model is closed")
             self._waiting.extend(jobs)
+            self.engine.interrupt()
             self._changed.notify_all()
 
     def wait(self, ready: Callable[[], bool]) -> None:
@@ -124,6 +134,7 @@ class Scheduler:
         with self._changed:
             for job in jobs:
                 job.cancelled = True
+            self.engine.interrupt()
             if not self._leading:
                 self._retire()
 
@@ -131,6 +142,27 @@ class Scheduler:
         """Frees what is kept for an owner."""
         with self._changed:
             self._prefixes.forget(owner)
+
+    def kept(self, owner: Hashable) -> tuple[list[int], bytes]:
+        """The tokens that are kept for an owner, and their keys and values; nothing if memory had no room."""
+        with self._changed:
+            found = self._prefixes.fork(owner)
+        if found is None:
+            return [], b""
+        ids, sequence = found
+        try:
+            return ids, self.engine.export(sequence)
+        finally:
+            sequence.free()
+
+    def keep(self, owner: Hashable, ids: list[int], data: bytes) -> None:
+        """Keeps tokens for an owner, if there is room, as if they had just been computed."""
+        with self._changed:
+            while self.engine.cache_tokens_free < _blocks(len(ids)) * BLOCK and self._prefixes.evict():
+                pass
+            running = sum(_blocks(job.total) for job in self._running)
+            if (running + _blocks(len(ids))) * BLOCK <= self.engine.cache_tokens:
+                self._prefixes.keep(ids, self.engine.restore(len(ids), data), owner)
 
     def close(self) -> None:
         """Ends all jobs and frees the cache. Waits for the step that is running."""
@@ -154,8 +186,14 @@ class Scheduler:
             self._make_room(batch)
         began = time.perf_counter()
         try:
-            results = self.engine.step([item for _, item in batch])
-            self._adapt(batch, time.perf_counter() - began)
+            steps, seconds = self._limits(batch)
+            if self._drafter is not None:
+                jobs = [job for job, _ in batch if isinstance(job, Generation) and not job.left]
+                # Further steps would be without the draft model.
+                steps = 1 if jobs and self._drafter.propose(jobs, self.engine) else min(steps, 16)
+            results = self.engine.step([item for _, item in batch], steps=steps, seconds=seconds)
+            if steps == 1:
+                self._adapt(batch, time.perf_counter() - began)
             with self._changed:
                 for (job, item), result in zip(batch, results, strict=True):
                     try:
@@ -189,10 +227,15 @@ class Scheduler:
             self._running.remove(job)
         if not job.finished:
             job.end(error)
+        if self._drafter is not None and isinstance(job, Generation):
+            self._drafter.release(job)
         sequence = job.sequence
         if sequence is not None:
             if job.keeps and error is None and sequence.length and not self._closed:
-                self._prefixes.keep(job.held(), sequence, job.owner)
+                ids = job.held()
+                if sequence.length > len(ids):
+                    sequence.truncate(len(ids))
+                self._prefixes.keep(ids, sequence, job.owner)
             else:
                 sequence.free()
             job.sequence = None
@@ -228,12 +271,27 @@ class Scheduler:
 
     def _make_room(self, batch: list[tuple[Job, Any]]) -> None:
         needed = 0
-        for job, (_, ids, _, _) in batch:
+        for job, item in batch:
             length = job.sequence.length if job.sequence is not None else 0
+            end = length + len(item[1])
+            most = max(end, min(end + MAX_GUESSES, job.total))
             # One more: the last block may be shared and need a copy.
-            needed += _blocks(length + len(ids)) - _blocks(length) + 1
+            needed += _blocks(most) - _blocks(length) + 1
         while self.engine.cache_tokens_free < needed * BLOCK and self._prefixes.evict():
             pass
+
+    def _limits(self, batch: list[tuple[Job, Any]]) -> tuple[int, float]:
+        """Steps and seconds for which the engine may go on by itself. It stops anyway where a text ends, and
+        where a job comes or is cancelled."""
+        steps, seconds = RUN_STEPS, PATIENT_SECONDS
+        for job, _ in batch:
+            if not isinstance(job, Generation) or job.left:
+                return 1, 0.0
+            if job.has_stop_strings:
+                steps = STOP_STRING_STEPS
+            if not job.patient:
+                seconds = STREAM_SECONDS
+        return steps, seconds
 
     def _adapt(self, batch: list[tuple[Job, Any]], seconds: float) -> None:
         rows = sum(len(item[1]) for _, item in batch)
@@ -247,6 +305,8 @@ class Scheduler:
             job.end(InternalError("the process forked while this request was running"))
         self._running.clear()
         self._waiting.clear()
+        if self._drafter is not None:
+            self._drafter.clear()
 
 
 _live: weakref.WeakSet[Scheduler] = weakref.WeakSet()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -35,6 +36,10 @@ class _Model(Protocol):
 
     def _forget(self, owner: Any) -> None: ...
 
+    def _write_session(self, path: Any, messages: Sequence[tuple[str, str]], owner: Any) -> None: ...
+
+    def _read_session(self, path: Any, owner: Any) -> Sequence[tuple[str, str]]: ...
+
 
 class Session:
     """A conversation with a model; make one with :meth:`pocketlm.LM.session`.
@@ -52,14 +57,20 @@ class Session:
         model: _Model,
         instructions: str | None = None,
         params: SamplingParams | None = None,
+        *,
+        restore: str | PathLike[str] | None = None,
         **overrides: Any,
     ) -> None:
         if instructions is not None and not isinstance(instructions, str):
             raise ParameterError(f"instructions: expected a string, not {type(instructions).__name__}")
         self._model = model
         self._params = (params or SamplingParams()).replace(**overrides)
+        if instructions is not None and restore is not None:
+            raise ParameterError("instructions: are part of the session that is restored")
         self._messages = [Message("system", instructions)] if instructions else []
         self._key = object()
+        if restore is not None:
+            self._messages = [Message(*turn) for turn in model._read_session(restore, self._key)]
         self._busy: Stream | None = None
         self._closed = False
 
@@ -108,6 +119,21 @@ class Session:
         other = Session(self._model, None, self._params)
         other._messages = list(self._messages)
         return other
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes the conversation to a file, with the model's state as far as memory has kept it, to be taken
+        up by ``lm.session(restore=path)`` with the same weights. Answers are then the same as if it had gone
+        on. Sampling parameters are not part of it. The file appears whole or not at all.
+
+        Raises:
+            ParameterError: the session is closed or still answering.
+            StorageError: the file cannot be written.
+        """
+        if self._closed:
+            raise ParameterError("the session is closed")
+        if self._busy is not None and not self._busy.finished:
+            raise ParameterError("the session is still answering; cancel or finish that stream first")
+        self._model._write_session(path, [(m.role, m.content) for m in self._messages], self._key)
 
     def reset(self) -> None:
         """Forgets all turns but the instructions."""

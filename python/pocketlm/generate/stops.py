@@ -18,6 +18,11 @@ class StopStrings:
         self._held = ""
         self.found: str | None = None  # the stop string that was met
 
+    @property
+    def any(self) -> bool:
+        """Whether there are any."""
+        return bool(self._stops)
+
     def push(self, text: str) -> str:
         """Takes a piece; returns the text that is certain not to be part of a stop string."""
         if self.found is not None:

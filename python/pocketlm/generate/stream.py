@@ -48,6 +48,7 @@ class Stream(Iterator[Chunk], AsyncIterator[Chunk]):
         Raises:
             PocketlmError: generation failed.
         """
+        self._job.patient = True
         self._scheduler.wait(lambda: self._job.finished)
         self._settle()
         if self._job.error is not None:

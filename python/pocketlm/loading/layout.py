@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pocketlm.errors import InternalError
 
 ALIGNMENT = 64
-_SIZES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1}
+_SIZES = {"F32": 4, "I32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1}
 
 
 @dataclasses.dataclass(frozen=True)

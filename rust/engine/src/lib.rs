@@ -9,6 +9,7 @@ pub mod palettize;
 mod plan;
 pub mod pool;
 mod run;
+mod speculate;
 pub mod store;
 
 #[cfg(test)]
@@ -17,7 +18,11 @@ extern crate self as pocketlm_engine;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-pub use engine::{Engine, EngineOptions, Logits, Memory, PhaseInfo, Sequence, StepItem, StepResult, Traced};
+pub use engine::{
+    Details, Engine, EngineOptions, Logits, Memory, PhaseInfo, Sequence, StepItem, StepResult, Traced,
+    WriteItem, WriteLimits, Written,
+};
 pub use error::EngineError;
 pub use kv::KV_TOKENS;
 pub use pocketlm_kernels::sample::{Sampler, SamplingParams};
+pub use speculate::{Continuation, MAX_GUESSES};

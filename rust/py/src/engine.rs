@@ -6,10 +6,14 @@ use std::time::Duration;
 
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pocketlm_engine::graph::Graph;
-use pocketlm_engine::{Engine, EngineError, EngineOptions, Logits, Sampler, Sequence, StepItem, StepResult};
+use pocketlm_engine::{
+    Continuation, Details, Engine, EngineError, EngineOptions, Logits, Sampler, Sequence, StepItem,
+    WriteItem, WriteLimits, Written,
+};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyTuple};
 
+use crate::continuation::PyContinuation;
 use crate::errors::{parameter, to_python};
 use crate::sampler::PySampler;
 use crate::store::PyWeightStore;
@@ -27,13 +31,45 @@ pub(crate) struct PySequence {
 }
 
 /// What a step gives for one item.
-#[pyclass(frozen, get_all, name = "StepResult", module = "pocketlm._core")]
+#[pyclass(frozen, name = "StepResult", module = "pocketlm._core")]
 pub(crate) struct PyStepResult {
-    token: Option<u32>,
-    logprob: Option<f32>,
-    top: Vec<(u32, f32)>,
+    #[pyo3(get)]
+    tokens: Vec<u32>,
+    details: Vec<Details>,
     /// float32 [rows, vocab_size].
+    #[pyo3(get)]
     logits: Option<Py<PyAny>>,
+}
+
+/// A token's log-probability, and the likeliest tokens with theirs.
+type Logprob = (f32, Vec<(u32, f32)>);
+
+#[pymethods]
+impl PyStepResult {
+    /// The last token.
+    #[getter]
+    fn token(&self) -> Option<u32> {
+        self.tokens.last().copied()
+    }
+
+    /// The last token's log-probability.
+    #[getter]
+    fn logprob(&self) -> Option<f32> {
+        self.details.last().and_then(|details| details.logprob)
+    }
+
+    /// The likeliest tokens in the place of the last one.
+    #[getter]
+    fn top(&self) -> Vec<(u32, f32)> {
+        self.details.last().map(|details| details.top.clone()).unwrap_or_default()
+    }
+
+    /// Log-probability and likeliest tokens of each token, if the sampler reports them.
+    #[getter]
+    fn logprobs(&self) -> Vec<Logprob> {
+        let known = |details: &Details| Some((details.logprob?, details.top.clone()));
+        self.details.iter().filter_map(known).collect()
+    }
 }
 
 #[pymethods]
@@ -108,9 +144,68 @@ impl PyEngine {
         Ok(PySequence { sequence: Arc::new(sequence) })
     }
 
-    /// Runs one step: see `_core.pyi`.
-    fn step(&self, py: Python<'_>, items: Vec<Bound<'_, PyTuple>>) -> PyResult<Vec<PyStepResult>> {
-        self.run(py, &items, |prepared| self.engine.step(prepared)).map(|(results, ())| results)
+    /// Runs a step, or several: see `_core.pyi`.
+    #[pyo3(signature = (items, *, steps=1, seconds=0.0))]
+    fn step(
+        &self,
+        py: Python<'_>,
+        items: Vec<Bound<'_, PyTuple>>,
+        steps: usize,
+        seconds: f64,
+    ) -> PyResult<Vec<PyStepResult>> {
+        let time = Duration::try_from_secs_f64(seconds)
+            .map_err(|_| parameter("seconds", format!("is {seconds}, must be 0 or more")))?;
+        let limits = WriteLimits { steps, time };
+        let work = |items: &mut [WriteItem<'_>]| Ok((self.engine.write(items, limits)?, ()));
+        self.run(py, &items, work).map(|(results, ())| results)
+    }
+
+    /// Makes a call of several steps that is running return after its present one.
+    fn interrupt(&self) {
+        self.engine.interrupt();
+    }
+
+    /// How one request goes on after its prompt.
+    #[pyo3(signature = (prompt, *, max_tokens, stop_ids=None, guesses=0))]
+    fn continuation(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        max_tokens: usize,
+        stop_ids: Option<&Bound<'_, PyAny>>,
+        guesses: usize,
+    ) -> PyResult<PyContinuation> {
+        let prompt = token_ids(prompt)?;
+        let stops = stop_ids.map(token_ids).transpose()?.unwrap_or_default();
+        Ok(PyContinuation::new(py.detach(|| Continuation::new(&prompt, max_tokens, &stops, guesses))))
+    }
+
+    /// How many tokens a draft model should guess now.
+    fn drafts(&self, continuation: &PyContinuation, texts: usize) -> PyResult<usize> {
+        Ok(self.engine.drafts(&*continuation.lock()?, texts))
+    }
+
+    /// Reads the weights in and starts the threads.
+    fn prewarm(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.engine.prewarm()).map_err(to_python)
+    }
+
+    /// Bytes of a block of the cache.
+    #[getter]
+    fn block_bytes(&self, py: Python<'_>) -> PyResult<usize> {
+        py.detach(|| self.engine.block_bytes()).map_err(to_python)
+    }
+
+    /// Keys and values of a sequence.
+    fn export<'py>(&self, py: Python<'py>, sequence: &PySequence) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = py.detach(|| self.engine.export(&sequence.sequence)).map_err(to_python)?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// A sequence of what `export` gave.
+    fn restore(&self, py: Python<'_>, length: usize, data: &[u8]) -> PyResult<PySequence> {
+        let sequence = py.detach(|| self.engine.import(length, data)).map_err(to_python)?;
+        Ok(PySequence { sequence: Arc::new(sequence) })
     }
 
     /// Runs one step and measures its phases: see `_core.pyi`.
@@ -119,7 +214,15 @@ impl PyEngine {
         py: Python<'_>,
         items: Vec<Bound<'_, PyTuple>>,
     ) -> PyResult<(Vec<PyStepResult>, Vec<f64>)> {
-        let (results, times) = self.run(py, &items, |prepared| self.engine.step_timed(prepared))?;
+        let work = |items: &mut [WriteItem<'_>]| {
+            let mut steps: Vec<StepItem<'_>> = items
+                .iter_mut()
+                .map(|item| StepItem::new(item.sequence, item.ids, item.sampler.as_deref_mut(), item.logits))
+                .collect();
+            let times = self.engine.step_timed(&mut steps)?;
+            Ok((steps.into_iter().map(|step| step.into_result().into()).collect(), times))
+        };
+        let (results, times) = self.run(py, &items, work)?;
         Ok((results, times.iter().map(Duration::as_secs_f64).collect()))
     }
 
@@ -161,21 +264,30 @@ impl PyEngine {
         &self,
         py: Python<'_>,
         items: &[Bound<'_, PyTuple>],
-        work: impl FnOnce(&mut [StepItem<'_>]) -> Result<T, EngineError> + Send,
+        work: impl FnOnce(&mut [WriteItem<'_>]) -> Result<(Vec<Written>, T), EngineError> + Send,
     ) -> PyResult<(Vec<PyStepResult>, T)> {
         let items: Vec<Item> = items.iter().map(Item::new).collect::<PyResult<_>>()?;
         let mut samplers = items.iter().map(Item::lock_sampler).collect::<PyResult<Vec<_>>>()?;
-        let mut prepared: Vec<StepItem<'_>> = items
+        let mut continuations = items.iter().map(Item::lock_continuation).collect::<PyResult<Vec<_>>>()?;
+        let mut prepared: Vec<WriteItem<'_>> = items
             .iter()
             .zip(&mut samplers)
-            .map(|(item, sampler)| {
+            .zip(&mut continuations)
+            .map(|((item, sampler), continuation)| {
                 let sampler: Option<&mut Sampler> = sampler.as_deref_mut();
-                StepItem::new(&item.sequence, &item.ids, sampler, item.logits)
+                let continuation: Option<&mut Continuation> = continuation.as_deref_mut();
+                WriteItem {
+                    sequence: &item.sequence,
+                    ids: &item.ids,
+                    sampler,
+                    logits: item.logits,
+                    continuation,
+                }
             })
             .collect();
-        let found = py.detach(|| work(&mut prepared)).map_err(to_python)?;
+        let (written, found) = py.detach(|| work(&mut prepared)).map_err(to_python)?;
         let vocab = self.engine.vocab_size();
-        let results = prepared.into_iter().map(|item| result(py, item.into_result(), vocab));
+        let results = written.into_iter().map(|written| result(py, written, vocab));
         Ok((results.collect::<PyResult<_>>()?, found))
     }
 }
@@ -210,23 +322,34 @@ struct Item {
     ids: Vec<u32>,
     sampler: Option<Py<PySampler>>,
     logits: Logits,
+    continuation: Option<Py<PyContinuation>>,
 }
 
 impl Item {
     fn new(item: &Bound<'_, PyTuple>) -> PyResult<Self> {
-        let (sequence, ids, sampler, logits) =
-            item.extract::<(Bound<'_, PySequence>, Bound<'_, PyAny>, Option<Py<PySampler>>, String)>()?;
+        let part = |index| item.get_item(index);
+        if !(4..=5).contains(&item.len()) {
+            return Err(parameter("items", format!("have {} members, must have 4 or 5", item.len())));
+        }
+        let sequence: Bound<'_, PySequence> = part(0)?.extract()?;
+        let (ids, sampler, logits) = (part(1)?, part(2)?.extract()?, part(3)?.extract::<String>()?);
+        let continuation = if item.len() == 5 { part(4)?.extract()? } else { None };
         let logits = match logits.as_str() {
             "none" => Logits::None,
             "last" => Logits::Last,
             "all" => Logits::All,
             other => return Err(parameter("logits", format!("is {other:?}, must be none, last or all"))),
         };
-        Ok(Self { sequence: Arc::clone(&sequence.get().sequence), ids: token_ids(&ids)?, sampler, logits })
+        let sequence = Arc::clone(&sequence.get().sequence);
+        Ok(Self { sequence, ids: token_ids(&ids)?, sampler, logits, continuation })
     }
 
     fn lock_sampler(&self) -> PyResult<Option<MutexGuard<'_, Sampler>>> {
         self.sampler.as_ref().map(|sampler| sampler.get().lock()).transpose()
+    }
+
+    fn lock_continuation(&self) -> PyResult<Option<MutexGuard<'_, Continuation>>> {
+        self.continuation.as_ref().map(|continuation| continuation.get().lock()).transpose()
     }
 }
 
@@ -240,13 +363,13 @@ pub(crate) fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
     ids.into_iter().map(narrow).collect()
 }
 
-fn result(py: Python<'_>, result: StepResult, vocab: usize) -> PyResult<PyStepResult> {
-    let StepResult { token, logprob, top, logits } = result;
+fn result(py: Python<'_>, written: Written, vocab: usize) -> PyResult<PyStepResult> {
+    let Written { tokens, details, logits } = written;
     let logits = if logits.is_empty() {
         None
     } else {
         let rows = logits.len() / vocab;
         Some(PyArray1::from_vec(py, logits).reshape([rows, vocab])?.into_any().unbind())
     };
-    Ok(PyStepResult { token, logprob, top, logits })
+    Ok(PyStepResult { tokens, details, logits })
 }

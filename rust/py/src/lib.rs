@@ -1,5 +1,6 @@
 //! The Python binding of pocketlm: the module `pocketlm._core`, and nothing else.
 
+mod continuation;
 mod engine;
 mod errors;
 mod machine;
@@ -14,6 +15,8 @@ use pyo3::prelude::*;
 mod _core {
     use super::*;
 
+    #[pymodule_export]
+    use crate::continuation::PyContinuation;
     #[pymodule_export]
     use crate::engine::{PyEngine, PySequence, PyStepResult};
     #[pymodule_export]

@@ -94,6 +94,14 @@ impl PyWeightStore {
         self.change(py, add).map_err(to_python)
     }
 
+    /// A hexadecimal number that says which weights these are: their names, kinds, shapes and bytes.
+    #[pyo3(signature = (*, threads=None))]
+    fn fingerprint(&self, py: Python<'_>, threads: Option<usize>) -> PyResult<String> {
+        let store = self.shared();
+        let threads = thread_count(threads).map_err(to_python)?;
+        py.detach(|| store.fingerprint(threads)).map(|number| format!("{number:032x}")).map_err(to_python)
+    }
+
     /// Names of all tensors, ascending.
     fn names(&self) -> Vec<String> {
         self.shared().tensors().map(|tensor| tensor.name().to_owned()).collect()

@@ -1,7 +1,7 @@
 //! The engine's state behind its lock: one holder at a time, no waiting for threads that a fork left behind.
 
 use std::process;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
@@ -9,6 +9,7 @@ use super::State;
 use super::facts::Facts;
 use crate::error::EngineError;
 use crate::kv::SequenceId;
+use crate::speculate::Costs;
 
 /// What the engine and its sequences share.
 pub(super) struct Inner {
@@ -17,6 +18,10 @@ pub(super) struct Inner {
     holder: AtomicU32,
     /// Takes sequences that are dropped while a step runs. Sending never waits for another thread.
     dropped: Sender<SequenceId>,
+    /// Times of steps, from which follows what guesses cost.
+    pub costs: Mutex<Costs>,
+    /// A `write` that runs is to return.
+    pub interrupted: AtomicBool,
     pub facts: Facts,
 }
 
@@ -55,7 +60,14 @@ impl Inner {
     pub fn new(state: State, facts: Facts) -> Self {
         let (dropped, receiver) = channel();
         let state = Mutex::new(Guarded { state: Some(state), dropped: receiver });
-        Self { state, holder: AtomicU32::new(0), dropped, facts }
+        Self {
+            state,
+            holder: AtomicU32::new(0),
+            dropped,
+            costs: Mutex::default(),
+            interrupted: AtomicBool::new(false),
+            facts,
+        }
     }
 
     /// Gives the blocks of a sequence back, now or, where a step runs, to the next holder of the state. Never waits.

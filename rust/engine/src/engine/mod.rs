@@ -3,12 +3,15 @@
 mod facts;
 mod inner;
 mod memory;
+mod saved;
 mod sequence;
 mod step;
 #[cfg(test)]
 mod tests;
 mod timed;
 mod trace;
+mod warm;
+mod write;
 
 use std::sync::{Arc, Mutex};
 
@@ -16,9 +19,10 @@ use pocketlm_kernels::Kernels;
 
 pub use memory::Memory;
 pub use sequence::Sequence;
-pub use step::{Logits, StepItem, StepResult};
+pub use step::{Details, Logits, StepItem, StepResult};
 pub use timed::PhaseInfo;
 pub use trace::Traced;
+pub use write::{WriteItem, WriteLimits, Written};
 
 use facts::{Facts, bytes_per_token, id_limit};
 use inner::Inner;

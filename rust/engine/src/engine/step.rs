@@ -24,12 +24,25 @@ pub enum Logits {
     All,
 }
 
+/// What a sampler reports of a token.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Details {
+    /// Its log-probability.
+    pub logprob: Option<f32>,
+    /// The most probable tokens with their log-probabilities.
+    pub top: Vec<(u32, f32)>,
+}
+
 /// What a step gives for an item.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepResult {
     /// The token that was sampled.
     pub token: Option<u32>,
-    /// Its log-probability, if asked for.
+    /// Guesses that were sampled before it (see [`StepItem::guessing`]).
+    pub accepted: usize,
+    /// Of each of those, if asked for.
+    pub earlier: Vec<Details>,
+    /// The token's log-probability, if asked for.
     pub logprob: Option<f32>,
     /// The most probable tokens with their log-probabilities, if asked for.
     pub top: Vec<(u32, f32)>,
@@ -43,6 +56,7 @@ pub struct StepItem<'a> {
     ids: &'a [u32],
     logits: Logits,
     sample: bool,
+    guesses: usize,
     output: Mutex<Output<'a>>,
 }
 
@@ -56,7 +70,19 @@ impl<'a> StepItem<'a> {
     ) -> Self {
         let sample = sampler.is_some();
         let output = Mutex::new(Output { sampler, ..Output::default() });
-        Self { sequence, ids, logits, sample, output }
+        Self { sequence, ids, logits, sample, guesses: 0, output }
+    }
+
+    /// Says that the last `guesses` of the ids are guesses at what the sampler will choose. They are computed together with the
+    /// rest, and sampling goes on through them up to the first that differs, or up to one of `stops`. The result is what as
+    /// many steps of one token would give, bit for bit, and the sequence then holds what they would have left.
+    #[must_use]
+    pub fn guessing(mut self, guesses: usize, stops: &'a [u32]) -> Self {
+        let output = self.output.get_mut().unwrap_or_else(PoisonError::into_inner);
+        output.guesses = &self.ids[self.ids.len().saturating_sub(guesses)..];
+        output.stops = stops;
+        self.guesses = guesses;
+        self
     }
 
     /// The result, after the step.
@@ -100,16 +126,11 @@ impl Engine {
         let outcome = state
             .run(items, facts, clock.as_ref())
             .and_then(|()| items.iter_mut().try_for_each(StepItem::check_sampled));
-        for (item, &(id, added)) in items.iter().zip(&state.wanted) {
-            let length = state.cache.length(id);
-            if outcome.is_err() {
-                state.cache.truncate(id, length - added);
-            } else {
-                item.sequence.set_length(length);
-            }
-        }
-        if outcome.is_ok() {
-            items.iter_mut().for_each(StepItem::accept);
+        for (item, &(id, added)) in items.iter_mut().zip(&state.wanted) {
+            let dropped = if outcome.is_ok() { item.accept() } else { item.retract(added) };
+            let length = state.cache.length(id) - dropped;
+            state.cache.truncate(id, length);
+            item.sequence.set_length(length);
         }
         if let (Some(clock), Some((_, times))) = (clock, timing) {
             clock.mark(None);
@@ -140,6 +161,14 @@ impl Engine {
             }
             if item.ids.is_empty() {
                 return Err(EngineError::parameter("ids", "are empty"));
+            }
+            if item.guesses > 0
+                && (item.guesses >= item.ids.len() || !item.sample || item.logits != Logits::None)
+            {
+                return Err(EngineError::parameter(
+                    "guesses",
+                    "must follow another token and need a sampler, and no logits are returned with them",
+                ));
             }
             check_ids(item.ids, facts)?;
             let tokens = state.cache.length(id) + item.ids.len();
@@ -177,12 +206,19 @@ impl StepItem<'_> {
         }
     }
 
-    /// Counts the token that was sampled among those that penalties see.
-    fn accept(&mut self) {
+    /// Counts the token that was sampled among those that penalties see. Returns how many guesses were wrong.
+    fn accept(&mut self) -> usize {
         let output = self.output.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let (Some(sampler), Some(token)) = (&mut output.sampler, output.result.token) {
             sampler.accept(token);
         }
+        self.guesses - output.result.accepted
+    }
+
+    /// Forgets what the step, which failed, has sampled; `added` tokens are to go.
+    fn retract(&mut self, added: usize) -> usize {
+        self.output.get_mut().unwrap_or_else(PoisonError::into_inner).retract();
+        added
     }
 
     /// Memory for the logits that were asked for.
@@ -223,7 +259,7 @@ impl State {
                     Logits::Last if token == last => Some(0),
                     _ => None,
                 };
-                let sample = item.sample && token == last;
+                let sample = item.sample && token + item.guesses >= last;
                 if sample || logits_at.is_some() {
                     schedule.selected.push(Selected { row: first + token, item: index, logits_at, sample });
                 }

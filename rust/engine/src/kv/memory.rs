@@ -8,6 +8,9 @@ use memmap2::{MmapMut, MmapOptions};
 use super::KV_TOKENS;
 use crate::error::EngineError;
 
+/// Tokens of a group: keys are transposed in groups of as many tokens as a vector has lanes.
+const GROUP: usize = 16;
+
 /// One layer's cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheShape {
@@ -80,6 +83,49 @@ impl Blocks {
         let (len, from, to) = (self.block_len * 2, from as usize, to as usize);
         assert!(from < self.count && to < self.count);
         self.map.copy_within(from * len..(from + 1) * len, to * len);
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(&self) -> usize {
+        2 * self.block_len
+    }
+
+    /// Appends the first `slots` slots of a block to `bytes`, little-endian, as a whole block whose other slots are zero.
+    pub fn export(&self, block: u32, slots: usize, bytes: &mut Vec<u8>) {
+        let start = block as usize * self.block_bytes();
+        let words = self.map[start..start + self.block_bytes()].chunks_exact(2);
+        let mut words: Vec<u16> = words.map(|word| u16::from_ne_bytes([word[0], word[1]])).collect();
+        if slots < KV_TOKENS {
+            clear_slots(&self.layers, &mut words, slots..KV_TOKENS);
+        }
+        bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+    }
+
+    /// Fills a block from what `export` gave.
+    pub fn import(&mut self, block: u32, bytes: &[u8]) {
+        let start = block as usize * self.block_bytes();
+        let len = self.block_bytes();
+        for (word, bytes) in self.map[start..start + len].chunks_exact_mut(2).zip(bytes.chunks_exact(2)) {
+            word.copy_from_slice(&u16::from_le_bytes([bytes[0], bytes[1]]).to_ne_bytes());
+        }
+    }
+}
+
+/// Zeroes some slots of a block.
+fn clear_slots(layers: &[(CacheShape, usize)], block: &mut [u16], slots: Range<usize>) {
+    for &(shape, start) in layers {
+        let heads = block[start..][..shape.kv_heads * 2 * shape.part()].chunks_exact_mut(2 * shape.part());
+        for head in heads {
+            let (keys, values) = head.split_at_mut(shape.part());
+            for (group, lines) in keys.chunks_exact_mut(GROUP * shape.head_dim).enumerate() {
+                let within = |slot: usize| slot.saturating_sub(group * GROUP).min(GROUP);
+                let lanes = within(slots.start)..within(slots.end);
+                if !lanes.is_empty() {
+                    lines.chunks_exact_mut(GROUP).for_each(|line| line[lanes.clone()].fill(0));
+                }
+            }
+            values[slots.start * shape.head_dim..slots.end * shape.head_dim].fill(0);
+        }
     }
 }
 

@@ -92,6 +92,40 @@ impl KvCache {
         Ok(())
     }
 
+    /// Bytes of a block of [`KV_TOKENS`] tokens.
+    pub fn block_bytes(&self) -> usize {
+        self.blocks.block_bytes()
+    }
+
+    /// Keys and values of a sequence: its blocks in order, little-endian; what lies behind its end is zero.
+    pub fn export(&self, id: SequenceId) -> Vec<u8> {
+        let mut left = self.tables.length(id);
+        let mut bytes = Vec::with_capacity(left.div_ceil(KV_TOKENS) * self.block_bytes());
+        for &block in self.tables.blocks(id) {
+            self.blocks.export(block, left.min(KV_TOKENS), &mut bytes);
+            left = left.saturating_sub(KV_TOKENS);
+        }
+        bytes
+    }
+
+    /// A new sequence of `length` tokens from what [`KvCache::export`] gave for as many.
+    ///
+    /// # Errors
+    /// [`EngineError::CacheFull`]
+    pub fn import(&mut self, length: usize, bytes: &[u8]) -> Result<SequenceId, EngineError> {
+        let id = self.tables.create();
+        if let Err(error) = self.extend(&[(id, length)]) {
+            self.tables.remove(id);
+            return Err(error);
+        }
+        for (&block, bytes) in
+            self.tables.blocks(id).iter().zip(bytes.chunks_exact(self.block_bytes().max(1)))
+        {
+            self.blocks.import(block, bytes);
+        }
+        Ok(id)
+    }
+
     /// Where kernels read and write.
     pub fn view(&self) -> KvView<'_> {
         self.blocks.view()

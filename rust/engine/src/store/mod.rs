@@ -164,6 +164,27 @@ impl WeightStore {
         failures.into_iter().next().map_or(Ok(()), |(_, error)| Err(error.into()))
     }
 
+    /// A number that says which weights these are: that of every tensor ([`Tensor::fingerprint`]) in order of names.
+    ///
+    /// # Errors
+    /// When a worker fails.
+    pub fn fingerprint(&self, threads: usize) -> Result<u128, EngineError> {
+        let tensors: Vec<&Tensor> = self.tensors().map(Arc::as_ref).collect();
+        let next = AtomicUsize::new(0);
+        let found = Mutex::new(vec![0u128; tensors.len()]);
+        ThreadPool::global().run(threads, |_| {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(tensor) = tensors.get(index) else { return };
+                let fingerprint = tensor.fingerprint();
+                found.lock().unwrap_or_else(PoisonError::into_inner)[index] = fingerprint;
+            }
+        })?;
+        let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let bytes: Vec<u8> = found.iter().flat_map(|fingerprint| fingerprint.to_le_bytes()).collect();
+        Ok(xxhash_rust::xxh3::xxh3_128(&bytes))
+    }
+
     /// The files' metadata, first file first, without the description of palettized tensors.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use pocketlm_kernels::{Dense, DenseType, Kind, Palette};
 use safetensors::tensor::Dtype;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::bytes::Bytes;
 use super::error::StoreError;
@@ -145,6 +146,27 @@ impl Tensor {
             TensorData::Dense { bytes, .. } | TensorData::Opaque { bytes, .. } => bytes.release(),
             TensorData::Palette { codes, .. } => codes.release(),
         }
+    }
+
+    /// A number that two tensors share only if they are equal: of name, kind, shape and all bytes (XXH3, 128 bits).
+    pub fn fingerprint(&self) -> u128 {
+        let mut hash = Xxh3::new();
+        let mut part = |bytes: &[u8]| {
+            hash.update(&(bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        part(self.name.as_bytes());
+        part(self.kind_name().as_bytes());
+        for &size in &self.shape {
+            part(&(size as u64).to_le_bytes());
+        }
+        match &self.data {
+            TensorData::Dense { bytes, .. } | TensorData::Opaque { bytes, .. } => part(bytes.as_slice()),
+            TensorData::Palette { codes, codebook, scale, .. } => {
+                [codes, codebook, scale].into_iter().for_each(|bytes| part(bytes.as_slice()));
+            }
+        }
+        hash.digest128()
     }
 
     /// A [`StoreError::Weight`] about this tensor.

@@ -70,6 +70,11 @@ impl Sampler {
         self.history.accept(token);
     }
 
+    /// Takes a token back that [`Sampler::accept`] counted: of a guess that is not to count yet, or of a step that failed.
+    pub fn retract(&mut self, token: u32) {
+        self.history.retract(token);
+    }
+
     /// Forgets the output, for example before the sequence is run again.
     pub fn reset(&mut self) {
         self.history.clear_output();

@@ -24,6 +24,16 @@ impl History {
         *count = count.saturating_add(1);
     }
 
+    /// Takes back what `accept` did last for this token.
+    pub(super) fn retract(&mut self, token: u32) {
+        match self.counts.get_mut(&token) {
+            Some(count) if *count > 1 || self.prompt.binary_search(&token).is_ok() => {
+                *count = count.saturating_sub(1);
+            }
+            _ => drop(self.counts.remove(&token)),
+        }
+    }
+
     pub(super) fn clear_output(&mut self) {
         self.counts = self.prompt.iter().map(|&t| (t, 0)).collect();
     }
