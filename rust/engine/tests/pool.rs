@@ -1,5 +1,6 @@
 //! The thread pool: every job runs once on every thread, panics become errors.
 
+use std::ffi::OsString;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -111,7 +112,16 @@ fn a_refused_thread_is_done_without() {
         return;
     }
     // No thread can have a stack as large as the address space. The harness then runs the test on its own thread.
-    let mut child = Command::new(std::env::current_exe().unwrap())
+    // Where the tests run under an emulator, so must the child: the kernel cannot start its program.
+    let runner = std::env::var("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER");
+    let mut words: Vec<OsString> = runner
+        .iter()
+        .filter(|_| cfg!(target_arch = "aarch64"))
+        .flat_map(|line| line.split_whitespace().map(OsString::from))
+        .collect();
+    words.push(std::env::current_exe().unwrap().into());
+    let mut child = Command::new(&words[0])
+        .args(&words[1..])
         .args(["--exact", "a_refused_thread_is_done_without", "--test-threads=1"])
         .env("POCKETLM_TEST_REFUSED", "1")
         .env("RUST_MIN_STACK", (1usize << 47).to_string())
