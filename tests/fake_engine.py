@@ -96,7 +96,7 @@ class FakeSampler:
 
 
 class FakeEngine:
-    threads, isa = 1, "fake"
+    threads, isa, kv_dtype = 1, "fake", "f16"
     weight_bytes_per_token = 1000
 
     def __init__(

@@ -109,16 +109,16 @@ def test_generate_streams_prompt_and_text(loaded: Loaded) -> None:
 
 def test_generate_json(loaded: Loaded) -> None:
     args = ["--max-tokens", "4", "--temperature", "0", "--seed", "7", "--logprobs", "2", "--json"]
-    status, out, _ = call(
-        "generate", "once", "--model", "some/dir", "--threads", "2", "--max-memory", "1.5GiB", *args
-    )
+    args += ["--threads", "2", "--max-memory", "1.5GiB", "--kv", "int8"]
+    status, out, _ = call("generate", "once", "--model", "some/dir", *args)
     found = json.loads(out)
     assert status == 0 and found["model"] == "fake" and found["prompt"] == "once" and found["seed"] == 7
     assert {"text", "tokens", "finish_reason", "stop_reason", "logprobs", "usage", "timings"} <= found.keys()
     assert found["usage"]["total_tokens"] == found["usage"]["prompt_tokens"] + len(found["tokens"])
     assert {"ttft_seconds", "decode_tokens_per_second"} <= found["timings"].keys()
     assert len(found["logprobs"][0]["top"]) == 2
-    assert loaded.calls == [("some/dir", {"threads": 2, "max_memory": 3 << 29, "precise": False})]
+    settings = {"threads": 2, "max_memory": 3 << 29, "precise": False, "kv_dtype": "int8"}
+    assert loaded.calls == [("some/dir", settings)]
 
 
 def test_generate_chat_uses_the_template(loaded: Loaded) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from pocketlm.generate.prefixes import PrefixCache
 from tokenizer_files import CHAT, byte_level, save
 
 PROMPTS = ["once upon a time", "the cat sat on the mat " * 5, "a", "naïve café 日本語 " * 3]
+KvType = Literal["f16", "int8"]
 PARAMS = SamplingParams(max_tokens=12, temperature=1.0, seed=11, ignore_eos=True)
 
 
@@ -37,13 +39,19 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("models") / "tiny")
 
 
+@pytest.fixture(scope="module", params=["f16", "int8"])
+def kv_dtype(request: pytest.FixtureRequest) -> KvType:
+    found: KvType = request.param
+    return found
+
+
 @pytest.fixture(scope="module")
-def lm(directory: Path) -> Iterator[pocketlm.LM]:
-    with pocketlm.load(directory) as model:
+def lm(directory: Path, kv_dtype: KvType) -> Iterator[pocketlm.LM]:
+    with pocketlm.load(directory, kv_dtype=kv_dtype) as model:
         yield model
 
 
-def test_same_seed_same_tokens_whatever_else_runs(lm: pocketlm.LM, directory: Path) -> None:
+def test_same_seed_same_tokens_whatever_else_runs(lm: pocketlm.LM, directory: Path, kv_dtype: KvType) -> None:
     singles = []
     for prompt in PROMPTS:
         lm._scheduler._prefixes.clear()
@@ -55,7 +63,7 @@ def test_same_seed_same_tokens_whatever_else_runs(lm: pocketlm.LM, directory: Pa
     assert [c.tokens for c in again] == singles and all(
         c.usage.reused_tokens for c in again if c.usage.prompt_tokens > 9
     )
-    with pocketlm.load(directory, threads=1, cache_tokens=512) as other:
+    with pocketlm.load(directory, threads=1, cache_tokens=512, kv_dtype=kv_dtype) as other:
         other._scheduler._chunk = 3
         other._scheduler._adapt = lambda *_: None  # type: ignore[method-assign]
         assert [c.tokens for c in other.generate(PROMPTS, PARAMS)] == singles
@@ -118,6 +126,16 @@ def test_memory_comes_back(lm: pocketlm.LM) -> None:
     assert lm.engine.cache_tokens_free == before
 
 
+def test_int8_cache_takes_less_and_says_nearly_the_same(directory: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("once upon a time there was a little girl. " * 30)
+    with pocketlm.load(directory) as full, pocketlm.load(directory, kv_dtype="int8") as small:
+        memory = [m.engine.memory() for m in (full, small)]
+        assert memory[1]["cache"] < 0.8 * memory[0]["cache"] and memory[1]["scratch"] == memory[0]["scratch"]
+        a, b = (m.perplexity(text, context=64) for m in (full, small))
+        assert a.nll != b.nll and abs(a.nll / b.nll - 1) < 0.01
+
+
 def test_palettized_model_of_the_same_directory(directory: Path, tmp_path: Path) -> None:
     report = pocketlm.palettize(directory, tmp_path / "small", bits=4, progress=False)
     with pocketlm.load(tmp_path / "small") as small, pocketlm.load(directory) as full:
@@ -140,6 +158,7 @@ def test_what_cannot_be_loaded_is_refused(directory: Path, tmp_path: Path) -> No
         {"context": 10**6},
         {"max_memory": 0},
         {"cache_tokens": True},
+        {"kv_dtype": "f8"},
     ):
         with pytest.raises(ParameterError, match=next(iter(options))):
             pocketlm.load(directory, **options)  # type: ignore[arg-type]
@@ -198,7 +217,7 @@ def test_commands_on_a_real_model(directory: Path, tmp_path: Path) -> None:
         "threads",
         "isa",
     } <= bench.keys()
-    assert all(bench[key] > 0 for key in bench if key not in ("isa", "context"))
+    assert all(bench[key] > 0 for key in bench if key not in ("isa", "context", "kv_dtype"))
     assert (
         "tokens/s" in command("bench", small, "--prompt", "20", "--generate", "5", "--context", "30").stdout
     )

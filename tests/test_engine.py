@@ -132,9 +132,11 @@ def all_logits(engine: _core.Engine, ids: np.ndarray) -> np.ndarray:
 
 def test_steps_give_the_last_value_of_the_trace() -> None:
     for kind in ("f32", "mixed"):
-        engine, graph, _ = make(kind, threads=2)
-        ids = np.random.default_rng(3).integers(0, 97, 130)
-        assert np.array_equal(all_logits(engine, ids), engine.trace(ids)[graph.ops[-1].name])
+        for kv_dtype in ("f16", "int8"):
+            engine, graph, _ = make(kind, threads=2, kv_dtype=kv_dtype)
+            assert engine.kv_dtype == kv_dtype
+            ids = np.random.default_rng(3).integers(0, 97, 130)
+            assert np.array_equal(all_logits(engine, ids), engine.trace(ids)[graph.ops[-1].name])
 
 
 def test_sampling_is_greedy_or_seeded() -> None:
@@ -232,6 +234,7 @@ def test_constructor_refuses() -> None:
         (text, {"max_rows": 0}, errors.ParameterError, "max_rows"),
         (text, {"max_rows": 10**9}, errors.ParameterError, "max_rows"),
         (text, {"threads": 0}, errors.ParameterError, "threads"),
+        (text, {"kv_dtype": "int4"}, errors.ParameterError, "kv_dtype"),
         (text, {"max_memory": 100_000}, errors.MemoryLimitError, "max_memory"),
     ]
     for graph_json, options, error, words in cases:

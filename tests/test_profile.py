@@ -98,6 +98,7 @@ def test_attention_is_counted_by_hand() -> None:
     found = work(both, store, load, {})
     assert found["b"] == (2 * 2 * 2 * 2 * (8 + 16 + 20), 2 * 8 * sum(range(1, 21)))
     assert work(both, store, Load.decode(9), {})["a"] == (2 * 2 * 2 * 2 * 5, 2 * 8 * 5)
+    assert work(both, store, Load.decode(9), {}, "int8")["a"] == (2 * 2 * (2 + 4) * 5, 2 * 8 * 5)
 
 
 def test_a_timed_step_is_the_same_step(paths: tuple[Path, Path]) -> None:

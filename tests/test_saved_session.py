@@ -123,6 +123,20 @@ def test_damage_is_noticed(lm: pocketlm.LM, file: Path, data: st.DataObject) -> 
         path.unlink()
 
 
+def test_a_session_is_restored_into_its_own_kind_of_cache(directory: Path, tmp_path: Path) -> None:
+    path = tmp_path / "talk.safetensors"
+    with pocketlm.load(directory, kv_dtype="int8") as lm, lm.session("Be brief.", PARAMS) as chat:
+        chat.respond("once upon a time")
+        chat.save(path)
+        expected = chat.respond("the cat").tokens
+    with pocketlm.load(directory, kv_dtype="int8", threads=1) as lm:
+        with lm.session(params=PARAMS, restore=path) as chat:
+            found = chat.respond("the cat")
+        assert found.usage.reused_tokens > 10 and found.tokens == expected
+    with pocketlm.load(directory) as lm, pytest.raises(ParameterError, match="kv_dtype"):
+        lm.session(restore=path)
+
+
 def test_what_is_no_session_is_refused(lm: pocketlm.LM, directory: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError):
         lm.session(restore=tmp_path / "none")

@@ -46,6 +46,8 @@ class Engine:
             never used cost nothing.
         max_rows: tokens of a step at most.
         precise: keep activations in float32 with palettized weights too (slow; for comparison).
+        kv_dtype: how the cache stores keys and values: ``"f16"``, or ``"int8"`` with a scale for each token
+            and head.
         max_memory: bytes that weights, cache and scratch may take; else what the machine has.
 
     Raises:
@@ -66,11 +68,15 @@ class Engine:
         max_rows: int = 512,
         precise: bool = False,
         max_memory: int | None = None,
+        kv_dtype: str = "f16",
     ) -> Engine: ...
     @property
     def threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
+    @property
+    def kv_dtype(self) -> str:
+        """``f16`` or ``int8``."""
     @property
     def vocab_size(self) -> int: ...
     @property

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pocketlm._core import Engine, Sampler, WeightStore
 from pocketlm.describe import describe
@@ -32,6 +32,7 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     precise: bool = False,
+    kv_dtype: Literal["f16", "int8"] = "f16",
     max_memory: int | None = None,
     revision: str | None = None,
     cache_tokens: int | None = None,
@@ -48,6 +49,8 @@ def load(
         context: most tokens of a prompt and its answer together; ``None`` for the model's own context, at
             most 4096.
         precise: do not quantize activations to 8 bits: slower, for comparison.
+        kv_dtype: how keys and values of past tokens are kept: ``"int8"`` takes about half the memory of
+            ``"f16"``, and the text can differ a little.
         max_memory: most bytes of weights, cache and scratch together.
         revision: branch, tag or commit of a hub id.
         cache_tokens: tokens that the cache holds, over all running requests and kept beginnings; ``None`` for
@@ -77,6 +80,8 @@ def load(
             raise ParameterError(f"{name}: must be a positive integer, not {value!r:.60}")
     if draft is not None and not isinstance(draft, str | PathLike | LM):
         raise ParameterError(f"draft: must be a path, a hub id or a loaded model, not {draft!r:.60}")
+    if kv_dtype not in ("f16", "int8"):
+        raise ParameterError(f"kv_dtype: must be 'f16' or 'int8', not {kv_dtype!r:.60}")
     if path_or_id is None and not BUNDLED.is_dir():
         raise MissingFileError(f"{BUNDLED}: the bundled model is not part of this installation; name a model")
     model = open_model(
@@ -102,6 +107,7 @@ def load(
             cache_tokens=cache_tokens,
             precise=precise,
             max_memory=max_memory,
+            kv_dtype=kv_dtype,
         )
 
     engine = make(capacity, threads, max_memory)
@@ -117,7 +123,7 @@ def load(
         defaults=defaults,
         context=context,
         describe=functools.partial(describe, model.graph, model.store),
-        identify=lambda: _identity(graph, model.store, precise),
+        identify=lambda: _identity(graph, model.store, precise, kv_dtype),
         again=make,
         draft=helper,
         name=model.path.name,
@@ -150,10 +156,11 @@ def _draft_engine(
             lm.close()
 
 
-def _identity(graph: str, store: WeightStore, precise: bool) -> str:
+def _identity(graph: str, store: WeightStore, precise: bool, kv_dtype: str) -> str:
     """What decides about the numbers in a model's cache."""
     shape = hashlib.blake2b(graph.encode(), digest_size=16).hexdigest()
-    return f"weights {store.fingerprint()} graph {shape} activations {'f32' if precise else 'int8'} cache f16"
+    activations = "f32" if precise else "int8"
+    return f"weights {store.fingerprint()} graph {shape} activations {activations} cache {kv_dtype}"
 
 
 def _is_large(path: Path) -> bool:

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class Bench:
         decode_bytes_per_second: weight_bytes times decode steps per second.
         read_bandwidth_bytes_per_second: the larger of two measurements, before and after.
         threads, isa: threads and instruction set in use.
+        kv_dtype: how the cache stores keys and values.
     """
 
     load_seconds: float
@@ -50,6 +51,7 @@ class Bench:
     generate: int
     context: int
     batch: int
+    kv_dtype: str
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -66,6 +68,7 @@ def run_bench(
     num_speculative_tokens: int = 0,
     threads: int | None = None,
     precise: bool = False,
+    kv_dtype: Literal["f16", "int8"] = "f16",
 ) -> Bench:
     """Loads ``model`` and measures it on random tokens; ``prompt`` is 512 where the context has room for
     that. Nothing is guessed unless asked for: greedy texts after random tokens repeat themselves more than
@@ -86,6 +89,7 @@ def run_bench(
             model,
             threads=threads,
             precise=precise,
+            kv_dtype=kv_dtype,
             context=longest if longest > DEFAULT_CONTEXT else None,
             cache_tokens=cache,
         )
@@ -127,6 +131,7 @@ def run_bench(
             generate=generate,
             context=context,
             batch=batch,
+            kv_dtype=kv_dtype,
         )
 
 

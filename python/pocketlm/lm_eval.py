@@ -44,7 +44,7 @@ class HarnessLM(api.LM):
         batch_size: requests that run together; figures do not depend on it. 1 and "auto" let it be chosen.
         max_length: tokens that the model reads at most; by default its context.
         seed: of sampled generations.
-        threads, precise, revision, max_memory: as :func:`pocketlm.load` takes them.
+        threads, precise, kv_dtype, revision, max_memory: as :func:`pocketlm.load` takes them.
         device, max_batch_size: taken, since the harness passes them, and without effect.
 
     Raises:
@@ -62,7 +62,7 @@ class HarnessLM(api.LM):
         **settings: Any,
     ) -> None:
         super().__init__()
-        unknown = settings.keys() - {"threads", "precise", "revision", "max_memory"}
+        unknown = settings.keys() - {"threads", "precise", "kv_dtype", "revision", "max_memory"}
         if unknown:
             raise ParameterError(f"{min(unknown)}: unknown model argument")
         together = _number(batch_size)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
-from pocketlm.cli.common import human, json_option, options, print_json, threads_option
+from pocketlm.cli.common import human, json_option, kv_option, options, print_json, threads_option
 
 
 @click.command(short_help="Measure how fast a model runs here.")
@@ -49,6 +51,7 @@ from pocketlm.cli.common import human, json_option, options, print_json, threads
         help="Most tokens guessed in a step.",
     ),
     threads_option,
+    kv_option,
     click.option("--precise", is_flag=True, help="Do not round activations to 8 bits."),
     json_option,
 )
@@ -61,6 +64,7 @@ def command(
     guesses: int,
     threads: int | None,
     precise: bool,
+    kv_dtype: Literal["f16", "int8"],
     as_json: bool,
 ) -> None:
     """Measure how fast MODEL runs here. Without MODEL: the bundled model.
@@ -84,6 +88,7 @@ def command(
         num_speculative_tokens=guesses,
         threads=threads,
         precise=precise,
+        kv_dtype=kv_dtype,
     )
     if as_json:
         print_json(found.to_dict())
@@ -103,4 +108,4 @@ def command(
         f"memory reads         {human(found.read_bandwidth_bytes_per_second)}/s here; decode uses {share:.0%}"
     )
     click.echo(f"peak memory          {human(found.peak_memory_bytes)}")
-    click.echo(f"threads, kernels     {found.threads}, {found.isa}")
+    click.echo(f"threads, kernels     {found.threads}, {found.isa}; cache {found.kv_dtype}")

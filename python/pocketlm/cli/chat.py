@@ -45,6 +45,7 @@ def command(
     context: int | None,
     max_memory: int | None,
     precise: bool,
+    kv_dtype: str,
     as_json: bool,
     **sampling: Any,
 ) -> None:
@@ -60,7 +61,14 @@ def command(
     """
     from rich.console import Console
 
-    lm = open_model(model, threads=threads, context=context, max_memory=max_memory, precise=precise)
+    lm = open_model(
+        model,
+        threads=threads,
+        context=context,
+        max_memory=max_memory,
+        precise=precise,
+        kv_dtype=kv_dtype,
+    )
     with lm, lm.session(instructions, **chosen(sampling)) as session:
         if as_json:
             for line in _lines():

@@ -44,8 +44,17 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 threads_option = click.option(
     "--threads", type=click.IntRange(1), metavar="N", help="Threads to use.  [default: all cores]"
 )
+kv_option = click.option(
+    "--kv",
+    "kv_dtype",
+    type=click.Choice(["f16", "int8"]),
+    default="f16",
+    show_default=True,
+    help="How past tokens are kept: int8 takes about half the memory.",
+)
 runtime_options = options(
     threads_option,
+    kv_option,
     click.option(
         "--context", type=click.IntRange(1), metavar="N", help="Most tokens of prompt and answer together."
     ),

@@ -48,6 +48,7 @@ def command(
     context: int | None,
     max_memory: int | None,
     precise: bool,
+    kv_dtype: str,
     **sampling: Any,
 ) -> None:
     """Continue PROMPT with a model.
@@ -74,7 +75,13 @@ def command(
         raise ParameterError("PROMPT is empty; give a word or more to go on from")
     settings = chosen(sampling)
     lm = open_model(
-        model, threads=threads, context=context, max_memory=max_memory, precise=precise, draft=draft
+        model,
+        threads=threads,
+        context=context,
+        max_memory=max_memory,
+        precise=precise,
+        kv_dtype=kv_dtype,
+        draft=draft,
     )
     with lm:
         stream = lm.session().stream_response(prompt, **settings) if chat else lm.stream(prompt, **settings)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pocketlm.cli.common import json_option, open_model, options, print_json, threads_option
+from pocketlm.cli.common import json_option, kv_option, open_model, options, print_json, threads_option
 
 if TYPE_CHECKING:
     from pocketlm.evaluate.compare import Comparison
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     ),
     click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after this many tokens."),
     threads_option,
+    kv_option,
     click.option("--precise", is_flag=True, help="Do not round activations to 8 bits."),
     json_option,
 )
@@ -47,6 +48,7 @@ def command(
     limit: int | None,
     threads: int | None,
     precise: bool,
+    kv_dtype: Literal["f16", "int8"],
     as_json: bool,
 ) -> None:
     """Measure how well MODEL predicts the text in FILE. Lower is better.
@@ -76,7 +78,7 @@ def command(
         if file.is_dir():
             raise click.UsageError(f"FILE must be a text file; {file} is a directory")
     with (
-        open_model(model, threads=threads, precise=precise) as lm,
+        open_model(model, threads=threads, precise=precise, kv_dtype=kv_dtype) as lm,
         _opened(against, threads=threads, precise=precise) as source,
         tqdm(total=size, unit="B", unit_scale=True, leave=False, disable=True if as_json else None) as bar,
     ):

@@ -76,6 +76,10 @@ class Engine(Protocol):
         """Instruction set of its kernels."""
 
     @property
+    def kv_dtype(self) -> str:
+        """How its cache stores numbers: ``f16`` or ``int8``."""
+
+    @property
     def vocab_size(self) -> int:
         """Number of logits."""
 

@@ -1,7 +1,8 @@
 """A session on disk: its transcript, and the keys and values that the model has computed of it.
 
-The file is a safetensors file with two tensors: ``tokens`` (I32 [tokens]) and ``cache`` (F16 [blocks, numbers
-of a block]: the engine's blocks as they are, the same on every instruction set). Its metadata holds the
+The file is a safetensors file with two tensors: ``tokens`` (I32 [tokens]) and ``cache`` (F16 [blocks, half
+the bytes of a block]: the engine's blocks as they are, the same on every instruction set; an int8 cache's
+bytes are merely held so). Its metadata holds the
 transcript, what identifies the model, and a checksum over all of it.
 """
 
@@ -101,7 +102,9 @@ def read(path: Path, model: str) -> Saved:
     if facts["checksum"] != _checksum(facts["model"], facts["transcript"], tokens, cache):
         raise FileFormatError(f"{path}: damaged: the checksum does not match")
     if facts["model"] != model:
-        raise ParameterError(f"restore: {path} was saved from another model, or from other weights of it")
+        raise ParameterError(
+            f"restore: {path} was saved from another model or other weights, or with another kv_dtype"
+        )
     messages = _messages(path, facts["transcript"])
     if facts["version"] != __version__ or len(tokens) % 4:
         return Saved(messages, (), b"")

@@ -107,7 +107,7 @@ def _profile(
     costs: dict[str, dict[str, Cost]] = {}
     totals: dict[str, Total] = {}
     for step, load in steps.items():
-        amounts = work(graph, store, load, tail)
+        amounts = work(graph, store, load, tail, engine.kv_dtype)
         divided = measure.shares(phases, names, elements if step == "prefill" else None)
         costs[step] = _costs(times[step], divided, names, amounts, machine, energy)
         totals[step] = _total(times[step], load, amounts, energy)

@@ -9,7 +9,7 @@ from pocketlm._core import TensorInfo, WeightStore
 from pocketlm.graph import Attention, Embed, Graph, Linear, Op, Positions
 from pocketlm.loading.check import stored_name
 
-_CACHE_BYTES = 2  # of a cached number
+_CACHE_BYTES = {"f16": (2, 0), "int8": (1, 4)}  # of a cached number, and of the scale of a key or a value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def matrix(store: WeightStore, op: Op) -> TensorInfo | None:
 
 
 def work(
-    graph: Graph, store: WeightStore, load: Load, tail: Mapping[str, bool]
+    graph: Graph, store: WeightStore, load: Load, tail: Mapping[str, bool], kv_dtype: str = "f16"
 ) -> dict[str, tuple[int, int]]:
     """Bytes of weights and cache read, and multiply-adds, of every operation. ``tail`` tells which
     operations see only the selected rows."""
@@ -53,17 +53,20 @@ def work(
         last = tail.get(op.name, False) or (attentions and op.name == attentions[-1])
         chunks = load.chunks[-1:] if last else load.chunks
         rows = load.selected if tail.get(op.name, False) else sum(count for _, count in chunks)
-        found[op.name] = _of(op, store, chunks, rows)
+        found[op.name] = _of(op, store, chunks, rows, kv_dtype)
     return found
 
 
-def _of(op: Op, store: WeightStore, chunks: tuple[tuple[int, int], ...], rows: int) -> tuple[int, int]:
+def _of(
+    op: Op, store: WeightStore, chunks: tuple[tuple[int, int], ...], rows: int, kv_dtype: str
+) -> tuple[int, int]:
     info = matrix(store, op)
     if isinstance(op, Attention):
         seen = list(_visible(op, chunks))
         products = 2 * op.heads * op.head_dim * sum(seen)
         ends = sum(min(first + count, (op.window or first + count) + count - 1) for first, count in chunks)
-        return 2 * op.kv_heads * op.head_dim * _CACHE_BYTES * ends, products
+        number, scale = _CACHE_BYTES[kv_dtype]
+        return 2 * op.kv_heads * (op.head_dim * number + scale) * ends, products
     if isinstance(op, Linear) and info is not None:
         vectors = 4 * op.width if op.bias else 0
         return len(chunks) * (info.bytes + vectors), rows * op.weight.shape[0] * op.weight.shape[1]

@@ -24,5 +24,6 @@ pub use engine::{
 };
 pub use error::EngineError;
 pub use kv::KV_TOKENS;
+pub use pocketlm_kernels::KvType;
 pub use pocketlm_kernels::sample::{Sampler, SamplingParams};
 pub use speculate::{Continuation, MAX_GUESSES};

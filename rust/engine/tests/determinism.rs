@@ -3,7 +3,16 @@
 mod common;
 
 use common::{Model, all_logits, ids, models, options};
-use pocketlm_engine::{Engine, EngineOptions, Logits, StepItem};
+use pocketlm_engine::{Engine, EngineOptions, KvType, Logits, StepItem};
+
+/// Every model with each type of cache, and options for it.
+fn each(threads: usize) -> impl Iterator<Item = (String, Model, EngineOptions)> {
+    KvType::ALL.into_iter().flat_map(move |kv| {
+        models().into_iter().map(move |(name, model)| {
+            (format!("{name}, {} cache", kv.name()), model, EngineOptions { kv, ..options(threads) })
+        })
+    })
+}
 
 /// Logits of a prompt in chunks, appended to a fresh sequence.
 fn chunked(engine: &Engine, ids: &[u32], chunks: &[usize]) -> Vec<u32> {
@@ -56,46 +65,48 @@ fn check(name: &str, model: &Model, length: usize, base: &EngineOptions) {
 
 #[test]
 fn logits_do_not_depend_on_threads_or_chunks() {
-    for (name, model) in models() {
-        check(&name, &model, 150, &options(1));
+    for (name, model, options) in each(1) {
+        check(&name, &model, 150, &options);
     }
 }
 
 #[test]
 fn nor_do_those_of_f32_activations() {
-    for (name, model) in models() {
-        check(&name, &model, 70, &EngineOptions { precise: true, ..options(1) });
+    for (name, model, options) in each(1) {
+        check(&name, &model, 70, &EngineOptions { precise: true, ..options });
     }
 }
 
 #[test]
 fn long_contexts_are_split_the_same_way() {
-    for (name, model) in [&models()[0], &models()[7], &models()[11]] {
+    let long = each(1).enumerate().filter(|(index, _)| [0, 7, 11].contains(&(index % models().len())));
+    for (name, model, one) in long.map(|(_, case)| case) {
         let vocab = model.graph.vocab_size;
         let prompt = ids(1020, vocab, 6);
-        let whole = chunked(&model.engine(&options(1)), &prompt, &[96]);
-        let engine = model.engine(&options(4));
-        assert_same(name, "chunks", vocab, &whole, &chunked(&engine, &prompt, &[96]));
+        let whole = chunked(&model.engine(&one), &prompt, &[96]);
+        let engine = model.engine(&EngineOptions { threads: Some(4), ..one });
+        assert_same(&name, "chunks", vocab, &whole, &chunked(&engine, &prompt, &[96]));
         let sequence = engine.sequence().unwrap();
         for chunk in prompt[..1000].chunks(90) {
             engine.step(&mut [StepItem::new(&sequence, chunk, None, Logits::None)]).unwrap();
         }
         for (at, id) in prompt.iter().enumerate().skip(1000) {
             let one = all_logits(&engine, &sequence, &[*id]);
-            assert_same(name, "decoding", vocab, &whole[at * vocab..(at + 1) * vocab], &one);
+            assert_same(&name, "decoding", vocab, &whole[at * vocab..(at + 1) * vocab], &one);
         }
     }
 }
 
 #[test]
 fn a_batch_equals_its_rows_run_singly() {
-    for (name, model) in models() {
+    for (name, model, options) in each(3) {
         let vocab = model.graph.vocab_size;
-        let engine = model.engine(&options(3));
+        let engine = model.engine(&options);
+        let alone = EngineOptions { threads: Some(1), ..options };
         let prompts: Vec<Vec<u32>> =
             (0..9).map(|index| ids(1 + 9 * index, vocab, 10 + index as u64)).collect();
         let single: Vec<Vec<u32>> =
-            prompts.iter().map(|prompt| chunked(&model.engine(&options(1)), prompt, &[96])).collect();
+            prompts.iter().map(|prompt| chunked(&model.engine(&alone), prompt, &[96])).collect();
         let sequences: Vec<_> = prompts.iter().map(|_| engine.sequence().unwrap()).collect();
         let mut done = vec![0; prompts.len()];
         let mut round = 0;
@@ -125,9 +136,9 @@ fn a_batch_equals_its_rows_run_singly() {
 
 #[test]
 fn forks_and_truncated_sequences_equal_fresh_ones() {
-    for (name, model) in models() {
+    for (name, model, options) in each(2) {
         let vocab = model.graph.vocab_size;
-        let engine = model.engine(&options(2));
+        let engine = model.engine(&options);
         let prompt = ids(90, vocab, 20);
         let other = ids(30, vocab, 21);
         let trunk = engine.sequence().unwrap();
@@ -145,9 +156,9 @@ fn forks_and_truncated_sequences_equal_fresh_ones() {
 
 #[test]
 fn a_trace_ends_with_the_logits() {
-    for (name, model) in models() {
+    for (name, model, options) in each(2) {
         let vocab = model.graph.vocab_size;
-        let engine = model.engine(&options(2));
+        let engine = model.engine(&options);
         let prompt = ids(50, vocab, 30);
         let traced = engine.trace(&prompt).unwrap();
         assert_eq!(traced.len(), model.graph.ops.len());

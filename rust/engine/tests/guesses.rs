@@ -7,13 +7,17 @@ use std::time::Duration;
 use common::{Made, Model, everything, ids, llama, openelm, options};
 use pocketlm_engine::store::Kind;
 use pocketlm_engine::{
-    Continuation, Details, Engine, EngineError, Logits, Sampler, SamplingParams, Sequence, StepItem,
-    WriteItem, WriteLimits, Written,
+    Continuation, Details, Engine, EngineError, EngineOptions, KvType, Logits, Sampler, SamplingParams,
+    Sequence, StepItem, WriteItem, WriteLimits, Written,
 };
 use proptest::prelude::*;
 
 fn models() -> [Model; 3] {
     [llama(Made::Palette(Kind::P4), 2), openelm(Made::Mixed), everything(Made::Mixed)]
+}
+
+fn with_cache(kv: KvType, threads: usize) -> EngineOptions {
+    EngineOptions { kv, ..options(threads) }
 }
 
 /// Tokens one by one, with what is reported of each.
@@ -60,6 +64,7 @@ proptest! {
     #[test]
     fn guesses_are_proved_or_refuted(
         which in 0usize..3,
+        kv in prop::sample::select(KvType::ALL.to_vec()),
         threads in 1usize..3,
         prompt in 1usize..90,
         params in params(),
@@ -68,7 +73,7 @@ proptest! {
         neighbour in prop::bool::ANY,
     ) {
         let model = &models()[which];
-        let engine = model.engine(&options(threads));
+        let engine = model.engine(&with_cache(kv, threads));
         let vocab = model.graph.vocab_size;
         let prompt = ids(prompt, vocab, 9);
         let (one, two, other) = (engine.sequence().unwrap(), engine.sequence().unwrap(), engine.sequence().unwrap());
@@ -120,6 +125,7 @@ proptest! {
     #[test]
     fn a_text_is_the_same_however_it_is_written(
         which in 0usize..3,
+        kv in prop::sample::select(KvType::ALL.to_vec()),
         params in params(),
         tokens in 1usize..80,
         stop in prop::option::of(0usize..60),
@@ -128,7 +134,7 @@ proptest! {
         texts in 1usize..4,
     ) {
         let model = &models()[which];
-        let engine = model.engine(&options(2));
+        let engine = model.engine(&with_cache(kv, 2));
         let vocab = model.graph.vocab_size;
         // A text that repeats, so that there is something to look up.
         let prompts: Vec<Vec<u32>> = (0..texts).map(|text| ids(14, vocab, text as u64).repeat(2)).collect();
@@ -258,8 +264,8 @@ fn append(engine: &Engine, sequence: &Sequence, ids: &[u32]) {
 
 #[test]
 fn saved_sequences_go_on_bit_for_bit() {
-    for model in models() {
-        let engine = model.engine(&options(2));
+    for (model, kv) in models().into_iter().flat_map(|m| KvType::ALL.map(|kv| (m.clone(), kv))) {
+        let engine = model.engine(&with_cache(kv, 2));
         let vocab = model.graph.vocab_size;
         for length in [1, 63, 64, 130] {
             let text = ids(length, vocab, 1);
@@ -272,7 +278,7 @@ fn saved_sequences_go_on_bit_for_bit() {
             let saved = engine.export(&sequence).unwrap();
             assert_eq!(saved.len(), length.div_ceil(64) * engine.block_bytes().unwrap());
             assert!(saved == engine.export(&longer).unwrap());
-            let other = model.engine(&options(1));
+            let other = model.engine(&with_cache(kv, 1));
             let restored = other.import(length, &saved).unwrap();
             assert_eq!(restored.length(), length);
             let more = ids(70, vocab, 2);

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use pocketlm_kernels::sample::{Sampler, SamplingParams};
 use pocketlm_kernels::{
-    Activation, Attention, Dense, DenseType, KV_TOKENS, Kernels, KvBlock, Level, Norm, NormKind, QuantBuffer,
-    SPLIT_TOKENS,
+    Activation, Attention, Dense, DenseType, KV_TOKENS, Kernels, KvBlock, KvBlockMut, KvType, Level, Norm,
+    NormKind, QuantBuffer, SPLIT_TOKENS,
 };
 
 /// Seconds of the fastest of several runs, over at least 0.2 s in all.
@@ -75,18 +75,34 @@ fn dense(k: &Kernels) {
 }
 
 /// Attention of `tokens` tokens at the end of `context`, for `kv_heads` key-value heads in turn.
-fn attention(k: &Kernels, head_dim: usize, heads: usize, kv_heads: usize, context: usize, tokens: usize) {
+fn attention(
+    k: &Kernels,
+    kv: KvType,
+    head_dim: usize,
+    heads: usize,
+    kv_heads: usize,
+    context: usize,
+    tokens: usize,
+) {
     let block = KV_TOKENS * head_dim;
-    let cache: Vec<u16> = values(kv_heads * context.div_ceil(KV_TOKENS) * block * 2)
-        .iter()
-        .map(|v| half::f16::from_f32(*v).to_bits())
-        .collect();
+    let numbers = values(kv_heads * context.div_ceil(KV_TOKENS) * block * 2);
+    let halves: Vec<u16> = numbers.iter().map(|v| half::f16::from_f32(*v).to_bits()).collect();
+    let bytes: Vec<i8> = numbers.iter().map(|v| (v * 127.0) as i8).collect();
+    let scales = [1.0 / 127.0; KV_TOKENS];
     let stride = kv_heads * heads * head_dim;
     let q = values(tokens * stride);
     let ends: Vec<u32> = (context - tokens..context).map(|p| p as u32 + 1).collect();
     let starts = vec![0; tokens];
-    let blocks: Vec<KvBlock<'_>> =
-        cache.chunks_exact(2 * block).map(|b| KvBlock { k: &b[..block], v: &b[block..] }).collect();
+    let blocks: Vec<KvBlock<'_>> = match kv {
+        KvType::F16 => {
+            halves.chunks_exact(2 * block).map(|b| KvBlock::F16 { k: &b[..block], v: &b[block..] }).collect()
+        }
+        KvType::I8 => bytes
+            .chunks_exact(2 * block)
+            .map(|b| KvBlock::I8 { k: &b[..block], v: &b[block..], k_scales: &scales, v_scales: &scales })
+            .collect(),
+    };
+    let size = if kv == KvType::F16 { 2.0 } else { 1.0 };
     let splits = context.div_ceil(SPLIT_TOKENS);
     let len = tokens * heads * (head_dim + 2);
     let mut partials = vec![0.0; splits * len];
@@ -114,9 +130,10 @@ fn attention(k: &Kernels, head_dim: usize, heads: usize, kv_heads: usize, contex
     });
     let seen: f64 = ends.iter().map(|&e| f64::from(e)).sum();
     println!(
-        "attention head_dim {head_dim}, {heads} x {kv_heads} heads, {tokens} tokens at {context}: {:.1} us, {:.1} GB/s, {:.1} GFLOP/s",
+        "attention {} head_dim {head_dim}, {heads} x {kv_heads} heads, {tokens} tokens at {context}: {:.1} us, {:.1} GB/s, {:.1} GFLOP/s",
+        kv.name(),
         t * 1e6,
-        cache.len() as f64 * 2.0 / t / 1e9,
+        numbers.len() as f64 * size / t / 1e9,
         4.0 * seen * (heads * kv_heads * head_dim) as f64 / t / 1e9
     );
 }
@@ -148,8 +165,24 @@ fn rows(k: &Kernels) {
     report("rope halves of 64,", &mut |_| k.rope(&mut heads, 64, &cos, &sin, false).unwrap());
     report("rope interleaved of 64,", &mut |_| k.rope(&mut heads, 64, &cos, &sin, true).unwrap());
     let (mut keys, mut vals) = (vec![0; 64 * 64], vec![0; 64 * 64]);
-    report("kv_write of 32 heads of 64,", &mut |_| {
-        (0..32).for_each(|i| k.kv_write(&weight[..64], &weight[..64], &mut keys, &mut vals, i).unwrap());
+    report("kv_write f16 of 32 heads of 64,", &mut |_| {
+        for i in 0..32 {
+            let block = KvBlockMut::F16 { k: &mut keys, v: &mut vals };
+            k.kv_write(&weight[..64], &weight[..64], block, i).unwrap();
+        }
+    });
+    let (mut keys, mut vals) = (vec![0; 64 * 64], vec![0; 64 * 64]);
+    let (mut k_scales, mut v_scales) = ([0.0; KV_TOKENS], [0.0; KV_TOKENS]);
+    report("kv_write int8 of 32 heads of 64,", &mut |_| {
+        for i in 0..32 {
+            let block = KvBlockMut::I8 {
+                k: &mut keys,
+                v: &mut vals,
+                k_scales: &mut k_scales,
+                v_scales: &mut v_scales,
+            };
+            k.kv_write(&weight[..64], &weight[..64], block, i).unwrap();
+        }
     });
 }
 
@@ -185,12 +218,15 @@ fn main() {
     };
     println!("level {}", kernels.level());
     if "attention".starts_with(&filter) {
-        attention(kernels, 64, 4, 8, 2048, 1);
-        attention(kernels, 64, 1, 32, 2048, 1);
-        attention(kernels, 128, 4, 8, 2048, 1);
-        attention(kernels, 64, 4, 1, 512, 512);
-        attention(kernels, 64, 4, 1, 2048, 512);
-        attention(kernels, 128, 1, 1, 512, 512);
+        for kv in KvType::ALL {
+            attention(kernels, kv, 64, 4, 8, 2048, 1);
+            attention(kernels, kv, 64, 1, 32, 2048, 1);
+            attention(kernels, kv, 128, 4, 8, 2048, 1);
+            attention(kernels, kv, 64, 4, 8, 65536, 1);
+            attention(kernels, kv, 64, 4, 1, 512, 512);
+            attention(kernels, kv, 64, 4, 1, 2048, 512);
+            attention(kernels, kv, 128, 1, 1, 512, 512);
+        }
     }
     if "rows".starts_with(&filter) {
         rows(kernels);

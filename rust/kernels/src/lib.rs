@@ -23,8 +23,8 @@ pub use error::KernelError;
 pub use formats::{Dense, DenseType, Kind, Palette, TILE};
 pub use kernels::Kernels;
 pub use ops::{
-    Activation, Attention, KV_TOKENS, KvBlock, LogitStats, MAX_HEAD_DIM, MAXIMA_BLOCK, Norm, NormKind,
-    SPLIT_TOKENS, TERMS_BLOCK,
+    Activation, Attention, KV_TOKENS, KvBlock, KvBlockMut, KvType, LogitStats, MAX_HEAD_DIM, MAXIMA_BLOCK,
+    Norm, NormKind, SPLIT_TOKENS, TERMS_BLOCK,
 };
 pub use quantized::{ACT_BLOCK, QuantBuffer, QuantRowMut, QuantRows, QuantRowsMut, blocks, padded_cols};
 pub use scratch::Scratch;

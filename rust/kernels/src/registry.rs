@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use crate::cpu::Level;
 use crate::formats::{Dense, Palette};
-use crate::ops::{Attention, LogitStats, Norm};
+use crate::ops::{Attention, KvBlockMut, LogitStats, Norm};
 use crate::quantized::{QuantRowMut, QuantRows};
 use crate::scratch::Scratch;
 
@@ -127,8 +127,8 @@ pub type ScaleFn = unsafe fn(&mut [f32], f32);
 pub type SoftcapFn = unsafe fn(&mut [f32], f32);
 /// `(x, limit)`.
 pub type ClipFn = unsafe fn(&mut [f32], f32);
-/// `(key, value, keys of the block, values of the block, slot)`.
-pub type KvWriteFn = unsafe fn(&[f32], &[f32], &mut [u16], &mut [u16], usize);
+/// `(key, value, block, slot)`.
+pub type KvWriteFn = unsafe fn(&[f32], &[f32], KvBlockMut<'_>, usize);
 /// `(rows and blocks, partial)`.
 pub type AttentionSplitFn = unsafe fn(&Attention<'_>, &mut [f32]);
 /// `(partials, rows, heads per token, channels of a head, token stride of out, out)`.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pocketlm_engine::graph::Graph;
 use pocketlm_engine::{
-    Continuation, Details, Engine, EngineError, EngineOptions, Logits, Sampler, Sequence, StepItem,
+    Continuation, Details, Engine, EngineError, EngineOptions, KvType, Logits, Sampler, Sequence, StepItem,
     WriteItem, WriteLimits, Written,
 };
 use pyo3::prelude::*;
@@ -75,7 +75,7 @@ impl PyStepResult {
 #[pymethods]
 impl PyEngine {
     #[new]
-    #[pyo3(signature = (graph_json, store, *, threads=None, cache_tokens, max_rows=512, precise=false, max_memory=None))]
+    #[pyo3(signature = (graph_json, store, *, threads=None, cache_tokens, max_rows=512, precise=false, max_memory=None, kv_dtype="f16"))]
     fn new(
         py: Python<'_>,
         graph_json: &str,
@@ -85,9 +85,12 @@ impl PyEngine {
         max_rows: usize,
         precise: bool,
         max_memory: Option<u64>,
+        kv_dtype: &str,
     ) -> PyResult<Self> {
+        let kv = KvType::ALL.into_iter().find(|kv| kv.name() == kv_dtype);
+        let kv = kv.ok_or_else(|| parameter("kv_dtype", format!("is {kv_dtype:?}, must be f16 or int8")))?;
         let store = store.shared();
-        let options = EngineOptions { threads, cache_tokens, max_rows, precise, max_memory };
+        let options = EngineOptions { threads, cache_tokens, max_rows, precise, kv, max_memory };
         let make = || Engine::new(Graph::parse(graph_json)?, store, &options);
         Ok(Self { engine: py.detach(make).map_err(to_python)? })
     }
@@ -100,6 +103,11 @@ impl PyEngine {
     #[getter]
     fn isa(&self) -> &'static str {
         self.engine.isa()
+    }
+
+    #[getter]
+    fn kv_dtype(&self) -> &'static str {
+        self.engine.kv_type().name()
     }
 
     #[getter]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pocketlm_kernels::Kernels;
+use pocketlm_kernels::{Kernels, KvType};
 
 use super::Memory;
 use crate::graph::{Graph, OpKind};
@@ -17,6 +17,7 @@ pub(super) struct Facts {
     pub threads: usize,
     pub max_rows: usize,
     pub precise: bool,
+    pub kv: KvType,
     pub max_memory: Option<u64>,
     pub cache_tokens: usize,
     /// Ids from here on have no embedding.

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use pocketlm_kernels::KvType;
+
 use crate::error::EngineError;
 use crate::kv::KvCache;
 use crate::plan::Plan;
@@ -22,11 +24,12 @@ impl Memory {
     /// The memory of a plan's engine, for sequences of up to `tokens` tokens.
     pub(super) fn of(
         plan: &Plan,
+        kv: KvType,
         cache_tokens: usize,
         tokens: usize,
         threads: usize,
     ) -> Result<Self, EngineError> {
-        let cache = KvCache::bytes(&plan.caches, cache_tokens)
+        let cache = KvCache::bytes(&plan.caches, kv, cache_tokens)
             .ok_or_else(|| too_much("the KV cache", u64::MAX, 0))?;
         let scratch = Worker::bytes(plan, tokens)
             .and_then(|worker| worker.checked_mul(threads as u64))

@@ -15,7 +15,7 @@ mod write;
 
 use std::sync::{Arc, Mutex};
 
-use pocketlm_kernels::Kernels;
+use pocketlm_kernels::{Kernels, KvType};
 
 pub use memory::Memory;
 pub use sequence::Sequence;
@@ -50,13 +50,22 @@ pub struct EngineOptions {
     pub max_rows: usize,
     /// Activations stay f32 with palettized weights too.
     pub precise: bool,
+    /// How the cache stores keys and values.
+    pub kv: KvType,
     /// Bytes that weights, cache and scratch may take together.
     pub max_memory: Option<u64>,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { threads: None, cache_tokens: 4096, max_rows: 512, precise: false, max_memory: None }
+        Self {
+            threads: None,
+            cache_tokens: 4096,
+            max_rows: 512,
+            precise: false,
+            kv: KvType::F16,
+            max_memory: None,
+        }
     }
 }
 
@@ -95,13 +104,14 @@ impl Engine {
         let planning = Options { max_rows: options.max_rows, precise: options.precise, trace: false };
         let plan = Plan::new(&graph, &store, planning)?;
         let tokens = options.cache_tokens.min(graph.context_length);
-        let memory = Memory::of(&plan, options.cache_tokens, tokens, threads)?;
+        let memory = Memory::of(&plan, options.kv, options.cache_tokens, tokens, threads)?;
         memory.check("the model", options.max_memory)?;
         let facts = Facts {
             kernels,
             threads,
             max_rows: options.max_rows,
             precise: options.precise,
+            kv: options.kv,
             max_memory: options.max_memory,
             cache_tokens: options.cache_tokens.next_multiple_of(KV_TOKENS),
             id_limit: id_limit(&graph),
@@ -110,7 +120,7 @@ impl Engine {
             graph,
             store,
         };
-        let state = State::new(plan, options.cache_tokens, tokens, threads)?;
+        let state = State::new(plan, options.kv, options.cache_tokens, tokens, threads)?;
         Ok(Self { inner: Arc::new(Inner::new(state, facts)) })
     }
 
@@ -127,6 +137,11 @@ impl Engine {
     /// Number of logits.
     pub fn vocab_size(&self) -> usize {
         self.inner.facts.graph.vocab_size
+    }
+
+    /// How the cache stores keys and values.
+    pub fn kv_type(&self) -> KvType {
+        self.inner.facts.kv
     }
 
     /// Positions that the model was made for.
@@ -183,11 +198,17 @@ impl Engine {
 
 impl State {
     /// Reserves the memory of a plan's steps, for sequences of up to `tokens` tokens.
-    fn new(plan: Plan, cache_tokens: usize, tokens: usize, threads: usize) -> Result<Self, EngineError> {
+    fn new(
+        plan: Plan,
+        kv: KvType,
+        cache_tokens: usize,
+        tokens: usize,
+        threads: usize,
+    ) -> Result<Self, EngineError> {
         let schedule = Schedule::new(&plan);
         Ok(Self {
             arena: Arena::new(plan.arena_bytes)?,
-            cache: KvCache::new(&plan.caches, cache_tokens, tokens)?,
+            cache: KvCache::new(&plan.caches, kv, cache_tokens, tokens)?,
             partials: SharedPartials::new(schedule.limits),
             schedule,
             workers: (0..threads).map(|_| Mutex::new(Worker::new(&plan, tokens))).collect(),

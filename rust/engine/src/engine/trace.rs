@@ -41,7 +41,7 @@ impl Engine {
         let plan = Plan::new(&facts.graph, &facts.store, options)?;
         let width: u64 = facts.graph.ops.iter().map(|op| op.width as u64).sum();
         let results = width.saturating_mul(4 * ids.len() as u64);
-        let memory = Memory::of(&plan, ids.len(), ids.len(), facts.threads)?;
+        let memory = Memory::of(&plan, facts.kv, ids.len(), ids.len(), facts.threads)?;
         memory.beside(facts.memory, results).check("the trace of the model", facts.max_memory)?;
         let mut traced = Vec::with_capacity(facts.graph.ops.len());
         for op in &facts.graph.ops {
@@ -55,7 +55,7 @@ impl Engine {
             })?;
             traced.push(Traced { name: op.name.clone(), width: op.width, values });
         }
-        let mut state = State::new(plan, ids.len(), ids.len(), facts.threads)?;
+        let mut state = State::new(plan, facts.kv, ids.len(), ids.len(), facts.threads)?;
         let id = state.cache.create();
         for chunk in ids.chunks(rows) {
             state.cache.extend(&[(id, chunk.len())])?;

@@ -12,6 +12,7 @@ pub(crate) use table::{SequenceId, Tables};
 
 use crate::error::EngineError;
 use memory::Blocks;
+use pocketlm_kernels::KvType;
 
 /// Tokens in a block.
 pub const KV_TOKENS: usize = 64;
@@ -24,15 +25,20 @@ pub(crate) struct KvCache {
 
 impl KvCache {
     /// Bytes that a cache for `tokens` tokens (rounded up to blocks) takes, or `None` if that overflows.
-    pub fn bytes(layers: &[CacheShape], tokens: usize) -> Option<u64> {
-        Blocks::bytes(layers, tokens.div_ceil(KV_TOKENS))
+    pub fn bytes(layers: &[CacheShape], kv: KvType, tokens: usize) -> Option<u64> {
+        Blocks::bytes(layers, kv, tokens.div_ceil(KV_TOKENS))
     }
 
     /// An empty cache (see [`KvCache::bytes`]) for sequences of up to `longest` tokens.
-    pub fn new(layers: &[CacheShape], tokens: usize, longest: usize) -> Result<Self, EngineError> {
+    pub fn new(
+        layers: &[CacheShape],
+        kv: KvType,
+        tokens: usize,
+        longest: usize,
+    ) -> Result<Self, EngineError> {
         let count = tokens.div_ceil(KV_TOKENS);
         Ok(Self {
-            blocks: Blocks::new(layers, count)?,
+            blocks: Blocks::new(layers, kv, count)?,
             tables: Tables::new(count, longest.div_ceil(KV_TOKENS)),
         })
     }

@@ -1,3 +1,5 @@
+use pocketlm_kernels::{KvBlock, KvBlockMut};
+
 use super::*;
 
 const LAYERS: [CacheShape; 2] =
@@ -9,13 +11,21 @@ fn write(cache: &KvCache, id: SequenceId, position: usize, number: f32) {
     for (layer, shape) in LAYERS.iter().enumerate() {
         for head in 0..shape.kv_heads {
             // SAFETY: one thread.
-            let (keys, values) = unsafe { view.write(block, layer, head) };
+            let block = unsafe { view.write(block, layer, head) };
             let (slot, dim) = (position % KV_TOKENS, shape.head_dim);
-            let bits = half::f16::from_f32(number).to_bits();
-            for index in 0..dim {
-                keys[(slot / 16 * dim + index) * 16 + slot % 16] = bits;
+            let keys = (0..dim).map(|index| (slot / 16 * dim + index) * 16 + slot % 16);
+            match block {
+                KvBlockMut::F16 { k, v } => {
+                    let bits = half::f16::from_f32(number).to_bits();
+                    keys.for_each(|at| k[at] = bits);
+                    v[slot * dim..][..dim].fill(bits);
+                }
+                KvBlockMut::I8 { k, v, k_scales, v_scales } => {
+                    (k_scales[slot], v_scales[slot]) = (number, number);
+                    keys.for_each(|at| k[at] = 1);
+                    v[slot * dim..][..dim].fill(1);
+                }
             }
-            values[slot * dim..][..dim].fill(bits);
         }
     }
 }
@@ -29,19 +39,32 @@ fn read(cache: &KvCache, id: SequenceId, position: usize) -> f32 {
     for (layer, shape) in LAYERS.iter().enumerate() {
         for head in 0..shape.kv_heads {
             // SAFETY: one thread.
-            let (keys, values) = unsafe { view.read(block, layer, head) };
-            let keys = keys.chunks_exact(16).skip(slot / 16 * shape.head_dim).take(shape.head_dim);
-            found.extend(keys.map(|line| line[slot % 16]));
-            found.extend(&values[slot * shape.head_dim..][..shape.head_dim]);
+            let block = unsafe { view.read(block, layer, head) };
+            let dim = shape.head_dim;
+            for index in 0..dim {
+                let (key, value) = ((slot / 16 * dim + index) * 16 + slot % 16, slot * dim + index);
+                found.extend(match block {
+                    KvBlock::F16 { k, v } => {
+                        [k[key], v[value]].map(|bits| half::f16::from_bits(bits).to_f32())
+                    }
+                    KvBlock::I8 { k, v, k_scales, v_scales } => {
+                        [f32::from(k[key]) * k_scales[slot], f32::from(v[value]) * v_scales[slot]]
+                    }
+                });
+            }
         }
     }
-    assert!(found.iter().all(|bits| *bits == found[0]), "{found:?}");
-    half::f16::from_bits(found[0]).to_f32()
+    assert!(found.iter().all(|number| *number == found[0]), "{found:?}");
+    found[0]
 }
 
 #[test]
 fn forks_share_until_written() {
-    let mut cache = KvCache::new(&LAYERS, 4 * 64, 1000).unwrap();
+    KvType::ALL.into_iter().for_each(forks);
+}
+
+fn forks(kv: KvType) {
+    let mut cache = KvCache::new(&LAYERS, kv, 4 * 64, 1000).unwrap();
     let first = cache.create();
     cache.extend(&[(first, 70)]).unwrap();
     (0..70).for_each(|position| write(&cache, first, position, position as f32));
@@ -65,7 +88,11 @@ fn forks_share_until_written() {
 
 #[test]
 fn truncation_keeps_what_is_before_and_frees_what_is_behind() {
-    let mut cache = KvCache::new(&LAYERS, 3 * 64, 1000).unwrap();
+    KvType::ALL.into_iter().for_each(truncation);
+}
+
+fn truncation(kv: KvType) {
+    let mut cache = KvCache::new(&LAYERS, kv, 3 * 64, 1000).unwrap();
     let id = cache.create();
     cache.extend(&[(id, 130)]).unwrap();
     (0..130).for_each(|position| write(&cache, id, position, position as f32));
@@ -78,7 +105,11 @@ fn truncation_keeps_what_is_before_and_frees_what_is_behind() {
 
 #[test]
 fn a_fork_that_was_cut_back_does_not_see_or_hurt_the_other() {
-    let mut cache = KvCache::new(&LAYERS, 3 * 64, 1000).unwrap();
+    KvType::ALL.into_iter().for_each(cut_back);
+}
+
+fn cut_back(kv: KvType) {
+    let mut cache = KvCache::new(&LAYERS, kv, 3 * 64, 1000).unwrap();
     let first = cache.create();
     cache.extend(&[(first, 40)]).unwrap();
     (0..40).for_each(|position| write(&cache, first, position, 7.0));
@@ -94,7 +125,7 @@ fn a_fork_that_was_cut_back_does_not_see_or_hurt_the_other() {
 
 #[test]
 fn a_full_cache_changes_nothing() {
-    let mut cache = KvCache::new(&LAYERS, 2 * 64, 1000).unwrap();
+    let mut cache = KvCache::new(&LAYERS, KvType::F16, 2 * 64, 1000).unwrap();
     let (first, second) = (cache.create(), cache.create());
     cache.extend(&[(first, 64)]).unwrap();
     let wanted = [(second, 64), (first, 1)];
@@ -105,8 +136,11 @@ fn a_full_cache_changes_nothing() {
 
 #[test]
 fn absurd_sizes_are_refused() {
-    assert_eq!(KvCache::bytes(&LAYERS, usize::MAX), None);
+    // A token of 2 heads of 8 and one of 24: 40 keys and as many values, and with bytes 3 scales of each; then the bookkeeping.
+    assert_eq!(KvCache::bytes(&LAYERS, KvType::F16, 65), Some(2 * (64 * 2 * 80 + 8)));
+    assert_eq!(KvCache::bytes(&LAYERS, KvType::I8, 65), Some(2 * (64 * 2 * (40 + 12) + 8)));
+    assert_eq!(KvCache::bytes(&LAYERS, KvType::I8, usize::MAX), None);
     let huge = CacheShape { kv_heads: usize::MAX / 2, head_dim: 64 };
-    assert_eq!(KvCache::bytes(&[huge], 64), None);
-    assert!(matches!(KvCache::new(&[huge], 64, 64), Err(EngineError::Memory { .. })));
+    assert_eq!(KvCache::bytes(&[huge], KvType::F16, 64), None);
+    assert!(matches!(KvCache::new(&[huge], KvType::I8, 64, 64), Err(EngineError::Memory { .. })));
 }

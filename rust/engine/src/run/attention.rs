@@ -181,12 +181,11 @@ impl Step<'_, '_> {
             return Ok(false);
         }
         let table = &self.cache.table(entry.sequence)[first / KV_TOKENS..end.div_ceil(KV_TOKENS)];
-        let mut blocks = [KvBlock { k: &[], v: &[] }; BLOCKS];
+        let mut blocks = [KvBlock::EMPTY; BLOCKS];
         for (block, &index) in blocks.iter_mut().zip(table) {
             // SAFETY: keys and values of this step were written before the barrier in front of this phase, and no phase behind it
             // writes this layer's.
-            let (k, v) = unsafe { self.kv.read(index, part.cache, head) };
-            *block = KvBlock { k, v };
+            *block = unsafe { self.kv.read(index, part.cache, head) };
         }
         let q = self.group(part, part.q, head);
         // SAFETY: queries were written in an earlier phase, and this one writes other buffers.

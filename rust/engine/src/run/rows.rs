@@ -127,8 +127,8 @@ impl Step<'_, '_> {
                 for (head, (k, v)) in k.chunks_exact(dim).zip(v.chunks_exact(dim)).enumerate() {
                     // SAFETY: the rows that go to a block are one worker's, and attention reads behind the next barrier. Sequences share
                     // no block that a step writes: `KvCache::extend` copied it.
-                    let (keys, values) = unsafe { self.kv.write(block, cache, head) };
-                    kernels.kv_write(k, v, keys, values, slot)?;
+                    let block = unsafe { self.kv.write(block, cache, head) };
+                    kernels.kv_write(k, v, block, slot)?;
                 }
                 Ok(())
             }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::api::{check_cap, check_heads};
-use super::{Attention, KV_TOKENS, SPLIT_TOKENS};
+use super::{Attention, KV_TOKENS, KvBlock, KvBlockMut, KvType, SPLIT_TOKENS};
 use crate::error::{KernelError, expect_len, product};
 use crate::formats::{Dense, Palette, TILE};
 use crate::kernels::{Kernels, check_tiles};
@@ -82,8 +82,10 @@ impl Kernels {
         Ok(())
     }
 
-    /// Writes one token's key and value of one head into slot `slot` (0 to 63) of a block of the cache, as half floats. Finite
-    /// numbers beyond ±65504 become ±65504. For the layout see [`super::KvBlock`].
+    /// Writes one token's key and value of one head into slot `slot` (0 to 63) of a block of the cache. As half floats, finite
+    /// numbers beyond ±65504 become ±65504. As bytes, key and value each get the scale `amax / 127` and the numbers
+    /// `round_ties_even(x * (127 / amax))`; NaN or infinity make the scale NaN. Nothing of other tokens is touched. For the layout
+    /// see [`KvBlock`].
     ///
     /// # Errors
     /// When a length or the slot does not fit.
@@ -91,20 +93,17 @@ impl Kernels {
         &self,
         k: &[f32],
         v: &[f32],
-        keys: &mut [u16],
-        values: &mut [u16],
+        block: KvBlockMut<'_>,
         slot: usize,
     ) -> Result<(), KernelError> {
         check_heads("key", k.len(), k.len())?;
         expect_len("value", v.len(), k.len())?;
-        let block = KV_TOKENS * k.len();
-        expect_len("keys of a block", keys.len(), block)?;
-        expect_len("values of a block", values.len(), block)?;
+        block.check(k.len())?;
         if slot >= KV_TOKENS {
             return Err(KernelError::Range { what: "slot of a block", got: slot, limit: KV_TOKENS });
         }
         // SAFETY: the level was detected when the table was built, and the lengths were checked above.
-        unsafe { (self.float.kv_write)(k, v, keys, values, slot) };
+        unsafe { (self.float.kv_write[block.dtype() as usize])(k, v, block, slot) };
         Ok(())
     }
 
@@ -118,8 +117,9 @@ impl Kernels {
         check_attention(a)?;
         let len = product("partial attention", &[a.rows(), Attention::partial_len(a.head_dim)])?;
         expect_len("partial attention", partial.len(), len)?;
+        let dtype = a.blocks.first().map_or(KvType::F16, KvBlock::dtype);
         // SAFETY: the level was detected when the table was built, and the lengths were checked above.
-        unsafe { (self.float.attention_split)(a, partial) };
+        unsafe { (self.float.attention_split[dtype as usize])(a, partial) };
         Ok(())
     }
 
@@ -165,8 +165,10 @@ fn check_attention(a: &Attention<'_>) -> Result<(), KernelError> {
     let width = product("heads", &[a.heads, a.head_dim])?;
     at_least("queries", a.q.len(), span("queries", a.ends.len(), a.token_stride, width)?)?;
     for block in a.blocks {
-        expect_len("keys of a block", block.k.len(), KV_TOKENS * a.head_dim)?;
-        expect_len("values of a block", block.v.len(), KV_TOKENS * a.head_dim)?;
+        block.check(a.head_dim)?;
+        if block.dtype() != a.blocks[0].dtype() {
+            return Err(KernelError::Invalid { what: "blocks", reason: "must be of one type" });
+        }
     }
     let begin = a.first / SPLIT_TOKENS * SPLIT_TOKENS;
     let overflow = || KernelError::Overflow { what: "positions" };

@@ -5,18 +5,10 @@
 //! row's own range of visible tokens. Rows are worked on in tiles for speed only, so prefill equals decode, in any chunks.
 
 use super::attention_tiles::{Scores, accumulate, scores};
+use super::kv_block::{Halves, KvBlock, Numbers, Scaled};
 use super::math;
 use super::{KV_TOKENS, SPLIT_TOKENS};
 use crate::simd::{LANES, Simd};
-
-/// One block of the cache of one layer and key-value head: 64 tokens, half floats.
-#[derive(Debug, Clone, Copy)]
-pub struct KvBlock<'a> {
-    /// Keys, `[4 groups of 16 tokens][head_dim][16 tokens]`.
-    pub k: &'a [u16],
-    /// Values, `[64 tokens][head_dim]`.
-    pub v: &'a [u16],
-}
 
 /// Query rows of one key-value head, and the blocks of one split.
 ///
@@ -40,7 +32,7 @@ pub struct Attention<'a> {
     pub softcap: Option<f32>,
     /// Absolute position of the first token of `blocks`: a multiple of 64.
     pub first: usize,
-    /// Consecutive blocks, all within one split (positions 512 i to 512 i + 511).
+    /// Consecutive blocks of one type, all within one split (positions 512 i to 512 i + 511).
     pub blocks: &'a [KvBlock<'a>],
 }
 
@@ -72,10 +64,12 @@ impl Attention<'_> {
 }
 
 /// Scores to probabilities relative to the new maximum; updates maximum, sum and the scale of the accumulators. `acc` is the row's
-/// partial result. Groups without a visible token are left alone.
+/// partial result. Groups without a visible token are left alone. The sum is of the probabilities; what is left in `p` is what the
+/// numbers of the values are to be multiplied with.
 #[inline(always)]
-fn softmax_block<S: Simd>(
+fn softmax_block<'a, S: Simd, B: Numbers<'a>>(
     s: S,
+    block: B,
     p: &mut [f32; KV_TOKENS],
     (from, to): (usize, usize),
     softcap: Option<f32>,
@@ -111,16 +105,21 @@ fn softmax_block<S: Simd>(
     }
     state[0] = max;
     let m = s.splat(max);
-    for group in &mut groups[first..last] {
+    for (g, group) in groups.iter_mut().enumerate().take(last).skip(first) {
         let e = math::exp(s, s.sub(s.load(group), m));
-        s.store(group, e);
+        s.store(group, block.scale_weights(s, g, e));
         state[1] += s.hsum(e);
     }
 }
 
 /// `R` rows from row `row` on. `partial` holds their results.
 #[inline(always)]
-fn tile<S: Simd, const R: usize>(s: S, a: &Attention<'_>, row: usize, partial: &mut [f32]) {
+fn tile<'a, S: Simd, B: Numbers<'a>, const R: usize>(
+    s: S,
+    a: &Attention<'a>,
+    row: usize,
+    partial: &mut [f32],
+) {
     let stride = a.head_dim + 2;
     for acc in partial.chunks_exact_mut(stride) {
         acc.fill(0.0);
@@ -132,6 +131,9 @@ fn tile<S: Simd, const R: usize>(s: S, a: &Attention<'_>, row: usize, partial: &
     }
     let mut p: Scores<R> = [[0.0; KV_TOKENS]; R];
     for (b, block) in a.blocks.iter().enumerate() {
+        let Some(block) = B::of(block) else { continue };
+        // While this block is computed, the next one is fetched from memory: in the same order, a block ahead.
+        let next = a.blocks.get(b + 1).and_then(B::of).unwrap_or(block).addresses();
         let base = a.first + b * KV_TOKENS;
         let mut ranges = [(0, 0); R];
         // The union of the rows' ranges, and what all of them see.
@@ -149,41 +151,42 @@ fn tile<S: Simd, const R: usize>(s: S, a: &Attention<'_>, row: usize, partial: &
         let (mut group, last) = (low / LANES, high.div_ceil(LANES));
         if S::REGISTERS >= 32 || (S::REGISTERS >= 8 && R == 1) {
             if last - group == 4 {
-                scores::<S, R, 4>(s, &q, block.k, a.head_dim, 0, &mut p);
+                scores::<S, B, R, 4>(s, &q, block, next.0, a.head_dim, 0, &mut p);
                 group = 4;
             }
         } else if R == 2 {
             while group + 2 <= last {
-                scores::<S, R, 2>(s, &q, block.k, a.head_dim, group, &mut p);
+                scores::<S, B, R, 2>(s, &q, block, next.0, a.head_dim, group, &mut p);
                 group += 2;
             }
         }
         while group < last {
-            scores::<S, R, 1>(s, &q, block.k, a.head_dim, group, &mut p);
+            scores::<S, B, R, 1>(s, &q, block, next.0, a.head_dim, group, &mut p);
             group += 1;
         }
         for (r, acc) in partial.chunks_exact_mut(stride).enumerate() {
             if ranges[r].0 < ranges[r].1 {
-                softmax_block(s, &mut p[r], ranges[r], a.softcap, acc);
+                softmax_block(s, block, &mut p[r], ranges[r], a.softcap, acc);
             }
         }
         // Tokens in order for each row: those before the common range, the common range, those after it.
         let common = if start < end { (start, end) } else { (0, 0) };
         if common.1 > 0 && ranges.iter().all(|range| *range == common) {
-            accumulate::<S, R>(s, &p, block.v, a.head_dim, common, partial);
+            accumulate::<S, B, R>(s, &p, block, next.1, a.head_dim, common, partial);
             continue;
         }
         for (r, acc) in partial.chunks_exact_mut(stride).enumerate() {
             let range = if common.1 > 0 { (ranges[r].0, common.0) } else { ranges[r] };
-            accumulate::<S, 1>(s, std::array::from_ref(&p[r]), block.v, a.head_dim, range, acc);
+            accumulate::<S, B, 1>(s, std::array::from_ref(&p[r]), block, next.1, a.head_dim, range, acc);
         }
         if common.1 > 0 {
-            accumulate::<S, R>(s, &p, block.v, a.head_dim, common, partial);
+            accumulate::<S, B, R>(s, &p, block, next.1, a.head_dim, common, partial);
             for (r, acc) in partial.chunks_exact_mut(stride).enumerate() {
-                accumulate::<S, 1>(
+                accumulate::<S, B, 1>(
                     s,
                     std::array::from_ref(&p[r]),
-                    block.v,
+                    block,
+                    next.1,
                     a.head_dim,
                     (common.1, ranges[r].1),
                     acc,
@@ -194,7 +197,7 @@ fn tile<S: Simd, const R: usize>(s: S, a: &Attention<'_>, row: usize, partial: &
 }
 
 #[inline(always)]
-fn split<S: Simd>(s: S, a: &Attention<'_>, partial: &mut [f32]) {
+fn split<'a, S: Simd, B: Numbers<'a>>(s: S, a: &Attention<'a>, partial: &mut [f32]) {
     let stride = a.head_dim + 2;
     let rows = a.rows();
     let mut row = 0;
@@ -203,23 +206,24 @@ fn split<S: Simd>(s: S, a: &Attention<'_>, partial: &mut [f32]) {
         let at = row * stride;
         // Eight rows are better as four and four than as six and two.
         row += if S::REGISTERS >= 32 && left >= 6 && left != 8 {
-            tile::<S, 6>(s, a, row, &mut partial[at..at + 6 * stride]);
+            tile::<S, B, 6>(s, a, row, &mut partial[at..at + 6 * stride]);
             6
         } else if S::REGISTERS >= 8 && left >= 4 {
-            tile::<S, 4>(s, a, row, &mut partial[at..at + 4 * stride]);
+            tile::<S, B, 4>(s, a, row, &mut partial[at..at + 4 * stride]);
             4
         } else if S::REGISTERS >= 8 && left >= 2 {
-            tile::<S, 2>(s, a, row, &mut partial[at..at + 2 * stride]);
+            tile::<S, B, 2>(s, a, row, &mut partial[at..at + 2 * stride]);
             2
         } else {
-            tile::<S, 1>(s, a, row, &mut partial[at..at + stride]);
+            tile::<S, B, 1>(s, a, row, &mut partial[at..at + stride]);
             1
         };
     }
 }
 
 instantiate! {
-    AttentionSplit, "f16", "rows" => rows_of = split, (a: &Attention<'_>, partial: &mut [f32]);
+    AttentionSplit, "f16", "rows" => f16_rows = split::<_, Halves<'_>>, (a: &Attention<'_>, partial: &mut [f32]);
+    AttentionSplit, "i8", "rows" => i8_rows = split::<_, Scaled<'_>>, (a: &Attention<'_>, partial: &mut [f32]);
 }
 
 const _: () = assert!(SPLIT_TOKENS.is_multiple_of(KV_TOKENS));

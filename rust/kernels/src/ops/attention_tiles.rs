@@ -6,31 +6,49 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::KV_TOKENS;
+use super::kv_block::Numbers;
 use crate::simd::{LANES, Simd};
 
 /// Scores or probabilities of a tile's rows against a block.
 pub(super) type Scores<const R: usize> = [[f32; KV_TOKENS]; R];
 
-/// Scores of `R` rows against `16 * G` tokens from group `group` on: for each token a sum over channels in order.
+/// Bytes that a cache fetches at once.
+const LINE: usize = 64;
+
+/// Asks for `bytes` bytes, which need not exist.
 #[inline(always)]
-pub(super) fn scores<S: Simd, const R: usize, const G: usize>(
+fn ask<S: Simd>(s: S, ahead: *const u8, bytes: usize) {
+    for line in 0..bytes.div_ceil(LINE) {
+        s.prefetch(ahead.wrapping_add(line * LINE));
+    }
+}
+
+/// Scores of `R` rows against `16 * G` tokens from group `group` on: for each token a sum over channels in order.
+/// `ahead` is where the keys of the next block begin.
+#[inline(always)]
+pub(super) fn scores<'a, S: Simd, B: Numbers<'a>, const R: usize, const G: usize>(
     s: S,
     q: &[&[f32]; R],
-    k: &[u16],
+    block: B,
+    ahead: *const u8,
     head_dim: usize,
     group: usize,
     out: &mut Scores<R>,
 ) {
     let mut acc = [[s.zero(); G]; R];
-    let k = &k[group * head_dim * LANES..(group + G) * head_dim * LANES];
+    let first = group * head_dim * LANES;
+    assert!(block.lens().0 >= first + G * head_dim * LANES);
+    let ahead = ahead.wrapping_add(first * B::SIZE);
+    let step = G * LANES * B::SIZE;
     for row in q {
         assert!(row.len() >= head_dim);
     }
     for d in 0..head_dim {
+        ask(s, ahead.wrapping_add(d * step), step);
         let mut keys = [s.zero(); G];
         for (g, key) in keys.iter_mut().enumerate() {
-            // SAFETY: d < head_dim and g < G, and `k` holds G * head_dim groups of 16.
-            *key = unsafe { s.f16_at(k.as_ptr().add((g * head_dim + d) * LANES).cast()) };
+            // SAFETY: d < head_dim and g < G, and G * head_dim vectors follow `first`, as asserted above.
+            *key = unsafe { block.keys(s, first + (g * head_dim + d) * LANES) };
         }
         for r in 0..R {
             // SAFETY: every row has head_dim channels or more, as asserted above.
@@ -43,17 +61,18 @@ pub(super) fn scores<S: Simd, const R: usize, const G: usize>(
     for r in 0..R {
         let (whole, _) = out[r].as_chunks_mut::<LANES>();
         for g in 0..G {
-            s.store(&mut whole[group + g], acc[r][g]);
+            s.store(&mut whole[group + g], block.scale_scores(s, group + g, acc[r][g]));
         }
     }
 }
 
 /// `acc[d] += Σ p[t] v[t][d]` over tokens in order, for `R` rows and `C` vectors of channels from channel `d` on.
 #[inline(always)]
-fn weighted<S: Simd, const R: usize, const C: usize>(
+fn weighted<'a, S: Simd, B: Numbers<'a>, const R: usize, const C: usize>(
     s: S,
     p: &Scores<R>,
-    v: &[u16],
+    block: B,
+    ahead: *const u8,
     head_dim: usize,
     (from, to): (usize, usize),
     d: usize,
@@ -61,7 +80,7 @@ fn weighted<S: Simd, const R: usize, const C: usize>(
 ) {
     let stride = head_dim + 2;
     assert!(to <= KV_TOKENS && d + C * LANES <= head_dim);
-    assert!(v.len() >= KV_TOKENS * head_dim && acc.len() >= R * stride);
+    assert!(block.lens().1 >= KV_TOKENS * head_dim && acc.len() >= R * stride);
     let mut sums = [[s.zero(); C]; R];
     for r in 0..R {
         for c in 0..C {
@@ -70,10 +89,12 @@ fn weighted<S: Simd, const R: usize, const C: usize>(
         }
     }
     for t in from..to {
+        let at = t * head_dim + d;
+        ask(s, ahead.wrapping_add(at * B::SIZE), C * LANES * B::SIZE);
         let mut values = [s.zero(); C];
         for (c, value) in values.iter_mut().enumerate() {
             // SAFETY: t < 64 and d + 16 c + 16 <= head_dim, and v holds 64 * head_dim values.
-            *value = unsafe { s.f16_at(v.as_ptr().add(t * head_dim + d + c * LANES).cast()) };
+            *value = unsafe { block.values(s, at + c * LANES) };
         }
         for r in 0..R {
             // SAFETY: t < 64, the length of the array.
@@ -94,10 +115,10 @@ fn weighted<S: Simd, const R: usize, const C: usize>(
 
 /// The channels after the last whole vector.
 #[inline(always)]
-fn weighted_tail<S: Simd, const R: usize>(
+fn weighted_tail<'a, S: Simd, B: Numbers<'a>, const R: usize>(
     s: S,
     p: &Scores<R>,
-    v: &[u16],
+    block: B,
     head_dim: usize,
     (from, to): (usize, usize),
     acc: &mut [f32],
@@ -107,20 +128,19 @@ fn weighted_tail<S: Simd, const R: usize>(
         let tail = &mut acc[2 + d..];
         let mut sum = s.load_part(tail);
         for t in from..to {
-            let mut lanes = [0; LANES];
-            lanes[..head_dim - d].copy_from_slice(&v[t * head_dim + d..(t + 1) * head_dim]);
-            sum = s.fma(s.splat(p[t]), s.load_f16(&lanes), sum);
+            sum = s.fma(s.splat(p[t]), block.few_values(s, t * head_dim + d, head_dim - d), sum);
         }
         s.store_part(tail, sum);
     }
 }
 
-/// Adds the tokens `range` of a block to the accumulators of `R` rows.
+/// Adds the tokens `range` of a block to the accumulators of `R` rows. `ahead` is where the values of the next block begin.
 #[inline(always)]
-pub(super) fn accumulate<S: Simd, const R: usize>(
+pub(super) fn accumulate<'a, S: Simd, B: Numbers<'a>, const R: usize>(
     s: S,
     p: &Scores<R>,
-    v: &[u16],
+    block: B,
+    ahead: *const u8,
     head_dim: usize,
     range: (usize, usize),
     acc: &mut [f32],
@@ -132,20 +152,20 @@ pub(super) fn accumulate<S: Simd, const R: usize>(
     // As many vectors at once as the registers hold beside the values.
     if S::REGISTERS >= 32 || (S::REGISTERS >= 8 && R == 1) {
         while d + 4 * LANES <= head_dim {
-            weighted::<S, R, 4>(s, p, v, head_dim, range, d, acc);
+            weighted::<S, B, R, 4>(s, p, block, ahead, head_dim, range, d, acc);
             d += 4 * LANES;
         }
     } else if R == 2 {
         while d + 2 * LANES <= head_dim {
-            weighted::<S, R, 2>(s, p, v, head_dim, range, d, acc);
+            weighted::<S, B, R, 2>(s, p, block, ahead, head_dim, range, d, acc);
             d += 2 * LANES;
         }
     }
     while d + LANES <= head_dim {
-        weighted::<S, R, 1>(s, p, v, head_dim, range, d, acc);
+        weighted::<S, B, R, 1>(s, p, block, ahead, head_dim, range, d, acc);
         d += LANES;
     }
     if d < head_dim {
-        weighted_tail(s, p, v, head_dim, range, acc);
+        weighted_tail(s, p, block, head_dim, range, acc);
     }
 }

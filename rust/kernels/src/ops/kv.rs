@@ -1,5 +1,7 @@
 //! Writing a token's key and value into its block of the cache.
 
+use super::kv_block::KvBlockMut;
+use super::quantize::quantize_block;
 use crate::simd::{LANES, Simd};
 
 /// Half floats have no room beyond this; finite numbers are limited to it.
@@ -12,17 +14,24 @@ fn to_half<S: Simd>(s: S, v: S::F) -> S::F {
     s.select(s.gt(s.abs(v), s.splat(f32::MAX)), v, limited)
 }
 
+/// Puts the numbers of a key where the group of its token has them.
 #[inline(always)]
-fn write<S: Simd>(s: S, k: &[f32], v: &[f32], keys: &mut [u16], values: &mut [u16], slot: usize) {
-    let head_dim = k.len();
+fn scatter<T: Copy>(numbers: &[T], first: usize, keys: &mut [T], head_dim: usize, slot: usize) {
     let group = &mut keys[slot / LANES * LANES * head_dim..][..LANES * head_dim];
-    let lines = group.as_chunks_mut::<LANES>().0;
+    let lines = &mut group.as_chunks_mut::<LANES>().0[first..];
+    for (line, &number) in lines.iter_mut().zip(numbers) {
+        line[slot % LANES] = number;
+    }
+}
+
+#[inline(always)]
+fn write_f16<S: Simd>(s: S, k: &[f32], v: &[f32], block: KvBlockMut<'_>, slot: usize) {
+    let KvBlockMut::F16 { k: keys, v: values } = block else { return };
+    let head_dim = k.len();
     let mut half = [0; LANES];
-    for (from, to) in k.chunks(LANES).zip(lines.chunks_mut(LANES)) {
+    for (i, from) in k.chunks(LANES).enumerate() {
         s.store_f16(&mut half, to_half(s, s.load_part(from)));
-        for (line, &bits) in to.iter_mut().zip(&half) {
-            line[slot % LANES] = bits;
-        }
+        scatter(&half[..from.len()], i * LANES, keys, head_dim, slot);
     }
     for (from, to) in v.chunks(LANES).zip(values[slot * head_dim..][..head_dim].chunks_mut(LANES)) {
         s.store_f16(&mut half, to_half(s, s.load_part(from)));
@@ -30,7 +39,19 @@ fn write<S: Simd>(s: S, k: &[f32], v: &[f32], keys: &mut [u16], values: &mut [u1
     }
 }
 
+/// Rounds to 127 steps of the largest magnitude on each side; a token with NaN or infinity gets scale NaN, so that it shows.
+#[inline(always)]
+fn write_i8<S: Simd>(s: S, k: &[f32], v: &[f32], block: KvBlockMut<'_>, slot: usize) {
+    let KvBlockMut::I8 { k: keys, v: values, k_scales, v_scales } = block else { return };
+    let head_dim = k.len();
+    let mut sum = 0;
+    let mut bytes = [0; super::MAX_HEAD_DIM];
+    quantize_block(s, k, &mut bytes[..head_dim], &mut k_scales[slot], &mut sum);
+    scatter(&bytes[..head_dim], 0, keys, head_dim, slot);
+    quantize_block(s, v, &mut values[slot * head_dim..][..head_dim], &mut v_scales[slot], &mut sum);
+}
+
 instantiate! {
-    KvWrite, "f16", "row" => row_of = write,
-        (k: &[f32], v: &[f32], keys: &mut [u16], values: &mut [u16], slot: usize);
+    KvWrite, "f16", "row" => f16_row = write_f16, (k: &[f32], v: &[f32], block: KvBlockMut<'_>, slot: usize);
+    KvWrite, "i8", "row" => i8_row = write_i8, (k: &[f32], v: &[f32], block: KvBlockMut<'_>, slot: usize);
 }

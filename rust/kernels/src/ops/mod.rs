@@ -14,6 +14,7 @@ mod attention_tiles;
 pub(crate) mod dense;
 pub(crate) mod elementwise;
 mod kv;
+mod kv_block;
 pub(crate) mod logits;
 pub(crate) mod math;
 mod merge;
@@ -23,7 +24,8 @@ pub(crate) mod rope;
 mod table;
 
 pub use activation::Activation;
-pub use attention::{Attention, KvBlock};
+pub use attention::Attention;
+pub use kv_block::{KvBlock, KvBlockMut, KvType};
 pub use logits::{LogitStats, MAXIMA_BLOCK, TERMS_BLOCK};
 pub use norm::{Norm, NormKind};
 pub(crate) use table::FloatOps;

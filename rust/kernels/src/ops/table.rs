@@ -30,8 +30,9 @@ pub(crate) struct FloatOps {
     /// By [`DenseType`], then "1" and "many".
     pub matmul_dense: [[MatmulDenseFn; 2]; 3],
     pub embed_dense: [EmbedDenseFn; 3],
-    pub kv_write: KvWriteFn,
-    pub attention_split: AttentionSplitFn,
+    /// By [`super::KvType`].
+    pub kv_write: [KvWriteFn; 2],
+    pub attention_split: [AttentionSplitFn; 2],
     pub attention_merge: AttentionMergeFn,
     pub logit_maxima: LogitMaximaFn,
     pub logit_terms: LogitTermsFn,
@@ -76,8 +77,11 @@ impl FloatOps {
             matmul_palette_f32: [precise(p2)?, precise(p3)?, precise(p4)?, precise(p8)?],
             matmul_dense: [dense(f16)?, dense(bf16)?, dense(f32)?],
             embed_dense: [embed(f16)?, embed(bf16)?, embed(f32)?],
-            kv_write: pick!(level, KvWrite, "f16", "row"),
-            attention_split: pick!(level, AttentionSplit, "f16", "rows"),
+            kv_write: [pick!(level, KvWrite, "f16", "row"), pick!(level, KvWrite, "i8", "row")],
+            attention_split: [
+                pick!(level, AttentionSplit, "f16", "rows"),
+                pick!(level, AttentionSplit, "i8", "rows"),
+            ],
             attention_merge: pick!(level, AttentionMerge, "f32", "rows"),
             logit_maxima: pick!(level, LogitMaxima, "f32", "row"),
             logit_terms: pick!(level, LogitTerms, "f32", "row"),

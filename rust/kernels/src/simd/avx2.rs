@@ -74,8 +74,20 @@ impl Simd for Avx2 {
         // SAFETY: the caller promises 32 readable bytes; the token promises the features.
         unsafe { (widen(_mm_loadu_si128(p.cast())), widen(_mm_loadu_si128(p.add(16).cast()))) }
     }
+    #[inline(always)]
+    unsafe fn i8_at(self, p: *const u8) -> F {
+        // SAFETY: the caller promises 16 readable bytes; the token promises the features.
+        unsafe {
+            let bytes = _mm_loadu_si128(p.cast());
+            (
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes))),
+            )
+        }
+    }
 
     simd_ops! {
+        prefetch(p: *const u8) = _mm_prefetch::<_MM_HINT_T0>(p.cast());
         store(to: &mut [f32; LANES], v: F) = {
             _mm256_storeu_ps(to.as_mut_ptr(), v.0);
             _mm256_storeu_ps(to.as_mut_ptr().add(8), v.1);

@@ -52,8 +52,14 @@ impl Simd for Avx512 {
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))))
         }
     }
+    #[inline(always)]
+    unsafe fn i8_at(self, p: *const u8) -> __m512 {
+        // SAFETY: the caller promises 16 readable bytes; the token promises the features.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
 
     simd_ops! {
+        prefetch(p: *const u8) = _mm_prefetch::<_MM_HINT_T0>(p.cast());
         store(to: &mut [f32; LANES], v: __m512) = _mm512_storeu_ps(to.as_mut_ptr(), v);
         store_f16(to: &mut [u16; LANES], v: __m512) =
             _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));

@@ -53,6 +53,13 @@ pub trait Simd: Copy {
     /// # Safety
     /// `p` must be valid for reading 32 bytes.
     unsafe fn bf16_at(self, p: *const u8) -> Self::F;
+    /// Reads 16 signed bytes (any alignment).
+    ///
+    /// # Safety
+    /// `p` must be valid for reading 16 bytes.
+    unsafe fn i8_at(self, p: *const u8) -> Self::F;
+    /// Asks for the cache line of an address, which may be any.
+    fn prefetch(self, p: *const u8);
     /// Writes 16 lanes.
     fn store(self, to: &mut [f32; LANES], v: Self::F);
     /// Rounds to half floats (nearest, ties to even; overflow to infinity) and writes them.

@@ -127,8 +127,25 @@ impl Simd for Neon {
             )
         }
     }
+    #[inline(always)]
+    unsafe fn i8_at(self, p: *const u8) -> F {
+        // SAFETY: the caller promises 16 readable bytes; byte loads have no alignment.
+        unsafe {
+            let bytes = vld1q_s8(p.cast());
+            let (a, b) = (vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes)));
+            (
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(a))),
+                vcvtq_f32_s32(vmovl_s16(vget_high_s16(a))),
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(b))),
+                vcvtq_f32_s32(vmovl_s16(vget_high_s16(b))),
+            )
+        }
+    }
 
     simd_ops! {
+        // The intrinsic is not stable; the instruction never faults.
+        prefetch(p: *const u8) =
+            asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly));
         store(to: &mut [f32; LANES], v: F) = {
             let p = to.as_mut_ptr();
             vst1q_f32(p, v.0);

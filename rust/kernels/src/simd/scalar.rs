@@ -64,6 +64,14 @@ impl Simd for Scalar {
         lanes!(i => bf16::from_le_bytes(bytes[i]).to_f32_const())
     }
     #[inline(always)]
+    unsafe fn i8_at(self, p: *const u8) -> F {
+        // SAFETY: the caller promises 16 readable bytes.
+        let bytes = unsafe { p.cast::<[i8; LANES]>().read_unaligned() };
+        lanes!(i => f32::from(bytes[i]))
+    }
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+    #[inline(always)]
     fn store(self, to: &mut [f32; LANES], v: F) {
         *to = v;
     }
