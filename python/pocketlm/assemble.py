@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -45,7 +46,8 @@ def load(
     Args:
         path_or_id: a directory (a Hugging Face checkpoint, or one palettized by pocketlm) or a hub id;
             ``None`` opens the bundled model.
-        threads: threads to compute with; ``None`` for as many as there are cores to use.
+        threads: threads to compute with; ``None`` for at most as many as there are cores to use: one row, a
+            few, and prompts each get the number that is measured to be fastest while they run.
         context: most tokens of a prompt and its answer together; ``None`` for the model's own context, at
             most 4096.
         precise: do not quantize activations to 8 bits: slower, for comparison.
@@ -94,8 +96,7 @@ def load(
     source = str(model.path / "generation_config.json")
     defaults = GenerationDefaults.of(model.generation_config, model.config, source)
     tokenizer = functools.partial(Tokenizer.of, model, defaults.eos)
-    # Before the engine, which takes memory.
-    ready = tokenizer if _is_large(model.tokenizer_path) else tokenizer()
+    reading = None if _is_large(model.tokenizer_path) else _Reading(tokenizer)
     graph = model.graph.to_json()
     capacity = max(cache_tokens or 2 * context, context)
 
@@ -112,6 +113,7 @@ def load(
 
     engine = make(capacity, threads, max_memory)
     try:
+        ready = tokenizer if reading is None else reading.result()
         helper = None if draft is None else _draft_engine(draft, ready, engine, capacity, max_memory)
     except BaseException:
         engine.close()
@@ -132,6 +134,31 @@ def load(
     if prewarm:
         lm.prewarm()
     return lm
+
+
+class _Reading:
+    """A tokenizer on its way, read in a thread of its own: the library lets others run meanwhile."""
+
+    def __init__(self, read: Callable[[], Tokenizer]) -> None:
+        self._read = read
+        self._found: Tokenizer | None = None
+        self._problem: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="pocketlm-tokenizer", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._found = self._read()
+        except BaseException as problem:
+            self._problem = problem
+
+    def result(self) -> Tokenizer:
+        """Waits for it. Raises what reading it raised."""
+        self._thread.join()
+        if self._problem is not None:
+            raise self._problem
+        assert self._found is not None
+        return self._found
 
 
 def _draft_engine(

@@ -7,15 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, overload
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING, Any, overload
 
 from pocketlm.describe import Description
 from pocketlm.errors import ParameterError
-from pocketlm.evaluate.perplexity import Perplexity, measure
-from pocketlm.generate import samples, saved
+from pocketlm.generate import samples
 from pocketlm.generate.defaults import GenerationDefaults
 from pocketlm.generate.draft import Drafter
 from pocketlm.generate.engine import Engine, SamplerFactory
@@ -28,10 +24,17 @@ from pocketlm.generate.session import Session
 from pocketlm.generate.stream import Stream
 from pocketlm.loading.files import as_path
 from pocketlm.loading.model import LoadedModel
-from pocketlm.scores import Score, token_logprobs
 from pocketlm.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int] | NDArray[Any]
+if TYPE_CHECKING:
+    # Imported where they are used: generating text needs none of them, and NumPy takes longer than the rest.
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from pocketlm.evaluate.perplexity import Perplexity
+    from pocketlm.scores import Score
+
+    Prompt = str | Sequence[int] | NDArray[Any]
 
 
 class LM:
@@ -172,6 +175,8 @@ class LM:
             ParameterError: an id is unknown, or there are none.
             ContextLengthError: there are more than the context holds.
         """
+        import numpy as np
+
         tokens = self._requests.ids(np.asarray(ids).tolist())
         found = np.empty((len(tokens), self.engine.vocab_size), np.float32)
 
@@ -188,6 +193,10 @@ class LM:
         Raises:
             As :meth:`logits`.
         """
+        import numpy as np
+
+        from pocketlm.scores import Score, token_logprobs
+
         if continuation is None:
             ids, first = self._requests.ids(prompt), 1
         else:
@@ -247,6 +256,8 @@ class LM:
 
     def perplexity(self, path: str | PathLike[str], *, context: int = 512, **options: Any) -> Perplexity:
         """How well the model predicts a text file; see :func:`pocketlm.evaluate.perplexity.measure`."""
+        from pocketlm.evaluate.perplexity import measure
+
         return measure(self, path, context=context, **options)
 
     def prewarm(self) -> None:
@@ -312,12 +323,16 @@ class LM:
         return self._identity or "unknown"
 
     def _write_session(self, path: Any, messages: Sequence[tuple[str, str]], owner: Any) -> None:
+        from pocketlm.generate import saved
+
         ids, data = self._scheduler.kept(owner)
         saved.write(
             as_path(path, "path"), saved.Saved(tuple(messages), tuple(ids), data), self._fingerprint()
         )
 
     def _read_session(self, path: Any, owner: Any) -> Sequence[tuple[str, str]]:
+        from pocketlm.generate import saved
+
         found = saved.read(as_path(path, "restore"), self._fingerprint())
         if found.tokens and len(found.tokens) <= self.context:
             ids = self._requests.ids(list(found.tokens))

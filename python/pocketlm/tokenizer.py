@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import tokenizers
-
 from pocketlm.detokenize import Detokenizer
 from pocketlm.errors import ContextLengthError, ParameterError, TemplateError, TokenizerError
-from pocketlm.template import ChatTemplate
 
 if TYPE_CHECKING:
+    import tokenizers
+
     from pocketlm.loading import LoadedModel
+    from pocketlm.template import ChatTemplate
 
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -79,7 +79,12 @@ class Tokenizer:
         self._bytes = (
             {i: int(t[3:5], 16) for t, i in vocab.items() if _BYTE.fullmatch(t)} if _falls_back(inner) else {}
         )
-        self.template = ChatTemplate(template, special) if template is not None else None
+        self.template: ChatTemplate | None = None
+        if template is not None:
+            # Imported here: Jinja takes longer to import than all of pocketlm.
+            from pocketlm.template import ChatTemplate
+
+            self.template = ChatTemplate(template, special)
         if self.bos is None:
             self.bos = self._leading_token()
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
+import numbers
 import secrets
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from pocketlm.errors import ContextLengthError, ParameterError
 from pocketlm.generate.engine import Continuation, SamplerFactory
@@ -168,9 +167,9 @@ class Requests:
 
 def is_batch(prompt: Any) -> bool:
     """Whether a prompt is a list of prompts. A list of integers is one prompt; an empty list holds none."""
-    if isinstance(prompt, str | np.ndarray) or not isinstance(prompt, Sequence):
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
         return False
-    return not prompt or not isinstance(prompt[0], int | np.integer)
+    return not prompt or not isinstance(prompt[0], numbers.Integral)
 
 
 def _token_ids(ids: Iterable[Any], vocab_size: int) -> list[int]:
@@ -179,9 +178,9 @@ def _token_ids(ids: Iterable[Any], vocab_size: int) -> list[int]:
     except TypeError as problem:
         raise ParameterError(f"prompt: expected a string or token ids, not {type(ids).__name__}") from problem
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise ParameterError(f"prompt: token ids must be integers, not {value!r:.60}")
-        if not 0 <= value < vocab_size:
+        if not 0 <= int(value) < vocab_size:
             raise ParameterError(f"prompt: token id {value} is not from 0 to {vocab_size - 1}")
     if not values:
         raise ParameterError("prompt: holds no tokens")

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from pocketlm.errors import ParameterError, StorageError
-from pocketlm.loading.files import storage_errors
+from pocketlm.loading.files import forget_pages, storage_errors
 from pocketlm.loading.layout import Layout
 from pocketlm.loading.safetensors import SINGLE
 
@@ -153,6 +153,7 @@ class DirectoryWriter:
         assert self._file is not None and self._journal is not None
         with storage_errors(self.partial):
             _sync(self._file)
+            forget_pages(self._file.fileno())
             for name, text in texts.items():
                 with (self.partial / name).open("w", encoding="utf-8") as file:
                     file.write(text)

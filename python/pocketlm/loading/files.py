@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -111,3 +112,15 @@ def read_optional_json(path: Path, error: type[PocketlmError] = FileFormatError)
         if not path.exists():
             return {}
     return read_json(path, error)
+
+
+def forget_pages(handle: int) -> None:
+    """Takes an open file, which is on the disk, out of the system's memory.
+
+    There it lies in the small pages of the many writes that made it. Whoever maps it next has it read in
+    anew, in pages of 2 MiB where the file system has them: a fraction of a second once, and reading all
+    weights for each token is faster ever after (docs/decisions/0012-large-pages.md).
+    """
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # a file system that does not know it
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from pathlib import Path
 
 from pocketlm.errors import MissingFileError, StorageError
+from pocketlm.loading.files import forget_pages
 
 # Safetensors and the small files beside them; never pickles, never code.
 PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "adapters/*")
@@ -27,9 +30,12 @@ def download(name: str, revision: str | None = None) -> Path:
     # Imported here: importing the client takes longer than opening a local model.
     from huggingface_hub import errors, snapshot_download
 
+    began = time.time()
     at = f"{name}@{revision}" if revision else name
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+        _forget_new(path, began)
+        return path
     except errors.GatedRepoError as error:
         raise MissingFileError(
             f"{at}: the hub asks for an account that has accepted this model's terms"
@@ -46,3 +52,12 @@ def download(name: str, revision: str | None = None) -> Path:
         raise MissingFileError(f"{at}: the hub refused: {str(error).splitlines()[0]:.300}") from error
     except OSError as error:
         raise StorageError(f"{at}: download failed: {error}") from error
+
+
+def _forget_new(path: Path, began: float) -> None:
+    """What was downloaded just now is read in again in large pages (see :func:`forget_pages`)."""
+    for file in path.glob("*.safetensors"):
+        if file.stat().st_mtime >= began:
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+                forget_pages(opened.fileno())

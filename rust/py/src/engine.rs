@@ -11,7 +11,7 @@ use pocketlm_engine::{
     WriteItem, WriteLimits, Written,
 };
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
 use crate::continuation::PyContinuation;
 use crate::errors::{parameter, to_python};
@@ -363,7 +363,9 @@ impl Item {
 
 /// Token ids from an array of integers or a sequence of them.
 pub(crate) fn token_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    if let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u32>>() {
+    // Lists first: asking whether something is an array imports NumPy, which takes longer than loading a model.
+    let plain = ids.is_instance_of::<PyList>() || ids.is_instance_of::<PyTuple>();
+    if !plain && let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u32>>() {
         return Ok(array.as_array().to_vec());
     }
     let ids: Vec<i64> = ids.extract().map_err(|_| parameter("ids", "must be integers, in one dimension"))?;

@@ -1,5 +1,6 @@
 //! The engine: a planned model with its cache, and steps on it.
 
+mod crew;
 mod facts;
 mod inner;
 mod memory;
@@ -24,6 +25,7 @@ pub use timed::PhaseInfo;
 pub use trace::Traced;
 pub use write::{WriteItem, WriteLimits, Written};
 
+use crew::CrewSize;
 use facts::{Facts, bytes_per_token, id_limit};
 use inner::Inner;
 
@@ -32,7 +34,7 @@ use crate::error::EngineError;
 use crate::graph::Graph;
 use crate::kv::{KV_TOKENS, KvCache, SequenceId};
 use crate::plan::{Options, Plan};
-use crate::pool::thread_count;
+use crate::pool::{is_fixed, thread_count};
 use crate::run::{Schedule, SharedPartials, Worker};
 use crate::store::WeightStore;
 
@@ -42,7 +44,7 @@ const MAX_ROWS: usize = 1 << 16;
 /// How to make an engine.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
-    /// Threads of a step; `None` for `POCKETLM_THREADS` or the machine's cores.
+    /// Threads of a step; `None` for `POCKETLM_THREADS`, or else as many of the machine's cores as serve each kind of step best.
     pub threads: Option<usize>,
     /// Tokens that the cache holds over all sequences, rounded up to blocks of 64.
     pub cache_tokens: usize,
@@ -84,6 +86,7 @@ struct State {
     partials: SharedPartials,
     workers: Vec<Mutex<Worker>>,
     wanted: Vec<(SequenceId, usize)>,
+    crew: CrewSize,
 }
 
 impl Engine {
@@ -120,11 +123,12 @@ impl Engine {
             graph,
             store,
         };
-        let state = State::new(plan, options.kv, options.cache_tokens, tokens, threads)?;
+        let crew = CrewSize::new(threads, is_fixed(options.threads));
+        let state = State::new(plan, options.kv, options.cache_tokens, tokens, threads, crew)?;
         Ok(Self { inner: Arc::new(Inner::new(state, facts)) })
     }
 
-    /// Threads of a step.
+    /// Threads of a step at most.
     pub fn threads(&self) -> usize {
         self.inner.facts.threads
     }
@@ -204,6 +208,7 @@ impl State {
         cache_tokens: usize,
         tokens: usize,
         threads: usize,
+        crew: CrewSize,
     ) -> Result<Self, EngineError> {
         let schedule = Schedule::new(&plan);
         Ok(Self {
@@ -213,6 +218,7 @@ impl State {
             schedule,
             workers: (0..threads).map(|_| Mutex::new(Worker::new(&plan, tokens))).collect(),
             wanted: Vec::with_capacity(plan.max_rows),
+            crew,
             plan,
         })
     }

@@ -121,11 +121,15 @@ impl Engine {
             item.reserve(facts.graph.vocab_size)?;
         }
         state.cache.extend(&state.wanted)?;
-        state.arrange(items, facts);
+        let rows = state.wanted.iter().map(|&(_, added)| added).sum();
+        let threads = state.crew.of(rows);
+        state.arrange(items, facts, threads);
+        let begun = Instant::now();
         let clock = timing.as_ref().map(|&(start, _)| Clock::new(state.plan.phases.len(), start));
         let outcome = state
-            .run(items, facts, clock.as_ref())
+            .run(items, facts, threads, clock.as_ref())
             .and_then(|()| items.iter_mut().try_for_each(StepItem::check_sampled));
+        state.crew.note(rows, begun.elapsed().as_secs_f64());
         for (item, &(id, added)) in items.iter_mut().zip(&state.wanted) {
             let dropped = if outcome.is_ok() { item.accept() } else { item.retract(added) };
             let length = state.cache.length(id) - dropped;
@@ -245,7 +249,7 @@ impl StepItem<'_> {
 
 impl State {
     /// Lays the rows of the items out.
-    fn arrange(&mut self, items: &[StepItem<'_>], facts: &Facts) {
+    fn arrange(&mut self, items: &[StepItem<'_>], facts: &Facts, threads: usize) {
         let schedule = &mut self.schedule;
         schedule.clear();
         let vocab = facts.graph.vocab_size;
@@ -265,13 +269,14 @@ impl State {
                 }
             }
         }
-        schedule.divide(facts.threads);
+        schedule.divide(threads);
     }
 
     pub(super) fn run(
         &mut self,
         items: &[StepItem<'_>],
         facts: &Facts,
+        threads: usize,
         clock: Option<&Clock>,
     ) -> Result<(), EngineError> {
         let step = Step {
@@ -287,7 +292,7 @@ impl State {
             next: AtomicUsize::new(0),
             clock,
         };
-        let outcome = step.run(ThreadPool::global(), facts.threads);
+        let outcome = step.run(ThreadPool::global(), threads);
         if outcome.is_err() {
             self.partials.reset();
         }

@@ -1,5 +1,6 @@
 //! A prefill that keeps the result of every operation.
 
+use super::crew::CrewSize;
 use super::step::check_ids;
 use super::{Engine, Memory, State};
 use crate::error::EngineError;
@@ -55,14 +56,15 @@ impl Engine {
             })?;
             traced.push(Traced { name: op.name.clone(), width: op.width, values });
         }
-        let mut state = State::new(plan, facts.kv, ids.len(), ids.len(), facts.threads)?;
+        let crew = CrewSize::new(facts.threads, true);
+        let mut state = State::new(plan, facts.kv, ids.len(), ids.len(), facts.threads, crew)?;
         let id = state.cache.create();
         for chunk in ids.chunks(rows) {
             state.cache.extend(&[(id, chunk.len())])?;
             state.schedule.clear();
             state.schedule.add(&state.cache, id, chunk);
             state.schedule.divide(facts.threads);
-            state.run(&[], facts, None)?;
+            state.run(&[], facts, facts.threads, None)?;
             let arena = state.arena.view(&state.plan);
             for (traced, view) in traced.iter_mut().zip(&state.plan.values) {
                 for row in 0..chunk.len() {

@@ -32,6 +32,11 @@ pub fn thread_count(asked: Option<usize>) -> Result<usize, EngineError> {
     }
 }
 
+/// Whether the number of threads was asked for, rather than found.
+pub fn is_fixed(asked: Option<usize>) -> bool {
+    asked.is_some() || std::env::var_os("POCKETLM_THREADS").is_some()
+}
+
 /// Distinct cores among the processors that this process may run on, where Linux tells.
 fn physical_cores() -> Option<usize> {
     let status = fs::read_to_string("/proc/self/status").ok()?;

@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use bandwidth::read_bandwidth;
 pub use barrier::{Barrier, Stopped};
-pub use cpus::{cpu_count, thread_count};
+pub use cpus::{cpu_count, is_fixed, thread_count};
 pub use peak::int8_peak;
 use worker::{Crew, Job};
 

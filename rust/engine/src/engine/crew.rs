@@ -1,0 +1,182 @@
+//! How many threads steps run on, found by trying while they run.
+//!
+//! More threads are not always faster: a small model's step ends before a second thread has helped, memory may be saturated
+//! by half of the cores, and on a machine that others use a step waits for its slowest thread. So now and then a step runs on
+//! the next smaller or larger number of threads, between two that run on the present one, and the number changes where that
+//! was faster in most of three such trials. One row, a few, and many are told apart, since they have different bounds. Trials become
+//! rarer as long as they fail. Nothing here changes a result: those do not depend on the number of threads.
+
+/// Rows from which a step counts as a prompt.
+const MANY: usize = 17;
+/// Steps before the first trial, and after one that brought a change.
+const FIRST: u32 = 16;
+/// Steps between trials at most.
+const LONGEST: u32 = 8192;
+/// Trials before a decision.
+const TRIALS: usize = 3;
+/// The number changes if a step took less than this share of the time.
+const BETTER: f64 = 0.95;
+/// What took more than this share is not tried again at once.
+const WORSE: f64 = 1.25;
+
+/// The number of threads for each kind of step.
+#[derive(Debug)]
+pub(crate) struct CrewSize {
+    /// Numbers to choose from, descending.
+    counts: Vec<usize>,
+    classes: [Class; 3],
+}
+
+/// What is known of steps of one kind.
+#[derive(Debug, Default, Clone)]
+struct Class {
+    /// The present number, by its index.
+    at: usize,
+    /// Rows of the last step: only steps of as many are compared.
+    rows: usize,
+    wait: u32,
+    interval: u32,
+    /// Whether the last trial was with more threads.
+    upwards: bool,
+    trial: Option<Trial>,
+}
+
+/// Steps that alternate between the present number and another.
+#[derive(Debug, Clone)]
+struct Trial {
+    other: usize,
+    /// Time of the last step with the present number.
+    before: f64,
+    /// Time of the step with the other one, until the step after it.
+    between: Option<f64>,
+    ratios: [f64; TRIALS],
+    count: usize,
+}
+
+impl CrewSize {
+    /// Up to `threads`; that number alone if it is `fixed`.
+    pub fn new(threads: usize, fixed: bool) -> Self {
+        let mut counts = vec![threads];
+        while !fixed && let Some(&last) = counts.last().filter(|&&last| last > 1) {
+            // Steps of about a quarter.
+            counts.push((3 * last / 4).min(last - 1));
+        }
+        let class = Class { wait: FIRST, interval: FIRST, ..Class::default() };
+        Self { counts, classes: [class.clone(), class.clone(), class] }
+    }
+
+    /// Threads for a step of so many rows.
+    pub fn of(&self, rows: usize) -> usize {
+        let class = &self.classes[class(rows)];
+        let trying = class.trial.as_ref().filter(|trial| trial.between.is_none() && class.rows == rows);
+        self.counts[trying.map_or(class.at, |trial| trial.other)]
+    }
+
+    /// Takes note of the time of a step that ran on [`CrewSize::of`] threads.
+    pub fn note(&mut self, rows: usize, seconds: f64) {
+        let last = self.counts.len() - 1;
+        let class = &mut self.classes[class(rows)];
+        if class.rows != rows {
+            // Times of different steps say nothing about each other.
+            class.rows = rows;
+            class.trial = None;
+            return;
+        }
+        let Some(trial) = &mut class.trial else {
+            class.wait = class.wait.saturating_sub(1);
+            if class.wait == 0 && last > 0 {
+                class.upwards = if class.at == 0 { false } else { class.at == last || !class.upwards };
+                let other = if class.upwards { class.at - 1 } else { class.at + 1 };
+                class.trial =
+                    Some(Trial { other, before: seconds, between: None, ratios: [0.0; TRIALS], count: 0 });
+            }
+            return;
+        };
+        let Some(between) = trial.between.take() else {
+            trial.between = Some(seconds);
+            return;
+        };
+        trial.ratios[trial.count] = between / (0.5 * (trial.before + seconds)).max(f64::MIN_POSITIVE);
+        trial.before = seconds;
+        trial.count += 1;
+        if trial.count == TRIALS || trial.ratios[trial.count - 1] > WORSE {
+            let better = trial.ratios[..trial.count].iter().filter(|&&ratio| ratio < BETTER).count();
+            let changed = 2 * better > TRIALS;
+            class.interval = if changed { FIRST } else { (2 * class.interval).min(LONGEST) };
+            class.at = if changed { trial.other } else { class.at };
+            class.wait = class.interval;
+            class.trial = None;
+        }
+    }
+}
+
+fn class(rows: usize) -> usize {
+    match rows {
+        ..2 => 0,
+        2..MANY => 1,
+        MANY.. => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Runs steps that take `time(threads)`; returns the mean time of each.
+    fn run(crew: &mut CrewSize, rows: usize, steps: usize, time: impl Fn(usize, usize) -> f64) -> f64 {
+        let mut total = 0.0;
+        for step in 0..steps {
+            let seconds = time(crew.of(rows), step);
+            crew.note(rows, seconds);
+            total += seconds;
+        }
+        total / steps as f64
+    }
+
+    #[test]
+    fn a_number_that_was_asked_for_is_kept() {
+        let mut crew = CrewSize::new(4, true);
+        run(&mut crew, 1, 500, |threads, _| {
+            assert_eq!(threads, 4);
+            threads as f64
+        });
+    }
+
+    #[test]
+    fn kinds_of_steps_are_told_apart_and_follow_a_change() {
+        let mut crew = CrewSize::new(2, false);
+        run(&mut crew, 1, 400, |threads, _| threads as f64);
+        run(&mut crew, 300, 400, |threads, _| 1.0 / threads as f64);
+        assert_eq!((crew.of(1), crew.of(300), crew.of(2)), (1, 2, 2));
+        run(&mut crew, 1, 20_000, |threads, _| 1.0 / threads as f64);
+        assert_eq!(crew.of(1), 2);
+    }
+
+    #[test]
+    fn steps_of_changing_width_are_not_compared() {
+        let mut crew = CrewSize::new(2, false);
+        for rows in (0..1000).map(|step| 20 + step % 7) {
+            assert_eq!(crew.of(rows), 2);
+            crew.note(rows, rows as f64);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_fastest_number_is_found_and_trying_costs_little(
+            most in 1usize..40, best in 1usize..40, noise in prop::collection::vec(0.98f64..1.02, 64),
+        ) {
+            let best = best.min(most);
+            // Falls to `best`, rises behind it.
+            let ideal = |threads: usize| 1.0 + (threads as f64 / best as f64).ln().abs();
+            let time = |threads: usize, step: usize| ideal(threads) * noise[step % noise.len()];
+            let mut crew = CrewSize::new(most, false);
+            run(&mut crew, 1, 30_000, time);
+            let nearest = crew.counts.iter().map(|&count| ideal(count)).fold(f64::INFINITY, f64::min);
+            prop_assert!(ideal(crew.of(1)) <= nearest * 1.08, "{} of {:?}, best {best}", crew.of(1), crew.counts);
+            prop_assert!(run(&mut crew, 1, 30_000, time) <= nearest * 1.1);
+        }
+    }
+}
