@@ -40,8 +40,8 @@ class Engine:
     Args:
         graph_json: what ``Graph.to_json()`` gives.
         store: weights, mapped or owned; later additions are not seen.
-        threads: of a step; else ``POCKETLM_THREADS``; else at most the physical cores that the process may use,
-            and of these as many as are measured to serve each kind of step best.
+        threads: of a step; else ``POCKETLM_THREADS``; else at most the physical cores that the process may
+            use, and of these as many as are measured to serve each kind of step best.
         cache_tokens: tokens that the cache holds over all sequences, rounded up to blocks of 64. Pages that
         were
             never used cost nothing.
