@@ -6,10 +6,14 @@ use std::sync::OnceLock;
 use crate::cpu::{self, Level};
 use crate::error::{KernelError, expect_len, product};
 use crate::formats::{Kind, Palette, TILE};
+use crate::matmul::choice::{Prompts, fastest};
 use crate::ops::FloatOps;
 use crate::quantized::QuantRows;
 use crate::registry::{EmbedPaletteFn, MatmulPaletteFn, pick};
 use crate::scratch::Scratch;
+
+/// Rows up to which weights are always decoded in registers.
+const FEW_ROWS: usize = 16;
 
 /// The kernels of one level. Holding a reference is the proof that the machine can run them: [`Kernels::get`] gives
 /// none for a level that was not detected.
@@ -17,7 +21,9 @@ use crate::scratch::Scratch;
 pub struct Kernels {
     level: Level,
     /// By kind, then variant.
-    matmul_palette: [[MatmulPaletteFn; 3]; 4],
+    matmul_palette: [[MatmulPaletteFn; 3]; Kind::ALL.len()],
+    /// For more than [`FEW_ROWS`] rows: the faster of two kernels, once it is known.
+    prompts: [OnceLock<Prompts>; Kind::ALL.len()],
     embed_palette: [EmbedPaletteFn; 4],
     pub(crate) float: FloatOps,
 }
@@ -51,6 +57,7 @@ impl Kernels {
         };
         Some(Kernels {
             level,
+            prompts: [const { OnceLock::new() }; Kind::ALL.len()],
             matmul_palette: [matmul(Kind::P2)?, matmul(Kind::P3)?, matmul(Kind::P4)?, matmul(Kind::P8)?],
             embed_palette: [
                 pick!(level, EmbedPalette, "p2", "row"),
@@ -60,6 +67,18 @@ impl Kernels {
             ],
             float: FloatOps::build(level)?,
         })
+    }
+
+    /// The kernel for many rows, and how it holds weights: "panels" decodes them to memory, "registers" anew for every eight rows.
+    pub(crate) fn prompts(&self, kind: Kind) -> Prompts {
+        let [_, few, many] = self.matmul_palette[kind as usize];
+        // SAFETY: the level was detected when the table was built.
+        *self.prompts[kind as usize].get_or_init(|| unsafe { fastest(kind, few, many) })
+    }
+
+    /// How the kernel for many rows of a kind holds decoded weights: `panels` in memory, or `registers`. Measured when first asked.
+    pub fn prompt_kernel(&self, kind: Kind) -> &'static str {
+        self.prompts(kind).name
     }
 
     /// The level.
@@ -86,13 +105,13 @@ impl Kernels {
         check_tiles(w, &tiles)?;
         expect_len("columns of quantized rows", x.cols, w.cols)?;
         expect_len("out of matmul_palette", out.len(), product("out", &[x.rows, tiles.len(), TILE])?)?;
-        let variant = match x.rows {
+        let [one, few, _] = self.matmul_palette[w.kind as usize];
+        let kernel = match x.rows {
             0 => return Ok(()),
-            1 => 0,
-            2..=16 => 1,
-            _ => 2,
+            1 => one,
+            2..=FEW_ROWS => few,
+            _ => self.prompts(w.kind).kernel,
         };
-        let kernel = self.matmul_palette[w.kind as usize][variant];
         // SAFETY: the level was detected when the table was built, and the lengths were checked above.
         unsafe { kernel(w, x, tiles, scratch, out) };
         Ok(())

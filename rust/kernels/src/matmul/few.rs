@@ -11,6 +11,8 @@ use crate::quantized::{QuantRows, blocks};
 
 /// How far ahead of the decoder memory is asked for, in bytes: what a core reads while memory answers.
 const AHEAD: usize = 8192;
+/// Bytes of activations that are used for all tiles before the next ones.
+const CHUNK_BYTES: usize = 64 << 10;
 
 /// One row, in four independent sums so that the latency of the dot product is hidden.
 ///
@@ -29,9 +31,10 @@ pub(crate) unsafe fn one<D: Dot, const BITS: usize>(
     }
 }
 
-/// Any number of rows, at most eight at a time; meant for 2 to 16: for 512 rows it is 12 % slower than panels in a whole
-/// model, since each tile reads all activations again. Sixteen at a time would decode once instead of twice, but measured
-/// slower: each dot product then needs a load of its own, and pointers to rows outgrow the registers.
+/// Any number of rows, at most eight at a time. Sixteen at a time would decode once instead of twice, but measured slower: each
+/// dot product then needs a load of its own, and pointers to rows outgrow the registers. Of prompts, as many rows at a time go
+/// through all tiles as the second-level cache holds beside the codes; whether that beats panels depends on the machine
+/// ([`super::choice`]).
 ///
 /// # Safety
 /// As for [`one`].
@@ -42,13 +45,32 @@ pub(crate) unsafe fn few<D: Dot, const BITS: usize>(
     tiles: Range<usize>,
     out: &mut [f32],
 ) {
+    let chunk = match CHUNK_BYTES.checked_div(x.stride) {
+        Some(rows) if x.rows > 16 => rows.clamp(16, 512) / 8 * 8,
+        _ => x.rows.max(1),
+    };
+    for start in (0..x.rows).step_by(chunk) {
+        // SAFETY: as the caller promises; the rows exist.
+        unsafe { some::<D, BITS>(w, x, start..x.rows.min(start + chunk), tiles.clone(), out) };
+    }
+}
+
+/// Some rows × the outputs of `tiles`.
+#[inline(always)]
+unsafe fn some<D: Dot, const BITS: usize>(
+    w: &Palette<'_>,
+    x: &QuantRows<'_>,
+    rows: Range<usize>,
+    tiles: Range<usize>,
+    out: &mut [f32],
+) {
     let width = tiles.len() * TILE;
-    let step = x.rows.div_ceil(x.rows.div_ceil(8));
+    let step = rows.len().div_ceil(rows.len().div_ceil(8));
     let mut t = tiles.start;
     while t < tiles.end {
-        let pair = x.rows <= 16 && t + 1 < tiles.end && pairs::<D, BITS>(step);
-        for first in (0..x.rows).step_by(step) {
-            let rows = first..x.rows.min(first + step);
+        let pair = t + 1 < tiles.end && pairs::<D, BITS>(step);
+        for first in rows.clone().step_by(step) {
+            let rows = first..rows.end.min(first + step);
             let out = &mut out[first * width + (t - tiles.start) * TILE..];
             // A kernel for more rows than there are repeats the last one and drops its result. Sums in flight: at
             // least eight where the registers allow it. Kernels for pairs exist where `pairs` asks for them.

@@ -1,5 +1,6 @@
 //! Palettized weights × int8 activations.
 
+pub(crate) mod choice;
 pub(crate) mod few;
 pub(crate) mod many;
 pub(crate) mod precise;
