@@ -11,8 +11,8 @@ import pytest
 
 from checkpoints import write_checkpoint
 from independent.cases import llama, openelm
+from pocketlm.kinds import BITS
 from pocketlm.palettize import palettize
-from pocketlm.palettize.recipe import BITS
 from pocketlm.profile import Profile, machine, profile
 from pocketlm.profile.costs import Costs
 

@@ -16,6 +16,7 @@ from fake_engine import FakeEngine, FakeSampler
 from pocketlm.cli import run
 from pocketlm.cli.group import COMMANDS, cli
 from pocketlm.errors import WeightError
+from pocketlm.kinds import PALETTES
 from pocketlm.model import LM
 from pocketlm.tokenizer import Tokenizer
 from tokenizer_files import CHAT, byte_level
@@ -70,6 +71,11 @@ def test_help_shows_an_example(command: str) -> None:
     result = CliRunner().invoke(cli, [command, "--help"])
     assert result.exit_code == 0 and "Example" in result.output and f"pocketlm {command}" in result.output
     assert "--json" in result.output
+
+
+def test_help_names_every_kind() -> None:
+    result = CliRunner().invoke(cli, ["palettize", "--help"])
+    assert f"{', '.join(PALETTES)} or keep" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])

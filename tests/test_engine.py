@@ -34,7 +34,7 @@ class Model:
             values = values / np.sqrt(weight.shape[-1]) if len(weight.shape) == 2 else 1 + 0.1 * values
             values = values.astype(np.float32)
             stored = values.T.copy() if weight.transposed else values
-            kinds = ["p8", "p4", "f16", "p2"] if self.kind == "mixed" else [self.kind]
+            kinds = ["p8", "p4", "f16", "p2", "p2v"] if self.kind == "mixed" else [self.kind]
             kind = kinds[index % len(kinds)] if len(weight.shape) == 2 and not weight.transposed else "f32"
             if kind.startswith("p"):
                 plain = _core.WeightStore()

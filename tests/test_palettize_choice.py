@@ -24,11 +24,12 @@ from pocketlm.errors import (
 from pocketlm.families import build_graph
 from pocketlm.graph import Graph
 from pocketlm.interpret.reference import Reference
+from pocketlm.kinds import BITS
 from pocketlm.loading import open_model
 from pocketlm.palettize import palettize
 from pocketlm.palettize.allocate import allocate
 from pocketlm.palettize.calibrate import chunks, read_calibration, second_moments
-from pocketlm.palettize.recipe import BITS, Candidate
+from pocketlm.palettize.recipe import Candidate
 
 
 @pytest.mark.parametrize("bits", [2.3, 2.5, 3.5, 3.7, 5, 6.5])
@@ -41,6 +42,17 @@ def test_fractions_are_met_by_mixing(source: Path, tmp_path: Path, bits: float) 
     assert average > bits - 4 * max(tensor.elements for tensor in projections) / elements
     assert len({tensor.kind for tensor in projections}) > 1
     open_model(tmp_path / "dst")
+
+
+def test_bits_alone_choose_the_best_kind(source: Path, tmp_path: Path) -> None:
+    report = palettize(source, tmp_path / "dst", bits=2, embedding_bits=2, **QUIET)
+    assert {tensor.kind for tensor in report.tensors if len(tensor.shape) == 2} == {"p2v"}
+    projections = [tensor for tensor in report.tensors if tensor.is_projection]
+    scalar = palettize(
+        source, tmp_path / "scalar", recipe=dict.fromkeys(report.recipe, "p2"), bits=2, **QUIET
+    )
+    errors = {tensor.name: tensor.relative_error for tensor in scalar.tensors}
+    assert all(tensor.relative_error < errors[tensor.name] for tensor in projections)
 
 
 def test_recipes(source: Path, tmp_path: Path) -> None:
@@ -77,8 +89,7 @@ def test_recipes(source: Path, tmp_path: Path) -> None:
 
 
 def losses_of(points: list[list[float]]) -> dict[str, dict[str, float]]:
-    kinds = ("p2", "p3", "p4", "p8")
-    return {f"t{i}": dict(zip(kinds, sorted(p, reverse=True), strict=True)) for i, p in enumerate(points)}
+    return {f"t{i}": dict(zip(BITS, sorted(p, reverse=True), strict=True)) for i, p in enumerate(points)}
 
 
 @settings(max_examples=200, deadline=None)
@@ -89,7 +100,13 @@ def losses_of(points: list[list[float]]) -> dict[str, dict[str, float]]:
 def test_allocation_is_near_the_best(sizes: list[int], data: st.DataObject) -> None:
     loss = st.floats(0, 100)
     losses = losses_of(
-        data.draw(st.lists(st.lists(loss, min_size=4, max_size=4), min_size=len(sizes), max_size=len(sizes)))
+        data.draw(
+            st.lists(
+                st.lists(loss, min_size=len(BITS), max_size=len(BITS)),
+                min_size=len(sizes),
+                max_size=len(sizes),
+            )
+        )
     )
     tensors = [Candidate(f"t{i}", (size, 1), False, False, ("x",)) for i, size in enumerate(sizes)]
     budget = data.draw(st.integers(2 * sum(sizes), 8 * sum(sizes)))

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pocketlm._core import Palettized, WeightStore, measure_tensor, palettize_tensor
 from pocketlm.errors import ParameterError, WeightError
 
-KINDS = ("p2", "p3", "p4", "p8")
-GRIDS = {"p2": (-16, 15), "p3": (-32, 31), "p4": (-64, 63), "p8": (-127, 127)}
+KINDS = ("p2", "p2v", "p3", "p4", "p8")
+GRIDS = {"p2": (-16, 15), "p2v": (-64, 63), "p3": (-32, 31), "p4": (-64, 63), "p8": (-127, 127)}
 
 
 def made(weights: NDArray[np.float32], kind: str, **options: object) -> Palettized:
@@ -22,7 +22,9 @@ def made(weights: NDArray[np.float32], kind: str, **options: object) -> Palettiz
 
 
 def codes(lines: NDArray[np.uint8], kind: str) -> NDArray[np.int64]:
-    """Codes [tiles, 16, inputs] by the words of the format: byte 4r+j of a 64-byte line belongs to row r."""
+    """Codes [tiles, 16, inputs] by the words of the format: byte 4r+j of a 64-byte line belongs to row r.
+    For p2v, where in the codebook the value is: k and k + 4 share a code, and second elements follow 16 first
+    ones."""
     tiles = lines.shape[0]
     if kind == "p3":
         groups = lines.reshape(tiles, -1, 3, 16, 4)
@@ -31,6 +33,11 @@ def codes(lines: NDArray[np.uint8], kind: str) -> NDArray[np.int64]:
         high = np.stack([groups[:, :, 2] >> p & 1 for p in range(8)], axis=3)
         high = high.transpose(0, 2, 1, 3, 4).reshape(tiles, 16, -1)
         return (low | high << 2).astype(np.int64)
+    if kind == "p2v":
+        split = lines.reshape(tiles, -1, 16, 4)
+        low, high = split & 15, split >> 4
+        parts = np.stack([low, low + 16, high, high + 16], axis=3)
+        return parts.transpose(0, 2, 1, 3, 4).reshape(tiles, 16, -1).astype(np.int64)
     bits = int(kind[1])
     split = lines.reshape(tiles, -1, 16, 4)
     parts = np.stack([split >> bits * p & (1 << bits) - 1 for p in range(8 // bits)], axis=3)
@@ -81,7 +88,10 @@ def test_the_bytes_mean_what_the_format_says(
     store.add_palette("q", kind, (rows, cols), result.codes, result.codebook, result.scale)
     np.testing.assert_allclose(store.dense("q"), values, rtol=1e-7)
     assert store.info("q").shape == (rows, cols)
-    if kind != "p8":
+    if kind == "p2v":
+        first, second = np.split(result.codebook.astype(int), 2, axis=1)
+        assert (np.diff(1000 * first + second, axis=1) >= 0).all()
+    elif kind != "p8":
         assert (np.diff(result.codebook.astype(int), axis=1) > 0).all()
 
 

@@ -23,6 +23,7 @@ from pocketlm.errors import (
     StorageError,
 )
 from pocketlm.graph import Attention, Graph
+from pocketlm.kinds import PALETTES
 from pocketlm.loading import open_model
 from pocketlm.palettize import palettize
 from pocketlm.profile import Profile, Table, costs, measure
@@ -187,7 +188,7 @@ def test_predicted_times_follow_the_products(found: Profile) -> None:
     [
         ({"layers.9.ffn.down": "p2"}, ["'layers.9.ffn.down' matches no operation", "layers."]),
         ({"ffn.dwon": "p2"}, ["ffn.down"]),
-        ({"ffn.*": "p5"}, ["'ffn.*'", "'p5'", "p2, p3, p4, p8, keep"]),
+        ({"ffn.*": "p5"}, ["'ffn.*'", "'p5'", "p2, p2v, p3, p4, p8, keep"]),
         ({"ffn.*": 4}, ["4", "kinds are"]),
         ({"ffn.*": ["p2"]}, ["kinds are"]),
         ({3: "p2"}, ["3"]),
@@ -387,7 +388,7 @@ def test_many_shapes_are_measured_at_some() -> None:
     assert costs.interpolate(points, 20) == (2.0, 4.0)
 
 
-@pytest.mark.parametrize("kind", ["p2", "p3", "p4", "p8", "f16", "bf16", "f32"])
+@pytest.mark.parametrize("kind", [*PALETTES, "f16", "bf16", "f32"])
 def test_products_of_every_kind_can_be_measured(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "_DECODES", 2)
     monkeypatch.setattr(costs, "_PREFILLS", 1)

@@ -25,6 +25,7 @@ __all__ = [
     "isa_levels",
     "kernel_registry",
     "measure_tensor",
+    "palette_kinds",
     "palettize_tensor",
     "read_bandwidth",
 ]
@@ -248,6 +249,10 @@ class Sampler:
         history: AbstractSequence[int] | NDArray[Any] | None = None,
     ) -> Sampler: ...
 
+def palette_kinds() -> list[tuple[str, int, int, tuple[int, int]]]:
+    """Every palettized kind by ascending bits: its name, bits of a weight, int8 entries of a codebook (0: it
+    has none), and the smallest and largest of them. Of several with as many bits the last is the best."""
+
 def isa_levels() -> list[tuple[str, bool]]:
     """Every instruction set that this build knows, and whether this machine can run it."""
 
@@ -350,7 +355,8 @@ class Palettized:
         """[tiles, bytes of a tile]."""
     @property
     def codebook(self) -> NDArray[np.int8]:
-        """[tiles, 2^bits], ascending; [tiles, 0] for p8."""
+        """[tiles, entries], ascending; for p2v the first elements of 16 pairs, which ascend, then their
+        second ones; [tiles, 0] for p8."""
     @property
     def scale(self) -> NDArray[np.float16]:
         """[rows]."""

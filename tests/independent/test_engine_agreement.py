@@ -111,7 +111,7 @@ def bound(
 
 
 @each_case
-@pytest.mark.parametrize("kinds", [["p8"], ["p4", "p3", "p2"]], ids="-".join)
+@pytest.mark.parametrize("kinds", [["p8"], ["p4", "p3", "p2v", "p2"]], ids="-".join)
 def test_palettized_weights(case: str, kinds: list[str]) -> None:
     """Every operation on the engine's own inputs: products within the bound, the others as in float32."""
     graph, ids = cases.graph(case), cases.ids(case)
@@ -130,7 +130,7 @@ def test_palettized_weights(case: str, kinds: list[str]) -> None:
 @each_case
 def test_palettized_weights_with_exact_activations(case: str) -> None:
     graph, ids = cases.graph(case), cases.ids(case)
-    store, weights = palettized(case, ["p4", "p3", "p2", "p8"])
+    store, weights = palettized(case, ["p4", "p3", "p2v", "p2", "p8"])
     engine = _core.Engine(graph.to_json(), store, cache_tokens=256, precise=True)
     (result,) = engine.step([(engine.sequence(), ids.tolist(), None, "all")])
     assert result.logits is not None

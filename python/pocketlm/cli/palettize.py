@@ -39,7 +39,7 @@ from pocketlm.cli.common import human, json_option, options, print_json, threads
         "--recipe",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help='Kinds of single tensors, as JSON: {"NAME": "p4", ...}; p2, p3, p4, p8 or keep.',
+        help='Kinds of single tensors, as JSON: {"NAME": "p4", ...}; p2, p2v, p3, p4, p8 or keep.',
     ),
     click.option("--overwrite", is_flag=True, help="Replace DST if it exists."),
     threads_option,

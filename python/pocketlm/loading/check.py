@@ -7,8 +7,8 @@ import re
 from pocketlm._core import TensorInfo, WeightStore
 from pocketlm.errors import WeightError
 from pocketlm.graph import Embed, Graph, Linear, Weight
+from pocketlm.kinds import PALETTES
 
-PALETTES = ("p2", "p3", "p4", "p8")
 DENSE = ("f32", "f16", "bf16")
 
 # Buffers that published checkpoints carry along: tables and masks that follow from the configuration.

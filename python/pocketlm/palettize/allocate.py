@@ -12,7 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from pocketlm.palettize.recipe import BITS, Candidate
+from pocketlm.kinds import BITS
+from pocketlm.palettize.recipe import Candidate
 
 # Sites whose errors reach the residual stream unnormalised cost more than their own error tells (the priors
 # of llama.cpp's mixes and of the published bit allocations agree on these).

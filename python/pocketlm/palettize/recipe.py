@@ -11,12 +11,12 @@ from typing import Any
 from pocketlm._core import WeightStore
 from pocketlm.errors import ParameterError, UnsupportedError
 from pocketlm.graph import Embed, Graph, Linear
-from pocketlm.loading.check import PALETTES, stored_name
+from pocketlm.kinds import PALETTES
+from pocketlm.loading.check import stored_name
 from pocketlm.loading.files import as_path, read_json
 
 KEEP = "keep"  # stay as in the source
 KINDS = (*PALETTES, KEEP)
-BITS = {"p2": 2, "p3": 3, "p4": 4, "p8": 8}
 
 Recipe = dict[str, str]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pocketlm._core import measure_tensor, palettize_tensor
 from pocketlm.errors import ParameterError
+from pocketlm.kinds import BEST, BITS
 from pocketlm.loading import LoadedModel, open_model
 from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.files import as_path, storage_errors
@@ -20,7 +21,7 @@ from pocketlm.loading.safetensors import weight_files
 from pocketlm.palettize.allocate import allocate, prior
 from pocketlm.palettize.importance import Importance, find_importance
 from pocketlm.palettize.progress import Progress
-from pocketlm.palettize.recipe import BITS, KEEP, Candidate, Recipe, candidates, read_recipe, recipe_json
+from pocketlm.palettize.recipe import KEEP, Candidate, Recipe, candidates, read_recipe, recipe_json
 from pocketlm.palettize.report import Report, TensorReport, bits_per_weight
 from pocketlm.palettize.tensors import Output, outputs, palettes_metadata, write_dense, write_palettized
 
@@ -37,7 +38,7 @@ _COPIED = (
     "NOTICE*",
     "USE_POLICY*",
 )
-_MEASURED = ("p2", "p3", "p4", "p8")
+_MEASURED = tuple(BEST.values())
 _MEASURED_TILES = 32
 FORMAT_VERSION = 1
 
@@ -60,8 +61,8 @@ def palettize(
     ``bits`` (2 to 8) is the average over the projections' codes; averages that no kind has are met by mixing
     kinds, chosen by measured error. Embeddings and head get ``embedding_bits`` (2, 3, 4 or 8).
     ``calibration`` (a text file, or texts) makes errors count by the activations that they meet. ``recipe``
-    (a mapping of tensor names to "p2", "p3", "p4", "p8" or "keep", or a JSON file of that form) fixes tensors
-    by hand; the average is then met with the others.
+    (a mapping of tensor names to "p2", "p2v", "p3", "p4", "p8" or "keep", or a JSON file of that form) fixes
+    tensors by hand; the average is then met with the others.
 
     Work that was interrupted is taken up again by the same call and ends in the same bytes; ``dst`` appears
     when it is complete. Memory stays near that of the largest tensor. Results do not depend on ``threads`` or
@@ -102,7 +103,7 @@ def palettize(
 def _check_numbers(bits: float, embedding_bits: int, threads: int | None) -> None:
     if isinstance(bits, bool) or not isinstance(bits, int | float) or not 2 <= bits <= 8:
         raise ParameterError(f"bits: must be a number from 2 to 8, not {bits!r:.60}")
-    if isinstance(embedding_bits, bool) or embedding_bits not in BITS.values():
+    if isinstance(embedding_bits, bool) or embedding_bits not in BEST:
         raise ParameterError(f"embedding_bits: must be 2, 3, 4 or 8, not {embedding_bits!r:.60}")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ParameterError(f"threads: must be a positive number, not {threads!r:.60}")
@@ -137,7 +138,7 @@ def _choose(
     progress: bool,
 ) -> Recipe:
     """The kind of every matrix, in order of execution."""
-    chosen = {tensor.name: f"p{embedding_bits}" for tensor in known if tensor.is_embedding}
+    chosen = {tensor.name: BEST[embedding_bits] for tensor in known if tensor.is_embedding}
     projections = [tensor for tensor in known if not tensor.is_embedding]
     open_ones = [tensor for tensor in projections if tensor.name not in fixed]
     taken = {
@@ -147,10 +148,8 @@ def _choose(
     }
     # A tensor that is kept is outside of the average: nothing could make up for its 16 bits.
     counted = [tensor for tensor in projections if fixed.get(tensor.name) != KEEP]
-    if bits in BITS.values() and all(
-        BITS.get(fixed.get(tensor.name, ""), bits) == bits for tensor in counted
-    ):
-        chosen |= {tensor.name: f"p{bits:.0f}" for tensor in open_ones}
+    if bits in BEST and all(BITS.get(fixed.get(tensor.name, ""), bits) == bits for tensor in counted):
+        chosen |= {tensor.name: BEST[int(bits)] for tensor in open_ones}
     elif open_ones:
         losses = _measure(model, open_ones, importance, writer, threads, progress)
         budget = math.floor(bits * sum(tensor.elements for tensor in counted) + 1e-6) - sum(taken.values())

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlm._core import Palettized, WeightStore
+from pocketlm.kinds import PALETTE_KINDS
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.check import stored_name
 from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.layout import Part
 from pocketlm.palettize.progress import Progress
-from pocketlm.palettize.recipe import BITS, KEEP, Candidate, Recipe
+from pocketlm.palettize.recipe import KEEP, Candidate, Recipe
 
 _TILE_ROWS = 16
 _DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
@@ -48,7 +49,7 @@ def outputs(model: LoadedModel, known: list[Candidate], chosen: Recipe) -> list[
     for name in names:
         candidate = by_name.get(name)
         kind = chosen[name] if candidate is not None else KEEP
-        if candidate is not None and kind in BITS:
+        if candidate is not None and kind in PALETTE_KINDS:
             parts = palette_parts(name, kind, candidate.shape)
             result.append(Output(name, kind, candidate.shape, parts, candidate))
         else:
@@ -59,19 +60,20 @@ def outputs(model: LoadedModel, known: list[Candidate], chosen: Recipe) -> list[
 
 
 def palette_parts(name: str, kind: str, shape: tuple[int, int]) -> tuple[Part, ...]:
-    """Codes, codebook (not for p8) and scale of a palettized matrix."""
+    """Codes, codebook (where the kind has one) and scale of a palettized matrix."""
     rows, cols = shape
+    facts = PALETTE_KINDS[kind]
     tiles = -(-rows // _TILE_ROWS)
     groups = -(-cols // 32)
-    codes = Part(f"{name}.codes", "U8", (tiles, groups * 64 * BITS[kind]))
-    codebook = Part(f"{name}.codebook", "I8", (tiles, 1 << BITS[kind]))
+    codes = Part(f"{name}.codes", "U8", (tiles, groups * 64 * facts.bits))
+    codebook = Part(f"{name}.codebook", "I8", (tiles, facts.entries))
     scale = Part(f"{name}.scale", "F16", (rows,))
-    return (codes, scale) if kind == "p8" else (codes, codebook, scale)
+    return (codes, codebook, scale) if facts.entries else (codes, scale)
 
 
 def palettes_metadata(tensors: list[Output]) -> dict[str, str]:
     """The file's metadata: format version, and kind and shape of every palettized tensor."""
-    palettes = {t.name: {"kind": t.kind, "shape": list(t.shape)} for t in tensors if t.kind in BITS}
+    palettes = {t.name: {"kind": t.kind, "shape": list(t.shape)} for t in tensors if t.kind in PALETTE_KINDS}
     return {"pocketlm_format_version": "1", "pocketlm_palettes": json.dumps(palettes, separators=(",", ":"))}
 
 

@@ -20,8 +20,7 @@ import numpy as np
 from pocketlm._core import Engine, WeightStore
 from pocketlm.builder import GraphBuilder
 from pocketlm.graph import Weight
-from pocketlm.loading.check import PALETTES
-from pocketlm.palettize.recipe import BITS
+from pocketlm.kinds import PALETTE_KINDS
 
 Shape = tuple[int, int]
 Seconds = tuple[float, float]  # of one product when decoding, and when prefilling ROWS rows
@@ -157,12 +156,12 @@ def _store(shape: Shape, kind: str, copies: int) -> WeightStore:
     store.add("table", random.standard_normal((_HEAD, cols), np.float32))
     store.add("head", random.standard_normal((_HEAD, _HEAD), np.float32))
     # Copies lie apart in memory; that their values are the same costs no time and saves some.
-    if kind in PALETTES:
-        bits, tiles = BITS[kind], -(-rows // 16)
+    if kind in PALETTE_KINDS:
+        bits, entries = PALETTE_KINDS[kind].bits, PALETTE_KINDS[kind].entries
+        tiles = -(-rows // 16)
         codes = np.frombuffer(random.bytes(tiles * -(-cols // 32) * 64 * bits), np.uint8).reshape(tiles, -1)
-        if kind == "p8":
+        if not entries:
             codes = np.maximum(codes.view(np.int8), -127).view(np.uint8)
-        entries = 0 if kind == "p8" else 1 << bits
         book = np.arange(-(entries // 2), entries - entries // 2, dtype=np.int8)
         codebook = np.ascontiguousarray(np.broadcast_to(book, (tiles, entries)))
         scale = np.full(rows, 0.01, np.float16)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pocketlm.graph import Linear
-from pocketlm.loading.check import PALETTES
+from pocketlm.kinds import PALETTES
 from pocketlm.palettize.recipe import KEEP, KINDS
 from pocketlm.profile.costs import ROWS, Costs, cache_directory
 from pocketlm.profile.rows import Row

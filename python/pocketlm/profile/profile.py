@@ -112,8 +112,8 @@ class Profile:
 
     def what_if(self, changes: Mapping[str, str] | None = None) -> WhatIf:
         """What other kinds would change: ``{"layers.*.ffn.down": "p2"}``. Keys are names of operations, sites
-        (``ffn.down``) or tensors, with wildcards; kinds are p2, p3, p4, p8 and keep (as in the source: 16
-        bits where the model is palettized already).
+        (``ffn.down``) or tensors, with wildcards; kinds are p2, p2v, p3, p4, p8 and keep (as in the source:
+        16 bits where the model is palettized already).
 
         A product's time is scaled by what its shape takes on this machine as the other kind.
 

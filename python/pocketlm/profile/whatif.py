@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.errors import ParameterError
-from pocketlm.loading.check import PALETTES
+from pocketlm.kinds import PALETTES
 from pocketlm.loading.files import as_path, storage_errors
 from pocketlm.palettize.recipe import KEEP, KINDS, Recipe, recipe_json
 from pocketlm.palettize.tensors import palette_parts

@@ -24,7 +24,7 @@ pub struct Kernels {
     matmul_palette: [[MatmulPaletteFn; 3]; Kind::ALL.len()],
     /// For more than [`FEW_ROWS`] rows: the faster of two kernels, once it is known.
     prompts: [OnceLock<Prompts>; Kind::ALL.len()],
-    embed_palette: [EmbedPaletteFn; 4],
+    embed_palette: [EmbedPaletteFn; Kind::ALL.len()],
     pub(crate) float: FloatOps,
 }
 
@@ -58,13 +58,8 @@ impl Kernels {
         Some(Kernels {
             level,
             prompts: [const { OnceLock::new() }; Kind::ALL.len()],
-            matmul_palette: [matmul(Kind::P2)?, matmul(Kind::P3)?, matmul(Kind::P4)?, matmul(Kind::P8)?],
-            embed_palette: [
-                pick!(level, EmbedPalette, "p2", "row"),
-                pick!(level, EmbedPalette, "p3", "row"),
-                pick!(level, EmbedPalette, "p4", "row"),
-                pick!(level, EmbedPalette, "p8", "row"),
-            ],
+            matmul_palette: by_kind(matmul)?,
+            embed_palette: by_kind(|kind| Some(pick!(level, EmbedPalette, kind.name(), "row")))?,
             float: FloatOps::build(level)?,
         })
     }
@@ -131,6 +126,13 @@ impl Kernels {
         unsafe { kernel(w, row, out) };
         Ok(())
     }
+}
+
+/// What `of` gives for each kind, by its number; none where one is missing.
+pub(crate) fn by_kind<T: Copy>(of: impl Fn(Kind) -> Option<T>) -> Option<[T; Kind::ALL.len()]> {
+    let found = Kind::ALL.map(of);
+    let first = found[0]?;
+    found.iter().all(Option::is_some).then(|| found.map(|one| one.unwrap_or(first)))
 }
 
 pub(crate) fn check_tiles(w: &Palette<'_>, tiles: &Range<usize>) -> Result<(), KernelError> {

@@ -26,7 +26,7 @@ mod _core {
     #[pymodule_export]
     use crate::sampler::PySampler;
     #[pymodule_export]
-    use crate::store::{PyTensorInfo, PyWeightStore};
+    use crate::store::{PyTensorInfo, PyWeightStore, palette_kinds};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -16,7 +16,7 @@ pub(crate) struct PyPalettized {
     kind: String,
     /// uint8 [tiles, bytes of a tile].
     codes: Py<PyAny>,
-    /// int8 [tiles, 2^bits].
+    /// int8 [tiles, entries].
     codebook: Py<PyAny>,
     /// float16 [rows].
     scale: Py<PyAny>,

@@ -209,6 +209,12 @@ impl PyWeightStore {
     }
 }
 
+/// Every palettized kind: see `_core.pyi`.
+#[pyfunction]
+pub(crate) fn palette_kinds() -> Vec<(&'static str, usize, usize, (i8, i8))> {
+    Kind::ALL.into_iter().map(|kind| (kind.name(), kind.bits(), kind.codebook_len(), kind.grid())).collect()
+}
+
 /// The palettized kind of that name.
 pub(crate) fn palette_kind(name: &str) -> PyResult<Kind> {
     Kind::from_name(name).ok_or_else(|| {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use half::f16;
-use pocketlm_kernels::cluster::{ClusterError, Clusterer, Fit, Target, fit_int8};
+use pocketlm_kernels::cluster::{ClusterError, Fit, Fitter, Target};
 use pocketlm_kernels::formats::pack;
 use pocketlm_kernels::{Kind, TILE};
 
@@ -26,7 +26,7 @@ const TILES_PER_DISPATCH: usize = 32;
 pub struct Palettized {
     /// `[tiles, bytes_per_tile]`.
     pub codes: Vec<u8>,
-    /// `[tiles, 2^bits]`; empty for p8.
+    /// `[tiles, kind.codebook_len()]`.
     pub codebook: Vec<i8>,
     /// `[outputs]`.
     pub scale: Vec<f16>,
@@ -114,10 +114,10 @@ fn run(
     for batch in slots.chunks(threads * TILES_PER_DISPATCH) {
         let next = AtomicUsize::new(0);
         ThreadPool::global().run(threads, |_| {
-            let mut clusterer = Clusterer::new(kind);
+            let mut fitter = Fitter::new(kind);
             while let Some(slot) = batch.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-                slot.fit = fit(source, kind, clusterer.as_mut(), &mut slot);
+                slot.fit = fit(source, kind, &mut fitter, &mut slot);
             }
         })?;
         done += batch.len();
@@ -128,24 +128,16 @@ fn run(
     Ok(true)
 }
 
-fn fit(
-    source: &Source<'_>,
-    kind: Kind,
-    clusterer: Option<&mut Clusterer>,
-    slot: &mut Slot<'_>,
-) -> Result<Fit, String> {
+fn fit(source: &Source<'_>, kind: Kind, fitter: &mut Fitter, slot: &mut Slot<'_>) -> Result<Fit, String> {
     let weights = source.tile(slot.tile);
     let cols = source.cols();
     let rows = weights.len() / cols;
     let target =
         Target::new(rows, cols, &weights, source.importance(slot.tile)).map_err(|error| error.to_string())?;
-    let mut codes = vec![0; weights.len()];
+    let mut codes = vec![0; rows * kind.codes_per_row(cols)];
     let mut codebook = vec![0; kind.codebook_len()];
     let mut scale = [f16::ZERO; TILE];
-    let outcome = match clusterer {
-        Some(clusterer) => clusterer.fit(&target, &mut codes, &mut codebook, &mut scale[..rows]),
-        None => fit_int8(&target, &mut codes, &mut scale[..rows]),
-    };
+    let outcome = fitter.fit(&target, &mut codes, &mut codebook, &mut scale[..rows]);
     let fit = outcome.map_err(|error| place(error, slot.tile * TILE))?;
     if !slot.codes.is_empty() {
         slot.codes.copy_from_slice(&pack(kind, rows, cols, &codes).map_err(|error| error.to_string())?);

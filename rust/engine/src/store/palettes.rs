@@ -66,9 +66,9 @@ fn form(
         Ok(slot.start..slot.end)
     };
     let codes = Bytes::mapped(file, part(".codes", Dtype::U8, &[size.tiles, size.bytes_per_tile])?);
-    let codebook = match kind {
-        Kind::P8 => Bytes::copy(&[]),
-        _ => Bytes::mapped(file, part(".codebook", Dtype::I8, &[size.tiles, kind.codebook_len()])?),
+    let codebook = match kind.codebook_len() {
+        0 => Bytes::copy(&[]),
+        entries => Bytes::mapped(file, part(".codebook", Dtype::I8, &[size.tiles, entries])?),
     };
     let scale = Bytes::mapped(file, part(".scale", Dtype::F16, &[rows])?);
     if !codes.is_aligned(LINE) {

@@ -82,7 +82,7 @@ impl Build {
             (Made::Mixed, 0) => Made::Dense(DenseType::Bf16),
             (Made::Mixed, 1) => Made::Palette(Kind::P8),
             (Made::Mixed, 2) => Made::Palette(Kind::P4),
-            (Made::Mixed, _) => Made::Palette(Kind::P2),
+            (Made::Mixed, _) => Made::Palette(Kind::P2v),
             (made, _) => made,
         };
         let size = 1.7 / (cols as f32).sqrt();

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{Dot, dot_ops, fits, ymm};
 use crate::cpu::Level;
+use crate::formats::Kind;
 use crate::matmul::instances;
 
 /// Plain AVX2. `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs in 16 bits, saturating; the grids of the
@@ -39,8 +40,8 @@ macro_rules! shared {
             add(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi32(a, b);
             load(p: *const u8) -> __m256i = _mm256_loadu_si256(p.cast());
             store(p: *mut u8, v: __m256i) = _mm256_storeu_si256(p.cast(), v);
-            floats<BITS>(v: __m256i) -> [__m256; 4] = {
-                let signed = _mm256_sub_epi8(v, _mm256_set1_epi8(Self::bias::<BITS>() as i8));
+            floats<KIND>(v: __m256i) -> [__m256; 4] = {
+                let signed = _mm256_sub_epi8(v, _mm256_set1_epi8(Self::bias::<KIND>() as i8));
                 [
                     _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(signed))),
                     _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(_mm256_slli_epi32::<16>(signed))),
@@ -68,25 +69,24 @@ impl Dot for Avx2 {
     type F = __m256;
 
     #[inline(always)]
-    fn bias<const BITS: usize>() -> i32 {
-        match BITS {
-            2 => 16,
-            3 => 32,
-            4 => 64,
-            _ => 0,
+    fn bias<const KIND: usize>() -> i32 {
+        // Raised by as much as the grid reaches below zero. Int8 weights move their sign instead.
+        match Kind::numbered(KIND) {
+            Kind::P8 => 0,
+            kind => -(kind.grid().0 as i32),
         }
     }
 
     #[inline(always)]
-    unsafe fn dot4<const BITS: usize, const CHAINS: usize>(
+    unsafe fn dot4<const KIND: usize, const CHAINS: usize>(
         sums: &mut [__m256i; CHAINS],
         w: [__m256i; 4],
         x: *const i8,
     ) {
         // SAFETY: the caller keeps the contract of the trait.
         unsafe {
-            match BITS {
-                2 | 3 => {
+            match Kind::numbered(KIND) {
+                kind @ (Kind::P2 | Kind::P3) => {
                     let a = _mm256_add_epi16(
                         _mm256_maddubs_epi16(w[0], quad::<0>(x)),
                         _mm256_maddubs_epi16(w[1], quad::<1>(x)),
@@ -95,7 +95,7 @@ impl Dot for Avx2 {
                         _mm256_maddubs_epi16(w[2], quad::<2>(x)),
                         _mm256_maddubs_epi16(w[3], quad::<3>(x)),
                     );
-                    if BITS == 2 {
+                    if kind == Kind::P2 {
                         sums[0] = widen(sums[0], _mm256_add_epi16(a, b));
                     } else {
                         sums[0] = widen(sums[0], a);
@@ -103,10 +103,10 @@ impl Dot for Avx2 {
                     }
                 }
                 _ => {
-                    sums[0] = Self::dot1::<BITS, 0>(sums[0], w[0], x);
-                    sums[1 % CHAINS] = Self::dot1::<BITS, 1>(sums[1 % CHAINS], w[1], x);
-                    sums[2 % CHAINS] = Self::dot1::<BITS, 2>(sums[2 % CHAINS], w[2], x);
-                    sums[3 % CHAINS] = Self::dot1::<BITS, 3>(sums[3 % CHAINS], w[3], x);
+                    sums[0] = Self::dot1::<KIND, 0>(sums[0], w[0], x);
+                    sums[1 % CHAINS] = Self::dot1::<KIND, 1>(sums[1 % CHAINS], w[1], x);
+                    sums[2 % CHAINS] = Self::dot1::<KIND, 2>(sums[2 % CHAINS], w[2], x);
+                    sums[3 % CHAINS] = Self::dot1::<KIND, 3>(sums[3 % CHAINS], w[3], x);
                 }
             }
         }
@@ -114,13 +114,13 @@ impl Dot for Avx2 {
 
     shared!();
     dot_ops! {
-        table<BITS>(codebook: *const i8) -> __m256i = ymm::table::<BITS>(codebook, Self::bias::<BITS>() as i8);
-        decode<BITS, HALF>(table: __m256i, group: *const u8) -> [__m256i; 4] =
-            ymm::decode::<BITS, HALF>(table, group, 0);
-        dot1<BITS, Q>(sum: __m256i, w: __m256i, x: *const i8) -> __m256i = {
+        table<KIND>(codebook: *const i8) -> [__m256i; 2] = ymm::table::<KIND>(codebook, Self::bias::<KIND>() as i8);
+        decode<KIND, HALF>(table: [__m256i; 2], group: *const u8) -> [__m256i; 4] =
+            ymm::decode::<KIND, HALF>(table, group, 0);
+        dot1<KIND, Q>(sum: __m256i, w: __m256i, x: *const i8) -> __m256i = {
             let x = quad::<Q>(x);
-            let pairs = match BITS {
-                8 => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)),
+            let pairs = match Kind::numbered(KIND) {
+                Kind::P8 => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)),
                 _ => _mm256_maddubs_epi16(w, x),
             };
             widen(sum, pairs)
@@ -140,16 +140,16 @@ impl Dot for Avx2Vnni {
     type F = __m256;
 
     #[inline(always)]
-    fn bias<const BITS: usize>() -> i32 {
+    fn bias<const KIND: usize>() -> i32 {
         128
     }
 
     shared!();
     dot_ops! {
-        table<BITS>(codebook: *const i8) -> __m256i = ymm::table::<BITS>(codebook, -128);
-        decode<BITS, HALF>(table: __m256i, group: *const u8) -> [__m256i; 4] =
-            ymm::decode::<BITS, HALF>(table, group, -128);
-        dot1<BITS, Q>(sum: __m256i, w: __m256i, x: *const i8) -> __m256i =
+        table<KIND>(codebook: *const i8) -> [__m256i; 2] = ymm::table::<KIND>(codebook, -128);
+        decode<KIND, HALF>(table: [__m256i; 2], group: *const u8) -> [__m256i; 4] =
+            ymm::decode::<KIND, HALF>(table, group, -128);
+        dot1<KIND, Q>(sum: __m256i, w: __m256i, x: *const i8) -> __m256i =
             _mm256_dpbusd_avx_epi32(sum, w, quad::<Q>(x));
     }
 }

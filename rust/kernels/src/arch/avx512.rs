@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 
 use super::{Dot, dot_ops, fits};
 use crate::cpu::Level;
+use crate::formats::Kind;
 use crate::matmul::instances;
 
 /// With `VBMI`, `vpermb` looks codes up: it reads six bits of an index, so the table is repeated over 64 bytes and
@@ -83,24 +84,38 @@ impl<const VBMI: bool> Dot for Avx512<VBMI> {
     type F = __m512;
 
     #[inline(always)]
-    fn bias<const BITS: usize>() -> i32 {
+    fn bias<const KIND: usize>() -> i32 {
         128
     }
 
     dot_ops! {
-        table<BITS>(codebook: *const i8) -> __m512i = {
-            let entries = match BITS {
-                2 => _mm512_set1_epi32(codebook.cast::<i32>().read_unaligned()),
-                3 => _mm512_set1_epi64(codebook.cast::<i64>().read_unaligned()),
-                4 => _mm512_broadcast_i32x4(_mm_loadu_si128(codebook.cast())),
-                _ => _mm512_setzero_si512(),
+        table<KIND>(codebook: *const i8) -> [__m512i; 2] = {
+            let sixteen = |entries: *const i8| _mm512_broadcast_i32x4(_mm_loadu_si128(entries.cast()));
+            let raise = |entries| opaque(_mm512_xor_si512(entries, _mm512_set1_epi8(-128)));
+            let one = match Kind::numbered(KIND) {
+                Kind::P2 => _mm512_set1_epi32(codebook.cast::<i32>().read_unaligned()),
+                Kind::P3 => _mm512_set1_epi64(codebook.cast::<i64>().read_unaligned()),
+                Kind::P4 => sixteen(codebook),
+                Kind::P2v => return [raise(sixteen(codebook)), raise(sixteen(codebook.add(16)))],
+                Kind::P8 => _mm512_setzero_si512(),
             };
-            opaque(_mm512_xor_si512(entries, _mm512_set1_epi8(-128)))
+            [raise(one); 2]
         };
-        decode<BITS, HALF>(table: __m512i, group: *const u8) -> [__m512i; 4] = {
+        decode<KIND, HALF>(tables: [__m512i; 2], group: *const u8) -> [__m512i; 4] = {
+            let [table, second] = tables;
             let line = |i: usize| _mm512_loadu_si512(group.add(64 * i).cast());
-            match BITS {
-                2 => {
+            match Kind::numbered(KIND) {
+                Kind::P2v => {
+                    let low = line(HALF);
+                    let high = _mm512_srli_epi16::<4>(low);
+                    [
+                        Self::look_up(table, low),
+                        Self::look_up(second, low),
+                        Self::look_up(table, high),
+                        Self::look_up(second, high),
+                    ]
+                }
+                Kind::P2 => {
                     let a = line(HALF);
                     [
                         Self::look_up(table, a),
@@ -109,7 +124,7 @@ impl<const VBMI: bool> Dot for Avx512<VBMI> {
                         Self::look_up(table, _mm512_srli_epi16::<6>(a)),
                     ]
                 }
-                3 => {
+                Kind::P3 => {
                     let (low, high) = (line(HALF), line(2));
                     [
                         Self::look_up(table, Self::three::<HALF, 0>(low, high)),
@@ -118,7 +133,7 @@ impl<const VBMI: bool> Dot for Avx512<VBMI> {
                         Self::look_up(table, Self::three::<HALF, 3>(low, high)),
                     ]
                 }
-                4 => {
+                Kind::P4 => {
                     let (a, b) = (line(2 * HALF), line(2 * HALF + 1));
                     [
                         Self::look_up(table, a),
@@ -127,20 +142,20 @@ impl<const VBMI: bool> Dot for Avx512<VBMI> {
                         Self::look_up(table, _mm512_srli_epi16::<4>(b)),
                     ]
                 }
-                _ => {
+                Kind::P8 => {
                     let raise = _mm512_set1_epi8(-128);
                     [0, 1, 2, 3].map(|q| _mm512_xor_si512(line(4 * HALF + q), raise))
                 }
             }
         };
         acts(p: *const i8) -> *const i8 = p;
-        dot1<BITS, Q>(sum: __m512i, w: __m512i, x: *const i8) -> __m512i =
+        dot1<KIND, Q>(sum: __m512i, w: __m512i, x: *const i8) -> __m512i =
             _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(x.add(4 * Q).cast::<i32>().read_unaligned()));
         sum(start: i32) -> __m512i = _mm512_set1_epi32(start);
         add(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
         load(p: *const u8) -> __m512i = _mm512_loadu_si512(p.cast());
         store(p: *mut u8, v: __m512i) = _mm512_storeu_si512(p.cast(), v);
-        floats<BITS>(v: __m512i) -> [__m512; 4] = {
+        floats<KIND>(v: __m512i) -> [__m512; 4] = {
             let signed = _mm512_xor_si512(v, _mm512_set1_epi8(-128));
             [
                 _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(signed))),

@@ -13,7 +13,7 @@ pub(crate) mod neon;
 #[cfg(target_arch = "x86_64")]
 mod ymm;
 
-/// Weights in int8 times activations in int8. `BITS` (2, 3, 4, 8) is the width of the codes.
+/// Weights in int8 times activations in int8. `KIND` is the number of the weights' [`crate::Kind`].
 ///
 /// # Safety
 /// Of every `unsafe` method, in the trait as in its implementations: the CPU has the instructions of the type, and the method is
@@ -27,7 +27,7 @@ pub(crate) trait Dot {
     const PARTS: usize;
     /// Rows of activations of the block that the kernel for many rows keeps in registers.
     const BLOCK: usize;
-    /// Weights of one part of a quad, or the table of a tile's codebook.
+    /// Weights of one part of a quad, or a table of a tile's codebook.
     type V: Copy;
     /// Sixteen activations of a row.
     type X: Copy;
@@ -37,16 +37,20 @@ pub(crate) trait Dot {
     type F: Copy;
 
     /// What decoded weights have been raised by, so that they are unsigned.
-    fn bias<const BITS: usize>() -> i32;
-    /// The table for a codebook of 2^BITS entries at `codebook` (not read for 8 bits).
-    unsafe fn table<const BITS: usize>(codebook: *const i8) -> Self::V;
+    fn bias<const KIND: usize>() -> i32;
+    /// The tables for the codebook of a tile at `codebook`, of which the kind's number of entries is read. A second table, equal
+    /// to the first where codes stand for single weights, holds the second elements of pairs.
+    unsafe fn table<const KIND: usize>(codebook: *const i8) -> [Self::V; 2];
     /// One part of the four quads of half `HALF` (0, 1) of a group of 32 inputs, decoded. `group` points at the part in
-    /// the first line of the group; `BITS` lines of 64 bytes, less the offset of the part, are readable.
-    unsafe fn decode<const BITS: usize, const HALF: usize>(table: Self::V, group: *const u8) -> [Self::V; 4];
+    /// the first line of the group; the kind's bytes of a group, less the offset of the part, are readable.
+    unsafe fn decode<const KIND: usize, const HALF: usize>(
+        table: [Self::V; 2],
+        group: *const u8,
+    ) -> [Self::V; 4];
     /// Sixteen activations at `p`.
     unsafe fn acts(p: *const i8) -> Self::X;
     /// `sum + Σ w · x[4Q..4Q+4]` for each row.
-    unsafe fn dot1<const BITS: usize, const Q: usize>(sum: Self::Sum, w: Self::V, x: Self::X) -> Self::Sum;
+    unsafe fn dot1<const KIND: usize, const Q: usize>(sum: Self::Sum, w: Self::V, x: Self::X) -> Self::Sum;
     /// All lanes `start` (which is 0 where the bias is).
     unsafe fn sum(start: i32) -> Self::Sum;
     /// Lane by lane.
@@ -57,7 +61,7 @@ pub(crate) trait Dot {
     unsafe fn store(p: *mut u8, v: Self::V);
 
     /// A vector of decoded weights as floats, less the bias: inputs 0, 1, 2, 3 of the quad.
-    unsafe fn floats<const BITS: usize>(v: Self::V) -> [Self::F; 4];
+    unsafe fn floats<const KIND: usize>(v: Self::V) -> [Self::F; 4];
     /// Sums as floats (exact: below 2^24).
     unsafe fn float(sum: Self::Sum) -> Self::F;
     /// All lanes `x`.
@@ -75,17 +79,17 @@ pub(crate) trait Dot {
 
     /// Adds the dot products of four quads to `CHAINS` (1, 2, 4) independent sums.
     #[inline(always)]
-    unsafe fn dot4<const BITS: usize, const CHAINS: usize>(
+    unsafe fn dot4<const KIND: usize, const CHAINS: usize>(
         sums: &mut [Self::Sum; CHAINS],
         w: [Self::V; 4],
         x: Self::X,
     ) {
         // SAFETY: the caller keeps the contract of the trait.
         unsafe {
-            sums[0] = Self::dot1::<BITS, 0>(sums[0], w[0], x);
-            sums[1 % CHAINS] = Self::dot1::<BITS, 1>(sums[1 % CHAINS], w[1], x);
-            sums[2 % CHAINS] = Self::dot1::<BITS, 2>(sums[2 % CHAINS], w[2], x);
-            sums[3 % CHAINS] = Self::dot1::<BITS, 3>(sums[3 % CHAINS], w[3], x);
+            sums[0] = Self::dot1::<KIND, 0>(sums[0], w[0], x);
+            sums[1 % CHAINS] = Self::dot1::<KIND, 1>(sums[1 % CHAINS], w[1], x);
+            sums[2 % CHAINS] = Self::dot1::<KIND, 2>(sums[2 % CHAINS], w[2], x);
+            sums[3 % CHAINS] = Self::dot1::<KIND, 3>(sums[3 % CHAINS], w[3], x);
         }
     }
 }

@@ -5,22 +5,25 @@ use std::arch::asm;
 
 use super::{Dot, dot_ops, fits};
 use crate::cpu::Level;
+use crate::formats::Kind;
 use crate::matmul::instances;
 
-/// The codebook, repeated over 16 bytes.
+/// The contract of `Dot::table`: the codebook, repeated over 16 bytes.
 ///
 /// # Safety
-/// Needs NEON; `codebook` must be valid for 2^BITS bytes (none for 8 bits).
+/// Needs NEON; `codebook` as in `Dot::table`.
 #[inline(always)]
-unsafe fn table<const BITS: usize>(codebook: *const i8) -> uint8x16_t {
+unsafe fn table<const KIND: usize>(codebook: *const i8) -> [uint8x16_t; 2] {
     // SAFETY: as the caller promises.
     unsafe {
-        match BITS {
-            2 => vreinterpretq_u8_u32(vdupq_n_u32(codebook.cast::<u32>().read_unaligned())),
-            3 => vreinterpretq_u8_u64(vdupq_n_u64(codebook.cast::<u64>().read_unaligned())),
-            4 => vld1q_u8(codebook.cast()),
-            _ => vdupq_n_u8(0),
-        }
+        let one = match Kind::numbered(KIND) {
+            Kind::P2 => vreinterpretq_u8_u32(vdupq_n_u32(codebook.cast::<u32>().read_unaligned())),
+            Kind::P3 => vreinterpretq_u8_u64(vdupq_n_u64(codebook.cast::<u64>().read_unaligned())),
+            Kind::P4 => vld1q_u8(codebook.cast()),
+            Kind::P2v => return [vld1q_u8(codebook.cast()), vld1q_u8(codebook.add(16).cast())],
+            Kind::P8 => vdupq_n_u8(0),
+        };
+        [one; 2]
     }
 }
 
@@ -29,16 +32,26 @@ unsafe fn table<const BITS: usize>(codebook: *const i8) -> uint8x16_t {
 /// # Safety
 /// Needs NEON; `group` as in `Dot::decode`.
 #[inline(always)]
-unsafe fn decode<const BITS: usize, const HALF: usize>(
-    table: uint8x16_t,
+unsafe fn decode<const KIND: usize, const HALF: usize>(
+    [table, second]: [uint8x16_t; 2],
     group: *const u8,
 ) -> [uint8x16_t; 4] {
     // SAFETY: as the caller promises.
     unsafe {
         let line = |i: usize| vld1q_u8(group.add(64 * i));
         let nibble = |index| vqtbl1q_u8(table, vandq_u8(index, vdupq_n_u8(15)));
-        match BITS {
-            2 => {
+        match Kind::numbered(KIND) {
+            Kind::P2v => {
+                let a = line(HALF);
+                let (low, high) = (vandq_u8(a, vdupq_n_u8(15)), vshrq_n_u8::<4>(a));
+                [
+                    vqtbl1q_u8(table, low),
+                    vqtbl1q_u8(second, low),
+                    vqtbl1q_u8(table, high),
+                    vqtbl1q_u8(second, high),
+                ]
+            }
+            Kind::P2 => {
                 // The table repeats every four entries, so a nibble may hold two codes.
                 let a = line(HALF);
                 [
@@ -48,7 +61,7 @@ unsafe fn decode<const BITS: usize, const HALF: usize>(
                     vqtbl1q_u8(table, vshrq_n_u8::<6>(a)),
                 ]
             }
-            3 => {
+            Kind::P3 => {
                 let (low, high) = (line(HALF), line(2));
                 // The third bit goes to position 2; the table repeats every eight entries.
                 let (h0, h1, h2, h3) = match HALF {
@@ -68,7 +81,7 @@ unsafe fn decode<const BITS: usize, const HALF: usize>(
                     join(vshrq_n_u8::<6>(low), h3),
                 ]
             }
-            4 => {
+            Kind::P4 => {
                 let (a, b) = (line(2 * HALF), line(2 * HALF + 1));
                 [
                     nibble(a),
@@ -77,7 +90,7 @@ unsafe fn decode<const BITS: usize, const HALF: usize>(
                     vqtbl1q_u8(table, vshrq_n_u8::<4>(b)),
                 ]
             }
-            _ => [0, 1, 2, 3].map(|q| line(4 * HALF + q)),
+            Kind::P8 => [0, 1, 2, 3].map(|q| line(4 * HALF + q)),
         }
     }
 }
@@ -86,18 +99,18 @@ unsafe fn decode<const BITS: usize, const HALF: usize>(
 macro_rules! shared {
     () => {
         #[inline(always)]
-        fn bias<const BITS: usize>() -> i32 {
+        fn bias<const KIND: usize>() -> i32 {
             0
         }
 
         dot_ops! {
-            table<BITS>(codebook: *const i8) -> uint8x16_t = table::<BITS>(codebook);
-            decode<BITS, HALF>(entries: uint8x16_t, group: *const u8) -> [uint8x16_t; 4] =
-                decode::<BITS, HALF>(entries, group);
+            table<KIND>(codebook: *const i8) -> [uint8x16_t; 2] = table::<KIND>(codebook);
+            decode<KIND, HALF>(entries: [uint8x16_t; 2], group: *const u8) -> [uint8x16_t; 4] =
+                decode::<KIND, HALF>(entries, group);
             acts(p: *const i8) -> int8x16_t = vld1q_s8(p);
             load(p: *const u8) -> uint8x16_t = vld1q_u8(p);
             store(p: *mut u8, v: uint8x16_t) = vst1q_u8(p, v);
-            floats<BITS>(v: uint8x16_t) -> [float32x4_t; 4] = {
+            floats<KIND>(v: uint8x16_t) -> [float32x4_t; 4] = {
                 let words = vreinterpretq_s32_u8(v);
                 [
                     vcvtq_f32_s32(vshrq_n_s32::<24>(vshlq_n_s32::<24>(words))),
@@ -131,7 +144,7 @@ impl Dot for Neon {
 
     shared!();
     dot_ops! {
-        dot1<BITS, Q>(sum: [int32x4_t; 2], w: uint8x16_t, x: int8x16_t) -> [int32x4_t; 2] = {
+        dot1<KIND, Q>(sum: [int32x4_t; 2], w: uint8x16_t, x: int8x16_t) -> [int32x4_t; 2] = {
             let w = vreinterpretq_s8_u8(w);
             let words = vreinterpretq_s32_s8(x);
             let x = vreinterpret_s8_s32(match Q {
@@ -177,7 +190,7 @@ impl Dot for NeonDotprod {
 
     shared!();
     dot_ops! {
-        dot1<BITS, Q>(sum: int32x4_t, w: uint8x16_t, x: int8x16_t) -> int32x4_t = {
+        dot1<KIND, Q>(sum: int32x4_t, w: uint8x16_t, x: int8x16_t) -> int32x4_t = {
             let mut sum = sum;
             match Q {
                 0 => sdot!(sum, w, x, "0"),

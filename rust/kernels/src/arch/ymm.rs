@@ -2,40 +2,52 @@
 
 use std::arch::x86_64::*;
 
-/// The codebook in every 16-byte lane, raised by `bias`.
+use crate::formats::Kind;
+
+/// The contract of `Dot::table`: the codebook in every 16-byte lane, raised by `bias`.
 ///
 /// # Safety
-/// Needs AVX2; `codebook` must be valid for 2^BITS bytes (none for 8 bits).
+/// Needs AVX2; `codebook` as in `Dot::table`.
 #[inline(always)]
-pub(super) unsafe fn table<const BITS: usize>(codebook: *const i8, bias: i8) -> __m256i {
+pub(super) unsafe fn table<const KIND: usize>(codebook: *const i8, bias: i8) -> [__m256i; 2] {
     // SAFETY: as the caller promises.
     unsafe {
-        let entries = match BITS {
-            2 => _mm256_set1_epi32(codebook.cast::<i32>().read_unaligned()),
-            3 => _mm256_set1_epi64x(codebook.cast::<i64>().read_unaligned()),
-            4 => _mm256_broadcastsi128_si256(_mm_loadu_si128(codebook.cast())),
-            _ => _mm256_setzero_si256(),
+        let sixteen = |entries: *const i8| _mm256_broadcastsi128_si256(_mm_loadu_si128(entries.cast()));
+        let raise = |entries| _mm256_add_epi8(entries, _mm256_set1_epi8(bias));
+        let one = match Kind::numbered(KIND) {
+            Kind::P2 => _mm256_set1_epi32(codebook.cast::<i32>().read_unaligned()),
+            Kind::P3 => _mm256_set1_epi64x(codebook.cast::<i64>().read_unaligned()),
+            Kind::P4 => sixteen(codebook),
+            Kind::P2v => return [raise(sixteen(codebook)), raise(sixteen(codebook.add(16)))],
+            Kind::P8 => _mm256_setzero_si256(),
         };
-        _mm256_add_epi8(entries, _mm256_set1_epi8(bias))
+        [raise(one); 2]
     }
 }
 
-/// The contract of `Dot::decode`; for 8 bits, `raise` is added to the values.
+/// The contract of `Dot::decode`; for `P8`, `raise` is added to the values.
 ///
 /// # Safety
 /// Needs AVX2; `group` as in `Dot::decode`.
 #[inline(always)]
-pub(super) unsafe fn decode<const BITS: usize, const HALF: usize>(
-    table: __m256i,
+pub(super) unsafe fn decode<const KIND: usize, const HALF: usize>(
+    [table, second]: [__m256i; 2],
     group: *const u8,
     raise: i8,
 ) -> [__m256i; 4] {
     // SAFETY: as the caller promises.
     unsafe {
         let line = |i: usize| _mm256_loadu_si256(group.add(64 * i).cast());
-        let look_up = |index| _mm256_shuffle_epi8(table, _mm256_and_si256(index, _mm256_set1_epi8(15)));
-        match BITS {
-            2 => {
+        let nibble = |index| _mm256_and_si256(index, _mm256_set1_epi8(15));
+        let look_up = |index| _mm256_shuffle_epi8(table, nibble(index));
+        match Kind::numbered(KIND) {
+            Kind::P2v => {
+                let a = line(HALF);
+                let (low, high) = (nibble(a), nibble(_mm256_srli_epi16::<4>(a)));
+                [(table, low), (second, low), (table, high), (second, high)]
+                    .map(|(table, index)| _mm256_shuffle_epi8(table, index))
+            }
+            Kind::P2 => {
                 // Tables repeat every four entries, so the bits above a code do no harm within a nibble.
                 let a = line(HALF);
                 [
@@ -45,7 +57,7 @@ pub(super) unsafe fn decode<const BITS: usize, const HALF: usize>(
                     look_up(_mm256_srli_epi16::<6>(a)),
                 ]
             }
-            3 => {
+            Kind::P3 => {
                 let (low, high) = (line(HALF), line(2));
                 // The third bit goes to position 2; the table repeats every eight entries, so bit 3 may hold anything.
                 let (h0, h1, h2, h3) = match HALF {
@@ -74,7 +86,7 @@ pub(super) unsafe fn decode<const BITS: usize, const HALF: usize>(
                     join(_mm256_srli_epi16::<6>(low), h3),
                 ]
             }
-            4 => {
+            Kind::P4 => {
                 let (a, b) = (line(2 * HALF), line(2 * HALF + 1));
                 [
                     look_up(a),
@@ -83,7 +95,7 @@ pub(super) unsafe fn decode<const BITS: usize, const HALF: usize>(
                     look_up(_mm256_srli_epi16::<4>(b)),
                 ]
             }
-            _ => [0, 1, 2, 3].map(|q| _mm256_add_epi8(line(4 * HALF + q), _mm256_set1_epi8(raise))),
+            Kind::P8 => [0, 1, 2, 3].map(|q| _mm256_add_epi8(line(4 * HALF + q), _mm256_set1_epi8(raise))),
         }
     }
 }

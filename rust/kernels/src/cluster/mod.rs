@@ -5,16 +5,21 @@
 
 mod codebook;
 mod int8;
+mod pairs;
+mod plane;
 #[cfg(test)]
 mod tests;
 mod tile;
 
 pub use codebook::{Grid, Histogram, MAX_CODES, Solver};
 pub use int8::fit_int8;
+pub use pairs::PairClusterer;
 pub use tile::Clusterer;
 
+use half::f16;
+
 use crate::error::KernelError;
-use crate::formats::TILE;
+use crate::formats::{Kind, TILE};
 
 /// Why a tile cannot be palettized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +38,47 @@ pub enum ClusterError {
         /// Row within the tile.
         row: usize,
     },
+}
+
+/// Fits tiles of any kind. Holds scratch, so keep one for each thread.
+#[derive(Debug, Clone)]
+pub enum Fitter {
+    /// Codes of single weights.
+    Scalar(Box<Clusterer>),
+    /// Codes of pairs of weights.
+    Pairs(Box<PairClusterer>),
+    /// Values themselves.
+    Int8,
+}
+
+impl Fitter {
+    /// For tiles of `kind`.
+    pub fn new(kind: Kind) -> Self {
+        match (Clusterer::new(kind), PairClusterer::new(kind)) {
+            (Some(scalar), _) => Fitter::Scalar(Box::new(scalar)),
+            (_, Some(pairs)) => Fitter::Pairs(Box::new(pairs)),
+            _ => Fitter::Int8,
+        }
+    }
+
+    /// Fits `target` and writes codes (`[rows, kind.codes_per_row(cols)]`, a byte each, row-major), codebook
+    /// (`[kind.codebook_len()]`, ascending) and scales (`[rows]`).
+    ///
+    /// # Errors
+    /// When a weight is not finite, or so large that its row's scale is beyond f16.
+    pub fn fit(
+        &mut self,
+        target: &Target<'_>,
+        codes: &mut [u8],
+        codebook: &mut [i8],
+        scale: &mut [f16],
+    ) -> Result<Fit, ClusterError> {
+        match self {
+            Fitter::Scalar(clusterer) => clusterer.fit(target, codes, codebook, scale),
+            Fitter::Pairs(clusterer) => clusterer.fit(target, codes, codebook, scale),
+            Fitter::Int8 => fit_int8(target, codes, scale),
+        }
+    }
 }
 
 /// How much the squared error of a weight counts.

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::formats::{Kind, Palette, dequantize, pack};
 
-const CODEBOOK_KINDS: [Kind; 3] = [Kind::P2, Kind::P3, Kind::P4];
+const CODEBOOK_KINDS: [Kind; 4] = [Kind::P2, Kind::P2v, Kind::P3, Kind::P4];
 
 /// Σh(v - nearest)² of points.
 fn error_of(points: &[(f64, f64)], codebook: &[i8]) -> f64 {
@@ -35,13 +35,10 @@ struct Fitted {
 
 fn fit(kind: Kind, rows: usize, weights: &[f32], importance: Importance<'_>) -> Result<Fitted, ClusterError> {
     let target = Target::new(rows, weights.len() / rows, weights, importance).unwrap();
-    let mut codes = vec![0; weights.len()];
+    let mut codes = vec![0; rows * kind.codes_per_row(weights.len() / rows)];
     let mut codebook = vec![0; kind.codebook_len()];
     let mut scale = vec![f16::ZERO; rows];
-    let fit = match Clusterer::new(kind) {
-        Some(mut clusterer) => clusterer.fit(&target, &mut codes, &mut codebook, &mut scale)?,
-        None => fit_int8(&target, &mut codes, &mut scale)?,
-    };
+    let fit = Fitter::new(kind).fit(&target, &mut codes, &mut codebook, &mut scale)?;
     Ok(Fitted { codes, codebook, scale, fit })
 }
 
@@ -140,6 +137,13 @@ proptest! {
         prop_assert!((fitted.fit.error - error).abs() <= 1e-5 * error + 1e-9 * energy);
         prop_assert!((fitted.fit.energy - energy).abs() <= 1e-9 * energy);
         prop_assert!(error <= energy);
+
+        if kind == Kind::P2v {
+            let scalar = fit(Kind::P2, rows, &weights, importance).unwrap();
+            prop_assert!(fitted.fit.error <= scalar.fit.error * (1.0 + 1e-6));
+            let pairs: Vec<_> = (0..16).map(|c| (fitted.codebook[c], fitted.codebook[16 + c])).collect();
+            prop_assert!(pairs.is_sorted());
+        }
 
         if let Some(reach) = [(Kind::P2, 1.6), (Kind::P3, 2.3), (Kind::P4, 2.8)].iter().find(|(k, _)| *k == kind) {
             let (low, high) = kind.grid();

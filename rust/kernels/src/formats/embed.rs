@@ -1,5 +1,6 @@
 //! One row of a palettized table: the lookup of a token's embedding.
 
+use super::kind::{Kind, each_kind};
 use super::pack::decode_row;
 use super::palette::Palette;
 use crate::cpu::Level;
@@ -10,8 +11,12 @@ unsafe fn embed(w: &Palette<'_>, row: usize, out: &mut [f32]) {
     decode_row(w, row, out);
 }
 
-const fn row(kind: &'static str) -> Row {
-    Row { kind, variant: "row", level: Level::Scalar, func: KernelFn::EmbedPalette(embed) }
+const fn row(kind: Kind) -> Row {
+    Row { kind: kind.name(), variant: "row", level: Level::Scalar, func: KernelFn::EmbedPalette(embed) }
 }
 
-pub(crate) const ROWS: &[Row] = &[row("p2"), row("p3"), row("p4"), row("p8")];
+macro_rules! rows {
+    ($($kind:ident)*) => { &[$(row(Kind::$kind)),*] };
+}
+
+pub(crate) const ROWS: &[Row] = each_kind!(rows);

@@ -8,6 +8,7 @@ mod palette;
 
 pub use dense::{Dense, DenseType};
 pub(crate) use embed::ROWS as EMBED_ROWS;
+pub(crate) use kind::each_kind;
 pub use kind::{Kind, TILE};
 pub use pack::{dequantize, pack, unpack};
 pub use palette::Palette;

@@ -4,13 +4,15 @@ use super::kind::{Kind, TILE};
 use super::palette::{Palette, f16_to_f32};
 use crate::error::{KernelError, expect_len, product};
 
-/// Packs codes (`[rows, cols]` row-major; for `P8` the int8 values' bits) into tiles. Padding is zero.
+/// Packs codes (`[rows, kind.codes_per_row(cols)]` row-major; for `P8` the int8 values' bits) into tiles. Padding is zero.
 ///
 /// # Errors
-/// When the number of codes is not rows × cols, or a code has more bits than the kind.
+/// When the number of codes is another, or a code has more bits than the kind.
 pub fn pack(kind: Kind, rows: usize, cols: usize, codes: &[u8]) -> Result<Vec<u8>, KernelError> {
-    expect_len("codes to pack", codes.len(), product("codes to pack", &[rows, cols])?)?;
-    if kind != Kind::P8 && codes.iter().any(|&c| usize::from(c) >= kind.codebook_len()) {
+    product("codes to pack", &[rows, cols])?;
+    let row_len = kind.codes_per_row(cols);
+    expect_len("codes to pack", codes.len(), product("codes to pack", &[rows, row_len])?)?;
+    if codes.iter().any(|&c| usize::from(c) >= kind.codes()) {
         return Err(KernelError::Invalid {
             what: "codes to pack",
             reason: "a code has more bits than its kind",
@@ -21,10 +23,10 @@ pub fn pack(kind: Kind, rows: usize, cols: usize, codes: &[u8]) -> Result<Vec<u8
     if cols == 0 {
         return Ok(out);
     }
-    for (n, row) in codes.chunks_exact(cols).enumerate() {
+    for (n, row) in codes.chunks_exact(row_len).enumerate() {
         let tile = &mut out[n / TILE * tile_bytes..(n / TILE + 1) * tile_bytes];
-        for (k, &code) in row.iter().enumerate() {
-            let ((byte, shift), high) = kind.locate(n % TILE, k);
+        for (c, &code) in row.iter().enumerate() {
+            let ((byte, shift), high) = kind.locate(n % TILE, c);
             match high {
                 None => tile[byte] |= code << shift,
                 Some((at, bit)) => {
@@ -37,12 +39,13 @@ pub fn pack(kind: Kind, rows: usize, cols: usize, codes: &[u8]) -> Result<Vec<u8
     Ok(out)
 }
 
-/// The codes of a weight, `[rows, cols]` row-major: the inverse of [`pack`].
+/// The codes of a weight, `[rows, kind.codes_per_row(cols)]` row-major: the inverse of [`pack`].
 pub fn unpack(w: &Palette<'_>) -> Vec<u8> {
-    let mut out = Vec::with_capacity(w.rows * w.cols);
+    let row_len = w.kind.codes_per_row(w.cols);
+    let mut out = Vec::with_capacity(w.rows * row_len);
     for n in 0..w.rows {
         let tile = w.tile(n / TILE);
-        out.extend((0..w.cols).map(|k| w.kind.code(tile, n % TILE, k)));
+        out.extend((0..row_len).map(|c| w.kind.code(tile, n % TILE, c)));
     }
     out
 }
@@ -65,14 +68,15 @@ pub fn dequantize(w: &Palette<'_>, out: &mut [f32]) -> Result<(), KernelError> {
 pub(crate) fn decode_row(w: &Palette<'_>, n: usize, out: &mut [f32]) {
     let (tile, r) = (w.tile(n / TILE), n % TILE);
     let scale = f16_to_f32(w.scale[n]);
-    let mut values = [0f32; 16];
+    let mut values = [0f32; 32];
     for (value, &entry) in values.iter_mut().zip(w.tile_codebook(n / TILE)) {
         *value = f32::from(entry) * scale;
     }
-    let look_up = |code: u8| values[usize::from(code & 15)];
+    let look_up = |entry: u8| values[usize::from(entry & 31)];
     // A loop for each kind, so that places within a group are constants.
     match w.kind {
         Kind::P2 => decode_groups(Kind::P2, tile, r, out, look_up),
+        Kind::P2v => decode_groups(Kind::P2v, tile, r, out, look_up),
         Kind::P3 => decode_groups(Kind::P3, tile, r, out, look_up),
         Kind::P4 => decode_groups(Kind::P4, tile, r, out, look_up),
         Kind::P8 => decode_groups(Kind::P8, tile, r, out, |code| f32::from(code as i8) * scale),
@@ -84,8 +88,8 @@ pub(crate) fn decode_row(w: &Palette<'_>, n: usize, out: &mut [f32]) {
 fn decode_groups(kind: Kind, tile: &[u8], r: usize, out: &mut [f32], value: impl Fn(u8) -> f32) {
     for (group, out) in tile.chunks_exact(kind.group_bytes()).zip(out.chunks_mut(32)) {
         match <&mut [f32; 32]>::try_from(&mut *out) {
-            Ok(whole) => (0..32).for_each(|k| whole[k] = value(kind.code(group, r, k))),
-            Err(_) => out.iter_mut().enumerate().for_each(|(k, y)| *y = value(kind.code(group, r, k))),
+            Ok(whole) => (0..32).for_each(|k| whole[k] = value(kind.entry(group, r, k))),
+            Err(_) => out.iter_mut().enumerate().for_each(|(k, y)| *y = value(kind.entry(group, r, k))),
         }
     }
 }
@@ -98,8 +102,8 @@ mod tests {
     fn packing_is_undone_by_unpacking() {
         for kind in Kind::ALL {
             for (rows, cols) in [(0, 0), (1, 1), (16, 32), (17, 33), (5, 0), (31, 257), (33, 15), (48, 100)] {
-                let codes: Vec<u8> = (0..rows * cols)
-                    .map(|i| ((i * 2654435761) >> 7) as u8 & ((1u16 << kind.bits()) - 1) as u8)
+                let codes: Vec<u8> = (0..rows * kind.codes_per_row(cols))
+                    .map(|i| ((i * 2654435761) >> 7) as u8 & (kind.codes() - 1) as u8)
                     .collect();
                 let packed = pack(kind, rows, cols, &codes).unwrap();
                 assert_eq!(packed.len(), rows.div_ceil(16) * cols.div_ceil(32) * 64 * kind.bits());
@@ -115,6 +119,8 @@ mod tests {
     fn wrong_lengths_and_wide_codes_are_refused() {
         assert!(pack(Kind::P4, 2, 3, &[0; 5]).is_err());
         assert!(pack(Kind::P2, 1, 2, &[0, 4]).is_err());
+        assert!(pack(Kind::P2v, 1, 9, &[0, 0, 0, 0, 0, 0, 0, 16]).is_err());
+        assert!(pack(Kind::P2v, 1, 9, &[0; 9]).is_err());
         assert!(pack(Kind::P8, usize::MAX, 2, &[]).is_err());
         assert!(Kind::P8.bytes_per_tile(usize::MAX).is_err());
         assert!(Palette::new(Kind::P4, 16, 32, &[0; 255], &[0; 16], &[0; 16]).is_err());

@@ -5,7 +5,8 @@ use crate::error::{KernelError, expect_len, product};
 
 /// A palettized weight of `rows` outputs × `cols` inputs; see the format page for the order of its bytes.
 ///
-/// `w[n, k] = scale[n] * codebook[n / 16][code(n, k)]`; for [`Kind::P8`], `scale[n] * value(n, k)`.
+/// `w[n, k] = scale[n] * codebook[n / 16][code(n, k)]`; for [`Kind::P8`], `scale[n] * value(n, k)`; for [`Kind::P2v`] the code
+/// is that of a pair, and the codebook holds the pairs' first elements before their second ones.
 #[derive(Debug, Clone, Copy)]
 pub struct Palette<'a> {
     pub(crate) kind: Kind,
@@ -18,7 +19,7 @@ pub struct Palette<'a> {
 }
 
 impl<'a> Palette<'a> {
-    /// Wraps codes (`[tiles, bytes_per_tile]`), codebook (`[tiles, 2^bits]` int8, empty for `P8`) and row scales
+    /// Wraps codes (`[tiles, bytes_per_tile]`), codebook (`[tiles, kind.codebook_len()]` int8) and row scales
     /// (`[rows]`, bits of f16). Costs a few comparisons: no data is read.
     ///
     /// # Errors
@@ -100,10 +101,10 @@ impl<'a> Palette<'a> {
             self.rows,
             self.cols
         );
-        let code = self.kind.code(self.tile(n / TILE), n % TILE, k);
+        let entry = self.kind.entry(self.tile(n / TILE), n % TILE, k);
         match self.kind {
-            Kind::P8 => code as i8,
-            _ => self.tile_codebook(n / TILE)[usize::from(code)],
+            Kind::P8 => entry as i8,
+            _ => self.tile_codebook(n / TILE)[usize::from(entry)],
         }
     }
 

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::arch::Dot;
-use crate::formats::{Palette, TILE};
+use crate::formats::{Kind, Palette, TILE};
 use crate::quantized::{QuantRows, blocks};
 
 /// How far ahead of the decoder memory is asked for, in bytes: what a core reads while memory answers.
@@ -19,7 +19,7 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// # Safety
 /// Needs the instructions of `D`; the lengths must fit as `Kernels::matmul_palette` checks them, and x has a row.
 #[inline(always)]
-pub(crate) unsafe fn one<D: Dot, const BITS: usize>(
+pub(crate) unsafe fn one<D: Dot, const KIND: usize>(
     w: &Palette<'_>,
     x: &QuantRows<'_>,
     tiles: Range<usize>,
@@ -27,7 +27,7 @@ pub(crate) unsafe fn one<D: Dot, const BITS: usize>(
 ) {
     for (i, t) in tiles.enumerate() {
         // SAFETY: as the caller promises.
-        unsafe { pass::<D, BITS, 1, 4, 1>(w, x, t, 0..1, &mut out[i * TILE..], 0) };
+        unsafe { pass::<D, KIND, 1, 4, 1>(w, x, t, 0..1, &mut out[i * TILE..], 0) };
     }
 }
 
@@ -39,7 +39,7 @@ pub(crate) unsafe fn one<D: Dot, const BITS: usize>(
 /// # Safety
 /// As for [`one`].
 #[inline(always)]
-pub(crate) unsafe fn few<D: Dot, const BITS: usize>(
+pub(crate) unsafe fn few<D: Dot, const KIND: usize>(
     w: &Palette<'_>,
     x: &QuantRows<'_>,
     tiles: Range<usize>,
@@ -51,13 +51,13 @@ pub(crate) unsafe fn few<D: Dot, const BITS: usize>(
     };
     for start in (0..x.rows).step_by(chunk) {
         // SAFETY: as the caller promises; the rows exist.
-        unsafe { some::<D, BITS>(w, x, start..x.rows.min(start + chunk), tiles.clone(), out) };
+        unsafe { some::<D, KIND>(w, x, start..x.rows.min(start + chunk), tiles.clone(), out) };
     }
 }
 
 /// Some rows × the outputs of `tiles`.
 #[inline(always)]
-unsafe fn some<D: Dot, const BITS: usize>(
+unsafe fn some<D: Dot, const KIND: usize>(
     w: &Palette<'_>,
     x: &QuantRows<'_>,
     rows: Range<usize>,
@@ -68,7 +68,7 @@ unsafe fn some<D: Dot, const BITS: usize>(
     let step = rows.len().div_ceil(rows.len().div_ceil(8));
     let mut t = tiles.start;
     while t < tiles.end {
-        let pair = t + 1 < tiles.end && pairs::<D, BITS>(step);
+        let pair = t + 1 < tiles.end && pairs::<D, KIND>(step);
         for first in rows.clone().step_by(step) {
             let rows = first..rows.end.min(first + step);
             let out = &mut out[first * width + (t - tiles.start) * TILE..];
@@ -77,20 +77,20 @@ unsafe fn some<D: Dot, const BITS: usize>(
             // SAFETY: as the caller promises; each kernel serves at least `rows` rows, and a pair has two tiles.
             unsafe {
                 match step {
-                    3 | 4 if const { pairs::<D, BITS>(4) } && pair => {
-                        pass::<D, BITS, 4, 2, 2>(w, x, t, rows, out, width)
+                    3 | 4 if const { pairs::<D, KIND>(4) } && pair => {
+                        pass::<D, KIND, 4, 2, 2>(w, x, t, rows, out, width)
                     }
-                    5 | 6 if const { pairs::<D, BITS>(6) } && pair => {
-                        pass::<D, BITS, 6, 1, 2>(w, x, t, rows, out, width)
+                    5 | 6 if const { pairs::<D, KIND>(6) } && pair => {
+                        pass::<D, KIND, 6, 1, 2>(w, x, t, rows, out, width)
                     }
-                    7.. if const { pairs::<D, BITS>(8) } && pair => {
-                        pass::<D, BITS, 8, 1, 2>(w, x, t, rows, out, width)
+                    7.. if const { pairs::<D, KIND>(8) } && pair => {
+                        pass::<D, KIND, 8, 1, 2>(w, x, t, rows, out, width)
                     }
-                    ..3 => pass::<D, BITS, 2, 4, 1>(w, x, t, rows, out, width),
-                    3 | 4 => pass::<D, BITS, 4, 2, 1>(w, x, t, rows, out, width),
-                    5 | 6 if const { D::PARTS == 2 } => pass::<D, BITS, 6, 1, 1>(w, x, t, rows, out, width),
-                    5 | 6 => pass::<D, BITS, 6, 2, 1>(w, x, t, rows, out, width),
-                    _ => pass::<D, BITS, 8, 1, 1>(w, x, t, rows, out, width),
+                    ..3 => pass::<D, KIND, 2, 4, 1>(w, x, t, rows, out, width),
+                    3 | 4 => pass::<D, KIND, 4, 2, 1>(w, x, t, rows, out, width),
+                    5 | 6 if const { D::PARTS == 2 } => pass::<D, KIND, 6, 1, 1>(w, x, t, rows, out, width),
+                    5 | 6 => pass::<D, KIND, 6, 2, 1>(w, x, t, rows, out, width),
+                    _ => pass::<D, KIND, 8, 1, 1>(w, x, t, rows, out, width),
                 }
             }
         }
@@ -100,18 +100,18 @@ unsafe fn some<D: Dot, const BITS: usize>(
 
 /// Whether passes of that many rows take two tiles side by side, so that a load of activations serves both. Measured: it
 /// pays where arithmetic sets the time and registers suffice, but not for more rows than the first-level cache holds.
-const fn pairs<D: Dot, const BITS: usize>(rows: usize) -> bool {
+const fn pairs<D: Dot, const KIND: usize>(rows: usize) -> bool {
     D::PARTS == 1
-        && match BITS {
-            2 | 3 => rows == 3 || rows == 4,
-            4 => rows >= 3,
+        && match Kind::numbered(KIND) {
+            Kind::P2 | Kind::P3 => rows == 3 || rows == 4,
+            Kind::P2v | Kind::P4 => rows >= 3,
             _ => false,
         }
 }
 
 /// The outputs of `T` tiles from `tile` on for 1 to `M` rows, written to `out` at multiples of `width`.
 #[inline(always)]
-unsafe fn pass<D: Dot, const BITS: usize, const M: usize, const CHAINS: usize, const T: usize>(
+unsafe fn pass<D: Dot, const KIND: usize, const M: usize, const CHAINS: usize, const T: usize>(
     w: &Palette<'_>,
     x: &QuantRows<'_>,
     tile: usize,
@@ -121,7 +121,7 @@ unsafe fn pass<D: Dot, const BITS: usize, const M: usize, const CHAINS: usize, c
 ) {
     let n_blocks = blocks(w.cols);
     let groups = w.cols.div_ceil(32);
-    let group_bytes = BITS * 64;
+    let group_bytes = Kind::numbered(KIND).group_bytes();
     let tile_bytes = groups * group_bytes;
     let lanes = TILE / D::PARTS;
     let row: [usize; M] = std::array::from_fn(|m| (rows.start + m).min(rows.end - 1));
@@ -130,9 +130,9 @@ unsafe fn pass<D: Dot, const BITS: usize, const M: usize, const CHAINS: usize, c
     // 32 × groups values (stride is a multiple of 64 at least as long), scales and sums one entry per block.
     unsafe {
         let codes: [*const u8; T] = std::array::from_fn(|t| w.tile(tile + t).as_ptr());
-        let mut table = [D::table::<BITS>(w.tile_codebook(tile).as_ptr()); T];
+        let mut table = [D::table::<KIND>(w.tile_codebook(tile).as_ptr()); T];
         for (t, table) in table.iter_mut().enumerate().skip(1) {
-            *table = D::table::<BITS>(w.tile_codebook(tile + t).as_ptr());
+            *table = D::table::<KIND>(w.tile_codebook(tile + t).as_ptr());
         }
         let values: [*const i8; M] = row.map(|r| x.values.as_ptr().add(r * x.stride));
         let mut acc = [[[D::splat(0.0); T]; M]; 4];
@@ -143,7 +143,7 @@ unsafe fn pass<D: Dot, const BITS: usize, const M: usize, const CHAINS: usize, c
                 for m in 0..M {
                     let total = *x.sums.get_unchecked(row[m] * n_blocks + b);
                     for sums in &mut sums[m] {
-                        sums[0] = D::sum(total.wrapping_mul(-D::bias::<BITS>()));
+                        sums[0] = D::sum(total.wrapping_mul(-D::bias::<KIND>()));
                     }
                 }
                 for g in 0..here {
@@ -154,30 +154,30 @@ unsafe fn pass<D: Dot, const BITS: usize, const M: usize, const CHAINS: usize, c
                         let near = at + AHEAD / T < tile_bytes;
                         let ahead = at + AHEAD / T + if near { 0 } else { (T - 1) * tile_bytes };
                         for codes in codes {
-                            for line in 0..BITS {
+                            for line in 0..group_bytes / 64 {
                                 D::prefetch(codes.wrapping_add(ahead + 64 * line));
                             }
                         }
                     }
                     let group = codes.map(|codes| codes.add(at + p * 64 / D::PARTS));
-                    let mut quads = [D::decode::<BITS, 0>(table[0], group[0]); T];
+                    let mut quads = [D::decode::<KIND, 0>(table[0], group[0]); T];
                     for t in 1..T {
-                        quads[t] = D::decode::<BITS, 0>(table[t], group[t]);
+                        quads[t] = D::decode::<KIND, 0>(table[t], group[t]);
                     }
                     for m in 0..M {
                         let x = D::acts(values[m].add(k));
                         for t in 0..T {
-                            D::dot4::<BITS, CHAINS>(&mut sums[m][t], quads[t], x);
+                            D::dot4::<KIND, CHAINS>(&mut sums[m][t], quads[t], x);
                         }
                     }
-                    let mut quads = [D::decode::<BITS, 1>(table[0], group[0]); T];
+                    let mut quads = [D::decode::<KIND, 1>(table[0], group[0]); T];
                     for t in 1..T {
-                        quads[t] = D::decode::<BITS, 1>(table[t], group[t]);
+                        quads[t] = D::decode::<KIND, 1>(table[t], group[t]);
                     }
                     for m in 0..M {
                         let x = D::acts(values[m].add(k + 16));
                         for t in 0..T {
-                            D::dot4::<BITS, CHAINS>(&mut sums[m][t], quads[t], x);
+                            D::dot4::<KIND, CHAINS>(&mut sums[m][t], quads[t], x);
                         }
                     }
                 }

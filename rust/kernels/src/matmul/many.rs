@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use crate::arch::Dot;
-use crate::formats::{Palette, TILE};
+use crate::formats::{Kind, Palette, TILE};
 use crate::quantized::{QuantRows, blocks};
 use crate::scratch::{CHUNK_ROWS, Scratch};
 
@@ -16,7 +16,7 @@ use crate::scratch::{CHUNK_ROWS, Scratch};
 /// # Safety
 /// Needs the instructions of `D`; the lengths must fit as `Kernels::matmul_palette` checks them.
 #[inline(always)]
-pub(crate) unsafe fn many<D: Dot, const BITS: usize>(
+pub(crate) unsafe fn many<D: Dot, const KIND: usize>(
     w: &Palette<'_>,
     x: &QuantRows<'_>,
     tiles: Range<usize>,
@@ -39,13 +39,13 @@ pub(crate) unsafe fn many<D: Dot, const BITS: usize>(
             // SAFETY: as the caller promises; scratch memory holds a panel of 4 × 64 lines and CHUNK_ROWS × 64 sums.
             unsafe {
                 if const { D::PARTS == 2 } {
-                    panels::<D, BITS, 2>(w, x, at, rows.clone(), panel, sums);
+                    panels::<D, KIND, 2>(w, x, at, rows.clone(), panel, sums);
                 } else if const { D::PARTS == 4 } || count == 4 {
-                    panels::<D, BITS, 4>(w, x, at, rows.clone(), panel, sums);
+                    panels::<D, KIND, 4>(w, x, at, rows.clone(), panel, sums);
                 } else if count == 2 {
-                    panels::<D, BITS, 2>(w, x, at, rows.clone(), panel, sums);
+                    panels::<D, KIND, 2>(w, x, at, rows.clone(), panel, sums);
                 } else {
-                    panels::<D, BITS, 1>(w, x, at, rows.clone(), panel, sums);
+                    panels::<D, KIND, 1>(w, x, at, rows.clone(), panel, sums);
                 }
                 finish::<D>(w, at..at + count, &tiles, rows.clone(), sums, out);
             }
@@ -57,7 +57,7 @@ pub(crate) unsafe fn many<D: Dot, const BITS: usize>(
 
 /// The float sums of `rows` × the tiles that `V` vectors hold, block by block.
 #[inline(always)]
-unsafe fn panels<D: Dot, const BITS: usize, const V: usize>(
+unsafe fn panels<D: Dot, const KIND: usize, const V: usize>(
     w: &Palette<'_>,
     x: &QuantRows<'_>,
     tile: usize,
@@ -74,7 +74,7 @@ unsafe fn panels<D: Dot, const BITS: usize, const V: usize>(
         for b in 0..blocks(w.cols) {
             let here = (groups - 8 * b).min(8);
             for i in 0..V / D::PARTS {
-                decode::<D, BITS, V>(w, tile + i, b, here, panel.add(i * 64));
+                decode::<D, KIND, V>(w, tile + i, b, here, panel.add(i * 64));
             }
             let mut first = rows.start;
             while first < rows.end {
@@ -83,14 +83,14 @@ unsafe fn panels<D: Dot, const BITS: usize, const V: usize>(
                 let last = rows.end - 1;
                 first += match left {
                     _ if const { D::BLOCK == 2 } => {
-                        block::<D, BITS, V, 2>(x, first, last, b, here, panel, to)
+                        block::<D, KIND, V, 2>(x, first, last, b, here, panel, to)
                     }
-                    1 | 2 => block::<D, BITS, V, 2>(x, first, last, b, here, panel, to),
+                    1 | 2 => block::<D, KIND, V, 2>(x, first, last, b, here, panel, to),
                     _ if const { D::BLOCK == 4 } => {
-                        block::<D, BITS, V, 4>(x, first, last, b, here, panel, to)
+                        block::<D, KIND, V, 4>(x, first, last, b, here, panel, to)
                     }
-                    3 | 4 => block::<D, BITS, V, 4>(x, first, last, b, here, panel, to),
-                    _ => block::<D, BITS, V, 6>(x, first, last, b, here, panel, to),
+                    3 | 4 => block::<D, KIND, V, 4>(x, first, last, b, here, panel, to),
+                    _ => block::<D, KIND, V, 6>(x, first, last, b, here, panel, to),
                 };
             }
         }
@@ -99,7 +99,7 @@ unsafe fn panels<D: Dot, const BITS: usize, const V: usize>(
 
 /// Decodes one activation block of a tile into its columns of the panel: quad by quad, `V` vectors each.
 #[inline(always)]
-unsafe fn decode<D: Dot, const BITS: usize, const V: usize>(
+unsafe fn decode<D: Dot, const KIND: usize, const V: usize>(
     w: &Palette<'_>,
     tile: usize,
     block: usize,
@@ -107,18 +107,19 @@ unsafe fn decode<D: Dot, const BITS: usize, const V: usize>(
     panel: *mut u8,
 ) {
     let vector = 64 / D::PARTS;
+    let group_bytes = Kind::numbered(KIND).group_bytes();
     // SAFETY: as the caller promises: the tile has the groups, the panel has V vectors for each of their quads.
     unsafe {
-        let codes = w.tile(tile).as_ptr().add(block * 8 * BITS * 64);
-        let table = D::table::<BITS>(w.tile_codebook(tile).as_ptr());
+        let codes = w.tile(tile).as_ptr().add(block * 8 * group_bytes);
+        let table = D::table::<KIND>(w.tile_codebook(tile).as_ptr());
         for g in 0..groups {
             for p in 0..D::PARTS {
-                let group = codes.add(g * BITS * 64 + p * vector);
+                let group = codes.add(g * group_bytes + p * vector);
                 let to = panel.add((g * 8 * V + p) * vector);
-                for (q, v) in D::decode::<BITS, 0>(table, group).into_iter().enumerate() {
+                for (q, v) in D::decode::<KIND, 0>(table, group).into_iter().enumerate() {
                     D::store(to.add(q * V * vector), v);
                 }
-                for (q, v) in D::decode::<BITS, 1>(table, group).into_iter().enumerate() {
+                for (q, v) in D::decode::<KIND, 1>(table, group).into_iter().enumerate() {
                     D::store(to.add((4 + q) * V * vector), v);
                 }
             }
@@ -128,7 +129,7 @@ unsafe fn decode<D: Dot, const BITS: usize, const V: usize>(
 
 /// One register block: `R` rows × `V` vectors over one activation block. Returns R.
 #[inline(always)]
-unsafe fn block<D: Dot, const BITS: usize, const V: usize, const R: usize>(
+unsafe fn block<D: Dot, const KIND: usize, const V: usize, const R: usize>(
     x: &QuantRows<'_>,
     first: usize,
     last: usize,
@@ -147,7 +148,7 @@ unsafe fn block<D: Dot, const BITS: usize, const V: usize, const R: usize>(
         let values: [*const i8; R] = row.map(|r| x.values.as_ptr().add(r * x.stride + b * 256));
         let mut sums: [[D::Sum; V]; R] = row.map(|r| {
             let total = *x.sums.get_unchecked(r * n_blocks + b);
-            [D::sum(total.wrapping_mul(-D::bias::<BITS>())); V]
+            [D::sum(total.wrapping_mul(-D::bias::<KIND>())); V]
         });
         for step in 0..groups * 2 {
             let quad = panel.add(step * 4 * V * vector);
@@ -156,25 +157,25 @@ unsafe fn block<D: Dot, const BITS: usize, const V: usize, const R: usize>(
             let w: [D::V; V] = std::array::from_fn(|v| D::load(quad.add(v * vector)));
             for (sums, x) in sums.iter_mut().zip(acts) {
                 for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = D::dot1::<BITS, 0>(*sum, w, x);
+                    *sum = D::dot1::<KIND, 0>(*sum, w, x);
                 }
             }
             let w: [D::V; V] = std::array::from_fn(|v| D::load(quad.add((V + v) * vector)));
             for (sums, x) in sums.iter_mut().zip(acts) {
                 for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = D::dot1::<BITS, 1>(*sum, w, x);
+                    *sum = D::dot1::<KIND, 1>(*sum, w, x);
                 }
             }
             let w: [D::V; V] = std::array::from_fn(|v| D::load(quad.add((2 * V + v) * vector)));
             for (sums, x) in sums.iter_mut().zip(acts) {
                 for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = D::dot1::<BITS, 2>(*sum, w, x);
+                    *sum = D::dot1::<KIND, 2>(*sum, w, x);
                 }
             }
             let w: [D::V; V] = std::array::from_fn(|v| D::load(quad.add((3 * V + v) * vector)));
             for (sums, x) in sums.iter_mut().zip(acts) {
                 for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = D::dot1::<BITS, 3>(*sum, w, x);
+                    *sum = D::dot1::<KIND, 3>(*sum, w, x);
                 }
             }
         }

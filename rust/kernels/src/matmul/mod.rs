@@ -10,15 +10,15 @@ pub(crate) mod scalar;
 #[allow(unused_macros)]
 macro_rules! instances {
     ($dot:ty, $level:expr, $features:literal) => {
-        use crate::formats::Palette;
-        use crate::matmul::{few, many, precise};
+        use crate::formats::{Kind, Palette, each_kind};
+        use crate::matmul::{few, instance_rows, many, precise};
         use crate::quantized::QuantRows;
         use crate::registry::{KernelFn, MatmulPaletteF32Fn, MatmulPaletteFn, Row};
         use crate::scratch::Scratch;
         use std::ops::Range;
 
         #[target_feature(enable = $features)]
-        unsafe fn one<const BITS: usize>(
+        unsafe fn one<const KIND: usize>(
             w: &Palette<'_>,
             x: &QuantRows<'_>,
             tiles: Range<usize>,
@@ -26,11 +26,11 @@ macro_rules! instances {
             out: &mut [f32],
         ) {
             // SAFETY: the features are enabled here; the caller has checked the lengths.
-            unsafe { few::one::<$dot, BITS>(w, x, tiles, out) }
+            unsafe { few::one::<$dot, KIND>(w, x, tiles, out) }
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn some<const BITS: usize>(
+        unsafe fn some<const KIND: usize>(
             w: &Palette<'_>,
             x: &QuantRows<'_>,
             tiles: Range<usize>,
@@ -38,11 +38,11 @@ macro_rules! instances {
             out: &mut [f32],
         ) {
             // SAFETY: the features are enabled here; the caller has checked the lengths.
-            unsafe { few::few::<$dot, BITS>(w, x, tiles, out) }
+            unsafe { few::few::<$dot, KIND>(w, x, tiles, out) }
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn all<const BITS: usize>(
+        unsafe fn all<const KIND: usize>(
             w: &Palette<'_>,
             x: &QuantRows<'_>,
             tiles: Range<usize>,
@@ -50,11 +50,11 @@ macro_rules! instances {
             out: &mut [f32],
         ) {
             // SAFETY: the features are enabled here; the caller has checked the lengths.
-            unsafe { many::many::<$dot, BITS>(w, x, tiles, scratch, out) }
+            unsafe { many::many::<$dot, KIND>(w, x, tiles, scratch, out) }
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn exact<const BITS: usize>(
+        unsafe fn exact<const KIND: usize>(
             w: &Palette<'_>,
             data: &[f32],
             rows: usize,
@@ -63,36 +63,35 @@ macro_rules! instances {
             out: &mut [f32],
         ) {
             // SAFETY: the features are enabled here; the caller has checked the lengths.
-            unsafe { precise::any::<$dot, BITS>(w, precise::Rows { data, rows, stride }, tiles, out) }
+            unsafe { precise::any::<$dot, KIND>(w, precise::Rows { data, rows, stride }, tiles, out) }
         }
 
-        const fn precise_row(kind: &'static str, func: MatmulPaletteF32Fn) -> Row {
-            Row { kind, variant: "many", level: $level, func: KernelFn::MatmulPaletteF32(func) }
+        const fn precise_row(kind: Kind, func: MatmulPaletteF32Fn) -> Row {
+            let func = KernelFn::MatmulPaletteF32(func);
+            Row { kind: kind.name(), variant: "many", level: $level, func }
         }
 
-        const fn row(kind: &'static str, variant: &'static str, func: MatmulPaletteFn) -> Row {
-            Row { kind, variant, level: $level, func: KernelFn::MatmulPalette(func) }
+        const fn row(kind: Kind, variant: &'static str, func: MatmulPaletteFn) -> Row {
+            Row { kind: kind.name(), variant, level: $level, func: KernelFn::MatmulPalette(func) }
         }
 
-        pub(crate) const ROWS: &[Row] = &[
-            row("p2", "1", one::<2>),
-            row("p2", "2-16", some::<2>),
-            row("p2", "many", all::<2>),
-            row("p3", "1", one::<3>),
-            row("p3", "2-16", some::<3>),
-            row("p3", "many", all::<3>),
-            row("p4", "1", one::<4>),
-            row("p4", "2-16", some::<4>),
-            row("p4", "many", all::<4>),
-            row("p8", "1", one::<8>),
-            row("p8", "2-16", some::<8>),
-            row("p8", "many", all::<8>),
-            precise_row("p2", exact::<2>),
-            precise_row("p3", exact::<3>),
-            precise_row("p4", exact::<4>),
-            precise_row("p8", exact::<8>),
-        ];
+        pub(crate) const ROWS: &[Row] = each_kind!(instance_rows);
     };
 }
 #[allow(unused_imports)]
 pub(crate) use instances;
+
+/// The rows of each kind, of functions and constructors as [`instances`] defines them.
+#[allow(unused_macros)]
+macro_rules! instance_rows {
+    ($($kind:ident)*) => {
+        &[$(
+            row(Kind::$kind, "1", one::<{ Kind::$kind as usize }>),
+            row(Kind::$kind, "2-16", some::<{ Kind::$kind as usize }>),
+            row(Kind::$kind, "many", all::<{ Kind::$kind as usize }>),
+            precise_row(Kind::$kind, exact::<{ Kind::$kind as usize }>),
+        )*]
+    };
+}
+#[allow(unused_imports)]
+pub(crate) use instance_rows;

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::scalar;
 use crate::arch::Dot;
 use crate::cpu::Level;
-use crate::formats::{Kind, Palette, TILE};
+use crate::formats::{Kind, Palette, TILE, each_kind};
 use crate::quantized::ACT_BLOCK;
 use crate::registry::{KernelFn, Row};
 
@@ -33,7 +33,7 @@ pub(crate) struct Rows<'a> {
 /// # Safety
 /// Needs the instructions of `D`; the lengths must fit as `Kernels::matmul_palette_f32` checks them.
 #[inline(always)]
-pub(crate) unsafe fn any<D: Dot, const BITS: usize>(
+pub(crate) unsafe fn any<D: Dot, const KIND: usize>(
     w: &Palette<'_>,
     x: Rows<'_>,
     tiles: Range<usize>,
@@ -51,11 +51,11 @@ pub(crate) unsafe fn any<D: Dot, const BITS: usize>(
         unsafe {
             let to = out.as_mut_ptr().add((at - tiles.start) * TILE);
             if const { D::PARTS == 4 } || count > 1 {
-                panels::<D, BITS, 4>(w, x, at, panel, to, width);
+                panels::<D, KIND, 4>(w, x, at, panel, to, width);
             } else if const { D::PARTS == 2 } {
-                panels::<D, BITS, 2>(w, x, at, panel, to, width);
+                panels::<D, KIND, 2>(w, x, at, panel, to, width);
             } else {
-                panels::<D, BITS, 1>(w, x, at, panel, to, width);
+                panels::<D, KIND, 1>(w, x, at, panel, to, width);
             }
         }
         at += count;
@@ -82,7 +82,7 @@ fn finish(w: &Palette<'_>, tiles: Range<usize>, rows: usize, out: &mut [f32]) {
 
 /// Adds the sums of all rows × the tiles that `V` vectors hold, panel by panel; rows of `to` are `width` apart.
 #[inline(always)]
-unsafe fn panels<D: Dot, const BITS: usize, const V: usize>(
+unsafe fn panels<D: Dot, const KIND: usize, const V: usize>(
     w: &Palette<'_>,
     x: Rows<'_>,
     tile: usize,
@@ -95,7 +95,7 @@ unsafe fn panels<D: Dot, const BITS: usize, const V: usize>(
         for k in (0..w.cols).step_by(DEPTH) {
             let depth = (w.cols - k).min(DEPTH);
             for i in 0..V / D::PARTS {
-                decode::<D, BITS, V>(w, tile + i, k / 32, depth.div_ceil(32), panel.add(i * TILE));
+                decode::<D, KIND, V>(w, tile + i, k / 32, depth.div_ceil(32), panel.add(i * TILE));
             }
             let mut first = 0;
             while first < x.rows {
@@ -112,7 +112,7 @@ unsafe fn panels<D: Dot, const BITS: usize, const V: usize>(
 
 /// Decodes `groups` of 32 inputs of a tile into its columns of the panel: input by input, `V` vectors each.
 #[inline(always)]
-unsafe fn decode<D: Dot, const BITS: usize, const V: usize>(
+unsafe fn decode<D: Dot, const KIND: usize, const V: usize>(
     w: &Palette<'_>,
     tile: usize,
     first: usize,
@@ -120,21 +120,22 @@ unsafe fn decode<D: Dot, const BITS: usize, const V: usize>(
     panel: *mut f32,
 ) {
     let lanes = TILE / D::PARTS;
+    let group_bytes = Kind::numbered(KIND).group_bytes();
     // SAFETY: as the caller promises: the tile has the groups, the panel has V vectors for each of their inputs.
     unsafe {
-        let codes = w.tile(tile).as_ptr().add(first * BITS * 64);
-        let table = D::table::<BITS>(w.tile_codebook(tile).as_ptr());
+        let codes = w.tile(tile).as_ptr().add(first * group_bytes);
+        let table = D::table::<KIND>(w.tile_codebook(tile).as_ptr());
         for g in 0..groups {
             for p in 0..D::PARTS {
-                let group = codes.add(g * BITS * 64 + p * 64 / D::PARTS);
+                let group = codes.add(g * group_bytes + p * 64 / D::PARTS);
                 let to = panel.add((g * 32 * V + p) * lanes);
-                for (q, v) in D::decode::<BITS, 0>(table, group).into_iter().enumerate() {
-                    for (j, f) in D::floats::<BITS>(v).into_iter().enumerate() {
+                for (q, v) in D::decode::<KIND, 0>(table, group).into_iter().enumerate() {
+                    for (j, f) in D::floats::<KIND>(v).into_iter().enumerate() {
                         D::store_f(to.add((4 * q + j) * V * lanes), f);
                     }
                 }
-                for (q, v) in D::decode::<BITS, 1>(table, group).into_iter().enumerate() {
-                    for (j, f) in D::floats::<BITS>(v).into_iter().enumerate() {
+                for (q, v) in D::decode::<KIND, 1>(table, group).into_iter().enumerate() {
+                    for (j, f) in D::floats::<KIND>(v).into_iter().enumerate() {
                         D::store_f(to.add((16 + 4 * q + j) * V * lanes), f);
                     }
                 }
@@ -215,4 +216,8 @@ const fn row(kind: Kind) -> Row {
     Row { kind: kind.name(), variant: "many", level: Level::Scalar, func }
 }
 
-pub(crate) const ROWS: &[Row] = &[row(Kind::P2), row(Kind::P3), row(Kind::P4), row(Kind::P8)];
+macro_rules! rows {
+    ($($kind:ident)*) => { &[$(row(Kind::$kind)),*] };
+}
+
+pub(crate) const ROWS: &[Row] = each_kind!(rows);

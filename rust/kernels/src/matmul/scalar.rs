@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::cpu::Level;
-use crate::formats::{Kind, Palette, TILE};
+use crate::formats::{Kind, Palette, TILE, each_kind};
 use crate::quantized::{ACT_BLOCK, QuantRows, blocks};
 use crate::registry::{KernelFn, Row};
 use crate::scratch::Scratch;
@@ -40,7 +40,7 @@ unsafe fn matmul(w: &Palette<'_>, x: &QuantRows<'_>, tiles: Range<usize>, _: &mu
 pub(super) fn decode(w: &Palette<'_>, tile: usize, range: Range<usize>, to: &mut [[i8; ACT_BLOCK]; TILE]) {
     let bytes = w.kind.group_bytes();
     let codes = &w.tile(tile)[range.start / 32 * bytes..range.end / 32 * bytes];
-    let mut table = [0i8; 16];
+    let mut table = [0i8; 32];
     let codebook = w.tile_codebook(tile);
     table[..codebook.len()].copy_from_slice(codebook);
     for (g, group) in codes.chunks_exact(bytes).enumerate() {
@@ -49,6 +49,17 @@ pub(super) fn decode(w: &Palette<'_>, tile: usize, range: Range<usize>, to: &mut
             let quad = |line: usize| -> [u8; 4] { std::array::from_fn(|j| group[64 * line + 4 * r + j]) };
             // Value p of a line's byte j is input 4p + j.
             match w.kind {
+                Kind::P2v => {
+                    let (first, second) = table.split_at(16);
+                    for (line, to) in row.chunks_exact_mut(16).enumerate() {
+                        let codes = quad(line);
+                        for (p, to) in to.chunks_exact_mut(8).enumerate() {
+                            let codes = codes.map(|c| usize::from(c >> (4 * p) & 15));
+                            to[..4].copy_from_slice(&codes.map(|c| first[c]));
+                            to[4..].copy_from_slice(&codes.map(|c| second[c]));
+                        }
+                    }
+                }
                 Kind::P8 => {
                     for (line, to) in row.chunks_exact_mut(4).enumerate() {
                         to.copy_from_slice(&quad(line).map(|v| v as i8));
@@ -84,17 +95,10 @@ const fn row(kind: Kind, variant: &'static str) -> Row {
     Row { kind: kind.name(), variant, level: Level::Scalar, func: KernelFn::MatmulPalette(matmul) }
 }
 
-pub(crate) const ROWS: &[Row] = &[
-    row(Kind::P2, "1"),
-    row(Kind::P2, "2-16"),
-    row(Kind::P2, "many"),
-    row(Kind::P3, "1"),
-    row(Kind::P3, "2-16"),
-    row(Kind::P3, "many"),
-    row(Kind::P4, "1"),
-    row(Kind::P4, "2-16"),
-    row(Kind::P4, "many"),
-    row(Kind::P8, "1"),
-    row(Kind::P8, "2-16"),
-    row(Kind::P8, "many"),
-];
+macro_rules! rows {
+    ($($kind:ident)*) => {
+        &[$(row(Kind::$kind, "1"), row(Kind::$kind, "2-16"), row(Kind::$kind, "many")),*]
+    };
+}
+
+pub(crate) const ROWS: &[Row] = each_kind!(rows);

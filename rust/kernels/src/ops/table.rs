@@ -3,6 +3,7 @@
 use super::Activation;
 use crate::cpu::Level;
 use crate::formats::{DenseType, Kind};
+use crate::kernels::by_kind;
 use crate::registry::{
     ActivateFn, AddFn, AddNormQuantizeFn, AttentionMergeFn, AttentionSplitFn, ClipFn, EmbedDenseFn, GatedFn,
     GatedQuantizeFn, KvWriteFn, LogitMaximaFn, LogitTermsFn, MatmulDenseFn, MatmulPaletteF32Fn, NormHeadsFn,
@@ -26,7 +27,7 @@ pub(crate) struct FloatOps {
     pub softcap: SoftcapFn,
     pub clip: ClipFn,
     /// By [`Kind`].
-    pub matmul_palette_f32: [MatmulPaletteF32Fn; 4],
+    pub matmul_palette_f32: [MatmulPaletteF32Fn; Kind::ALL.len()],
     /// By [`DenseType`], then "1" and "many".
     pub matmul_dense: [[MatmulDenseFn; 2]; 3],
     pub embed_dense: [EmbedDenseFn; 3],
@@ -59,8 +60,6 @@ impl FloatOps {
             Some([pick!(level, MatmulDense, kind, "1"), pick!(level, MatmulDense, kind, "many")])
         };
         let embed = |dtype: DenseType| Some(pick!(level, EmbedDense, dtype.name(), "row"));
-        let precise = |kind: Kind| Some(pick!(level, MatmulPaletteF32, kind.name(), "many"));
-        let [p2, p3, p4, p8] = Kind::ALL;
         let [f16, bf16, f32] = DenseType::ALL;
         Some(Self {
             quantize: pick!(level, Quantize, "f32", "row"),
@@ -74,7 +73,7 @@ impl FloatOps {
             scale: pick!(level, Scale, "f32", "row"),
             softcap: pick!(level, Softcap, "f32", "row"),
             clip: pick!(level, Clip, "f32", "row"),
-            matmul_palette_f32: [precise(p2)?, precise(p3)?, precise(p4)?, precise(p8)?],
+            matmul_palette_f32: by_kind(|kind| Some(pick!(level, MatmulPaletteF32, kind.name(), "many")))?,
             matmul_dense: [dense(f16)?, dense(bf16)?, dense(f32)?],
             embed_dense: [embed(f16)?, embed(bf16)?, embed(f32)?],
             kv_write: [pick!(level, KvWrite, "f16", "row"), pick!(level, KvWrite, "i8", "row")],

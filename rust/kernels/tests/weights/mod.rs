@@ -58,10 +58,10 @@ impl Weight {
         };
         let codebook = (0..tiles * kind.codebook_len()).map(|_| value(rng)).collect();
         // Codes of padding rows and inputs are random too: they must not matter.
-        let codes: Vec<u8> = (0..tiles * TILE * k32)
+        let codes: Vec<u8> = (0..tiles * TILE * kind.codes_per_row(k32))
             .map(|_| match kind {
                 Kind::P8 => value(rng) as u8,
-                _ => rng.range(0, kind.codebook_len() as i64 - 1) as u8,
+                _ => rng.range(0, kind.codes() as i64 - 1) as u8,
             })
             .collect();
         let codes = pack(kind, tiles * TILE, k32, &codes).unwrap();
