@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from checkpoints import weights
 from independent.cases import openelm
@@ -23,13 +20,11 @@ from pocketlm.errors import (
 )
 from pocketlm.families import build_graph
 from pocketlm.graph import Graph
-from pocketlm.interpret.reference import Reference
 from pocketlm.kinds import BITS
+from pocketlm.interpret.reference import Reference
 from pocketlm.loading import open_model
 from pocketlm.palettize import palettize
-from pocketlm.palettize.allocate import allocate
 from pocketlm.palettize.calibrate import chunks, read_calibration, second_moments
-from pocketlm.palettize.recipe import Candidate
 
 
 @pytest.mark.parametrize("bits", [2.3, 2.5, 3.5, 3.7, 5, 6.5])
@@ -86,44 +81,6 @@ def test_recipes(source: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="none"):
         palettize(source, tmp_path / "d", recipe=tmp_path / "none", **QUIET)
     assert not (tmp_path / "d").exists()
-
-
-def losses_of(points: list[list[float]]) -> dict[str, dict[str, float]]:
-    return {f"t{i}": dict(zip(BITS, sorted(p, reverse=True), strict=True)) for i, p in enumerate(points)}
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
-    data=st.data(),
-)
-def test_allocation_is_near_the_best(sizes: list[int], data: st.DataObject) -> None:
-    loss = st.floats(0, 100)
-    losses = losses_of(
-        data.draw(
-            st.lists(
-                st.lists(loss, min_size=len(BITS), max_size=len(BITS)),
-                min_size=len(sizes),
-                max_size=len(sizes),
-            )
-        )
-    )
-    tensors = [Candidate(f"t{i}", (size, 1), False, False, ("x",)) for i, size in enumerate(sizes)]
-    budget = data.draw(st.integers(2 * sum(sizes), 8 * sum(sizes)))
-    chosen = allocate(tensors, losses, budget)
-
-    def cost(kinds: tuple[str, ...]) -> tuple[int, float]:
-        return (
-            sum(BITS[kind] * size for kind, size in zip(kinds, sizes, strict=True)),
-            sum(losses[f"t{i}"][kind] for i, kind in enumerate(kinds)),
-        )
-
-    bits, total = cost(tuple(chosen[t.name] for t in tensors))
-    assert bits <= budget
-    every = [cost(kinds) for kinds in itertools.product(BITS, repeat=len(sizes))]
-    # What is chosen is the best for its own size but for one step, the greatest that any tensor can make.
-    step = max(max(points.values()) - min(points.values()) for points in losses.values())
-    assert total <= min(loss for size, loss in every if size <= budget) + step + 1e-9
 
 
 def test_calibration_counts_what_each_projection_reads() -> None:

@@ -26,6 +26,7 @@ from pocketlm.graph import Attention, Graph
 from pocketlm.kinds import PALETTES
 from pocketlm.loading import open_model
 from pocketlm.palettize import palettize
+from pocketlm.palettize.recipe import recipe_kinds
 from pocketlm.profile import Profile, Table, costs, measure
 from pocketlm.profile.energy import Meter
 from pocketlm.profile.machine import Machine
@@ -410,7 +411,17 @@ def test_the_machine_is_measured() -> None:
 
 def test_recipes_are_written_or_say_why_not(found: Profile, tmp_path: Path) -> None:
     what = found.what_if({"ffn.*": "p2"})
-    assert json.loads(what.save(tmp_path / "r.json").read_text()) == what.recipe
+    file = what.save(tmp_path / "r.json")
+    written = json.loads(file.read_text())
+    assert recipe_kinds(written, "x") == what.recipe and written["predicted"] == what.predicted
+    for matrix in found.matrices:
+        entry = written["tensors"][matrix.name]
+        assert entry["bytes"] == matrix.bytes[entry["kind"]] and entry["sites"] == list(matrix.ops)
+    assert found.what_if(file).recipe == found.what_if(what.recipe).recipe == what.recipe
+    (tmp_path / "bad.json").write_text("[")
+    for bad, error in (("bad.json", FileFormatError), ("none.json", MissingFileError)):
+        with pytest.raises(error, match=bad):
+            found.what_if(tmp_path / bad)
     for path, error in ((tmp_path / "no" / "r.json", MissingFileError), (tmp_path, StorageError)):
         with pytest.raises(error):
             what.save(path)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pocketlm.palettize import palettize
+from pocketlm.palettize.recipe import recipe_kinds
 from pocketlm.profile import Profile
 from profiles import measured, models, quick, with_names
 
@@ -161,7 +162,14 @@ def test_what_if_and_export(opened: Any, profile: Profile, paths: tuple[Path, Pa
         opened.click("#export")
     path = tmp_path / "recipe.json"
     download.value.save_as(path)
-    assert json.loads(path.read_text()) == what.recipe
+    exported = json.loads(path.read_text())
+    assert recipe_kinds(exported, "x") == what.recipe
+    written = json.loads(what.save(tmp_path / "same.json").read_text())
+    assert exported["predicted"] == pytest.approx(written["predicted"], rel=1e-9)
+    for name, entry in written["tensors"].items():
+        microseconds = entry.pop("microseconds")
+        assert exported["tensors"][name].pop("microseconds") == pytest.approx(microseconds, abs=0.011)
+        assert exported["tensors"][name] == entry
     report = palettize(paths[0], tmp_path / "new", recipe=path, progress=False)
     assert report.bytes == what.bytes
     opened.click("#reset")

@@ -13,6 +13,7 @@ import pytest
 
 from pocketlm.cli import run
 from pocketlm.errors import MissingFileError, StorageError, UnsupportedError
+from pocketlm.palettize.recipe import recipe_kinds
 from pocketlm.profile import Profile
 from pocketlm.profile.html import embedded, page, report_data
 from profiles import measured, models, quick, with_names
@@ -134,7 +135,9 @@ def test_the_command(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     value = json.loads(out)
     assert status == 0 and report.stat().st_size > 1 << 20
-    assert json.loads(recipe.read_text()) == value["what_if"]["recipe"]
+    assert recipe_kinds(json.loads(recipe.read_text()), "x") == value["what_if"]["recipe"]
+    again = call(capsys, *few, "--what-if", str(recipe), "--json")[1]
+    assert json.loads(again)["what_if"]["recipe"] == value["what_if"]["recipe"]
     assert value["rows"][0]["name"] == "embed" and value["decode"]["tokens_per_second"] > 0
     status, out, _ = call(capsys, *few, "--what-if", "ffn.*=p2", "--what-if", "head=p4")
     assert status == 0 and "tokens/s" in out.split("what if")[1] and "not known" in out

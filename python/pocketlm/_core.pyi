@@ -326,6 +326,9 @@ class WeightStore:
         scale: NDArray[np.float16],
     ) -> None:
         """Adds a palettized weight of ``shape`` [rows, columns] from its parts."""
+    def overlay(self, *tops: WeightStore) -> WeightStore:
+        """A store of these tensors, those of ``tops`` in the place of others of the same name (later ones
+        win). It shares their memory and does not see what is added to them later."""
     def fingerprint(self, *, threads: int | None = None) -> str:
         """A hexadecimal number that says which weights these are: names, kinds, shapes and bytes (XXH3)."""
     def names(self) -> list[str]:

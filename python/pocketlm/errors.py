@@ -12,6 +12,7 @@ in its message and carries a stable ``code`` for programs::
     ├── TokenizerError         a tokenizer missing or not of this model (also ValueError)
     ├── TemplateError          a chat template that fails               (also ValueError)
     ├── ParameterError         an argument out of its range             (also ValueError)
+    ├── BudgetError            budgets that no choice of kinds can meet (also ValueError)
     ├── ContextLengthError     a prompt that does not fit               (also ValueError)
     ├── MemoryLimitError       more memory than allowed or available    (also MemoryError)
     ├── CancelledError         the caller cancelled
@@ -73,6 +74,13 @@ class ParameterError(PocketlmError, ValueError):
     """An argument is of the wrong type or out of its range. The message names the parameter."""
 
     code = "parameter"
+
+
+class BudgetError(PocketlmError, ValueError):
+    """No choice of kinds meets the budgets of a palettization. The message says the nearest that can be
+    met."""
+
+    code = "budget"
 
 
 class ContextLengthError(PocketlmError, ValueError):

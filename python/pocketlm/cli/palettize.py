@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pocketlm.cli.common import human, json_option, options, print_json, threads_option
+from pocketlm.cli.common import Bytes, human, json_option, options, print_json, threads_option
+
+if TYPE_CHECKING:
+    from pocketlm.palettize import Plan, Report
 
 
 @click.command(short_help="Make a small model of a large one: 2 to 8 bits a weight.")
 @click.argument("src")
-@click.argument("dst", type=click.Path(path_type=Path))
+@click.argument("dst", type=click.Path(path_type=Path), required=False)
 @options(
     click.option(
         "--bits",
-        default=4.0,
-        show_default=True,
         type=float,
         metavar="B",
-        help="Bits per weight, 2 to 8. Fractions such as 3.5 give more bits to the matrices that need them.",
+        help="Bits per weight of the projections, 2 to 8; fractions such as 3.5 give more bits to the "
+        "matrices that need them.  [default: 4, if nothing else is limited]",
+    ),
+    click.option(
+        "--bits-all", type=float, metavar="B", help="Bits per weight of everything, embeddings included."
+    ),
+    click.option("--size", type=Bytes(), metavar="SIZE", help="Most bytes of the weights, such as 500MB."),
+    click.option(
+        "--tokens-per-second",
+        type=float,
+        metavar="N",
+        help="At least so fast, when generating on this machine.",
+    ),
+    click.option(
+        "--max-kl",
+        type=float,
+        metavar="NATS",
+        help="Most nats per token from SRC (0.02 is close): makes the smallest model that keeps to it.",
+    ),
+    click.option(
+        "--kinds", metavar="LIST", help="Kinds or bits to choose from, such as 2,4.  [default: all]"
     ),
     click.option(
         "--embedding-bits",
-        default=8,
-        show_default=True,
         type=int,
         metavar="B",
-        help="Bits of the embedding and the output head: 2, 3, 4 or 8.",
+        help="Bits of the embedding and the output head: 2, 3, 4 or 8.  [default: 8 with --bits, else free]",
     ),
     click.option(
         "--calibration",
@@ -36,63 +56,68 @@ from pocketlm.cli.common import human, json_option, options, print_json, threads
         help="Text of the kind that the model is for: rounding then spares what matters there.",
     ),
     click.option(
+        "--validation",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Text that judges what a kind costs.  [default: the end of the calibration text]",
+    ),
+    click.option(
         "--recipe",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help='Kinds of single tensors, as JSON: {"NAME": "p4", ...}; p2, p2v, p3, p4, p8 or keep.',
+        help='Kinds of single tensors, as JSON: {"NAME": "p4", ...}; p2, p2v, p3, p4, p8 or keep. Names may have '
+        "wildcards.",
     ),
+    click.option(
+        "--recipe-out",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Write the recipe with what each choice costs, to read, to edit and to apply.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Choose and report, but make no model."),
     click.option("--overwrite", is_flag=True, help="Replace DST if it exists."),
     threads_option,
     json_option,
 )
 def command(
     src: str,
-    dst: Path,
-    bits: float,
-    embedding_bits: int,
-    calibration: Path | None,
-    recipe: Path | None,
+    dst: Path | None,
+    recipe_out: Path | None,
+    dry_run: bool,
     overwrite: bool,
-    threads: int | None,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Make a small model DST of the 16- or 32-bit model SRC (a directory or a Hugging Face id).
 
     Weights become codes of a few bits that point into small tables of values: fewer bytes to read, so more
-    tokens per second. 4 bits lose little, 2 bits much. DST appears when it is complete; the same command goes
-    on where an interrupted one stopped.
+    tokens per second. 4 bits lose little, 2 bits much. With a text, what each choice costs is measured, and
+    every matrix gets the bits that it needs. Budgets hold together. DST appears when it is complete; the same
+    command goes on where an interrupted one stopped.
 
     \b
     Examples:
         pocketlm palettize path/to/llama-checkpoint my-model --bits 4
-        pocketlm palettize meta-llama/Llama-3.2-1B my-model --bits 3.5
-        pocketlm palettize path/to/model my-model --bits 3 --calibration some.txt
+        pocketlm palettize path/to/model my-model --bits 3.5 --calibration t.txt
+        pocketlm palettize path/to/model my-model --size 500MB --calibration t.txt
+        pocketlm palettize path/to/model --max-kl 0.02 --calibration t.txt \\
+            --recipe-out recipe.json --dry-run
     """
-    from pocketlm.palettize import palettize
+    from pocketlm.palettize import palettize, plan
 
+    if dst is None and not dry_run:
+        raise click.UsageError("DST is missing: where the model is to go (or --dry-run)")
+    settings |= {"recipe_out": recipe_out, "progress": not as_json}
     try:
-        report = palettize(
-            src,
-            dst,
-            bits=bits,
-            embedding_bits=embedding_bits,
-            calibration=calibration,
-            recipe=recipe,
-            progress=not as_json,
-            overwrite=overwrite,
-            threads=threads,
-        )
+        if dst is None or dry_run:
+            _print_plan(plan(src, **settings), recipe_out, as_json)
+        else:
+            _print_report(palettize(src, dst, overwrite=overwrite, **settings), recipe_out, as_json)
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt("interrupted; the same command goes on from here") from stopped
-    figures = {
-        "path": str(report.path),
-        "parameters": report.parameters,
-        "bytes": report.bytes,
-        "bits_per_weight_projections": report.bits_per_weight_projections,
-        "bits_per_weight_all": report.bits_per_weight_all,
-        "seconds": report.seconds,
-        "resumed": report.resumed,
-    }
+
+
+def _print_report(report: Report, recipe_out: Path | None, as_json: bool) -> None:
     if as_json:
         tensors = [
             {
@@ -104,12 +129,53 @@ def command(
             }
             for t in report.tensors
         ]
-        print_json({**figures, "tensors": tensors})
+        figures = {
+            "path": str(report.path),
+            "parameters": report.parameters,
+            "bytes": report.bytes,
+            "bits_per_weight_projections": report.bits_per_weight_projections,
+            "bits_per_weight_all": report.bits_per_weight_all,
+            "seconds": report.seconds,
+            "resumed": report.resumed,
+        }
+        print_json({**figures, **_plan_figures(report.plan), "tensors": tensors})
         return
     click.echo(
         f"{report.path}: {report.parameters:,} parameters in {human(report.bytes)}, {report.seconds:.1f} s"
     )
     if report.resumed:
         click.echo(f"{report.resumed} of {len(report.tensors)} tensors were there from an interrupted run")
-    click.echo(f"bits per weight, projections  {report.bits_per_weight_projections:.3f}")
-    click.echo(f"bits per weight, everything   {report.bits_per_weight_all:.3f}")
+    _print_figures(report.plan, recipe_out)
+
+
+def _print_plan(found: Plan, recipe_out: Path | None, as_json: bool) -> None:
+    if as_json:
+        print_json({**found.predicted, **_plan_figures(found), "recipe": found.recipe})
+        return
+    click.echo(f"{found.model} would take {human(found.bytes)}")
+    _print_figures(found, recipe_out)
+
+
+def _plan_figures(found: Plan) -> dict[str, Any]:
+    return {
+        "budgets": found.budgets,
+        "predicted": found.predicted,
+        "measured": {} if found.measured_kl is None else {"kl": found.measured_kl},
+    }
+
+
+def _print_figures(found: Plan, recipe_out: Path | None) -> None:
+    click.echo(f"bits per weight, projections  {found.bits_per_weight_projections:.3f}")
+    click.echo(f"bits per weight, everything   {found.bits_per_weight_all:.3f}")
+    kinds = [planned.kind for planned in found.tensors]
+    click.echo(
+        "kinds                         "
+        + ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
+    )
+    if found.tokens_per_second is not None:
+        click.echo(f"tokens per second, predicted  {found.tokens_per_second:.1f}")
+    if found.measured_kl is not None:
+        predicted = "" if found.kl is None else f", predicted {found.kl:.4f}"
+        click.echo(f"divergence from the source    {found.measured_kl:.4f} nats a token{predicted}")
+    if recipe_out is not None:
+        click.echo(f"wrote                         {recipe_out}")

@@ -45,7 +45,7 @@ from pocketlm.cli.common import human, json_option, options, print_json, threads
         "changes",
         multiple=True,
         metavar="PATTERN=KIND",
-        help="Predict other kinds, as 'ffn.*=p2'; repeatable.",
+        help="Predict other kinds, as 'ffn.*=p2', or those of a recipe's FILE; repeatable.",
     ),
     click.option(
         "--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Write the recipe of --what-if."
@@ -118,7 +118,7 @@ def command(
     from pocketlm.errors import ParameterError
     from pocketlm.profile import Table, profile
 
-    pairs = dict(_pair(change) for change in changes)
+    pairs = dict(pair for change in changes for pair in _pairs(change))
     if recipe is not None and not pairs:
         raise ParameterError("--recipe: needs --what-if")
     if html is not None:
@@ -185,11 +185,18 @@ def command(
             console.print(f"wrote        {path}", markup=False, soft_wrap=True)
 
 
-def _pair(change: str) -> tuple[str, str]:
+def _pairs(change: str) -> list[tuple[str, str]]:
+    from pocketlm.loading.files import read_json
+    from pocketlm.palettize.recipe import recipe_kinds
+
+    if Path(change).is_file():
+        return [*recipe_kinds(read_json(Path(change)), change).items()]
     name, equals, kind = change.rpartition("=")
     if not equals or not name:
-        raise click.UsageError(f"--what-if: {change!r:.100} is not of the form PATTERN=KIND")
-    return name, kind
+        raise click.UsageError(
+            f"--what-if: {change!r:.100} is neither of the form PATTERN=KIND nor the file of a recipe"
+        )
+    return [(name, kind)]
 
 
 def _progress() -> Callable[[int, int], None]:

@@ -185,19 +185,36 @@ def _together(
         a, b, start = a[count:], b[count:], start + count
 
 
+def divergences(model: Rows, source: Rows) -> NDArray[np.float64]:
+    """KL(source || model) [rows], in nats, of the distributions that logits [rows, vocabulary] stand for, in
+    float64. Where logits are not finite it is not either."""
+    found = np.empty(len(model))
+    for start in range(0, len(model), _ROWS):
+        rows = slice(start, start + _ROWS)
+        with np.errstate(invalid="ignore"):
+            found[rows] = _kl(_log_softmax(model[rows]), _log_softmax(source[rows]))
+    return found
+
+
 def _block(model: Rows, source: Rows, targets: NDArray[Any]) -> _Tokens:
     rows = np.arange(len(targets))
     with np.errstate(invalid="ignore"):  # what is not finite is looked for afterwards
         log_q, log_p = _log_softmax(model), _log_softmax(source)
-        p = np.exp(log_p)
-        # Where p underflows to 0 it counts nothing, whatever the other model says.
-        terms = np.where(p > 0, p * (log_p - log_q), 0.0)
+        kl = _kl(log_q, log_p)
     return _Tokens(
         model=log_q[rows, targets],
         source=log_p[rows, targets],
-        kl=np.maximum(terms.sum(-1), 0.0),
+        kl=kl,
         same=model.argmax(-1) == source.argmax(-1),
     )
+
+
+def _kl(log_q: NDArray[np.float64], log_p: NDArray[np.float64]) -> NDArray[np.float64]:
+    p = np.exp(log_p)
+    # Where p underflows to 0 it counts nothing, whatever the other model says.
+    terms = np.where(p > 0, p * (log_p - log_q), 0.0)
+    found: NDArray[np.float64] = np.maximum(terms.sum(-1), 0.0)
+    return found
 
 
 def _log_softmax(logits: Rows) -> NDArray[np.float64]:

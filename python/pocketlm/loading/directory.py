@@ -72,6 +72,11 @@ class DirectoryWriter:
             if file is not None:
                 file.close()
 
+    def discard(self) -> None:
+        """Throws the unfinished work away: nothing is to come of it."""
+        # Locked still, so that nobody else can be at work here.
+        shutil.rmtree(self.partial, ignore_errors=True)
+
     def check_destination(self) -> None:
         """Refuses a destination that exists, unless it is an empty directory or may be overwritten."""
         with storage_errors(self.destination):

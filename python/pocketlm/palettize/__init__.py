@@ -4,10 +4,12 @@ import sys
 import types
 from typing import Any
 
+from pocketlm.palettize.plan import Plan
 from pocketlm.palettize.report import Report, TensorReport
 from pocketlm.palettize.run import palettize
+from pocketlm.palettize.work import plan
 
-__all__ = ["Report", "TensorReport", "palettize"]
+__all__ = ["Plan", "Report", "TensorReport", "palettize", "plan"]
 
 
 class _Package(types.ModuleType):

@@ -1,85 +1,183 @@
-"""Which projection gets how many bits, so that a given average costs least.
-
-A knapsack with one choice for each tensor, solved on the convex hull of each tensor's (bits, loss) points:
-steps of steepest descent of loss per bit are taken while they fit. That is the optimum of the Lagrangian at
-its multiplier; what is left of the budget is filled with the next steps that fit.
-"""
+"""Which tensor gets which kind, so that a model within its budgets loses least; where the loss is bounded, so
+that it is smallest."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+import math
+from collections.abc import Callable, Sequence
 
-from pocketlm.kinds import BITS
-from pocketlm.palettize.recipe import Candidate
-
-# Sites whose errors reach the residual stream unnormalised cost more than their own error tells (the priors
-# of llama.cpp's mixes and of the published bit allocations agree on these).
-_SENSITIVE = re.compile(r"\.(ffn\.down|attn\.v|attn\.qkv|attn\.out)$")
-_SENSITIVE_FACTOR = 1.5
-_EDGE_FACTOR = 2.0  # the first and the last block
+from pocketlm.errors import BudgetError
+from pocketlm.palettize.budgets import Budgets
+from pocketlm.palettize.knapsack import solve
+from pocketlm.palettize.recipe import BITS, KEEP, Candidate, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
-class _Step:
-    slope: float  # loss saved per bit
-    order: int
-    tensor: str
-    kind: str
-    bits: int
+class Choice:
+    """What a tensor costs as one kind.
 
-
-def prior(candidate: Candidate, layers: int) -> float:
-    """How much the relative error of a projection counts beside others."""
-    factor = 1.0
-    for site in candidate.sites:
-        match = re.match(r"layers\.(\d+)\.", site)
-        edge = _EDGE_FACTOR if match and int(match[1]) in (0, layers - 1) else 1.0
-        factor = max(factor, edge * (_SENSITIVE_FACTOR if _SENSITIVE.search(site) else 1.0))
-    return factor
-
-
-def allocate(
-    tensors: Sequence[Candidate], losses: Mapping[str, Mapping[str, float]], budget_bits: float
-) -> dict[str, str]:
-    """The kind of each tensor: least total loss with at most ``budget_bits`` bits of codes.
-
-    ``losses[tensor][kind]`` is the loss of a choice. Where even the smallest kinds exceed the budget, those
-    are taken.
+    Attributes:
+        kind: p2 to p8, or keep.
+        damage: nats per token, or another measure of loss that adds up.
+        bytes: stored, codebooks and scales included.
+        bits: of a code, or of a number that is kept.
+        seconds: of its products in a decode step; 0 where nobody asks.
     """
-    chosen, steps = {}, []
-    for order, tensor in enumerate(tensors):
-        points = _hull(
-            [(BITS[kind] * tensor.elements, loss, kind) for kind, loss in losses[tensor.name].items()]
+
+    kind: str
+    damage: float
+    bytes: int
+    bits: int
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A tensor and what may become of it; one choice where that is fixed."""
+
+    tensor: Candidate
+    choices: tuple[Choice, ...]
+
+    @property
+    def counted(self) -> bool:
+        """Whether it counts in the average bits: a projection, unless it is kept by hand (nothing could make
+        up for its 16 bits)."""
+        return not self.tensor.is_embedding and not (len(self.choices) == 1 and self.choices[0].kind == KEEP)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rest:
+    """What does not depend on kinds.
+
+    Attributes:
+        bytes: of tensors without a choice of kind.
+        file_bytes: of the file's header and alignment, at most.
+        parameters: of the whole model.
+        seconds: of a decode step outside of products.
+    """
+
+    bytes: int
+    file_bytes: int
+    parameters: int
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Limit:
+    """A budget as a bound on a sum over the tensors' choices; ``told`` says a sum as the budget's value."""
+
+    name: str
+    most: float
+    weight: Callable[[Item, Choice], float]
+    told: Callable[[float], str]
+
+    def least(self, items: Sequence[Item]) -> float:
+        return sum(min(self.weight(item, choice) for choice in item.choices) for item in items)
+
+
+def allocate(items: Sequence[Item], budgets: Budgets, rest: Rest, *, scale: float = 1.0) -> Recipe:
+    """The kind of each tensor: least total damage within the budgets; with ``max_kl`` fewest bytes.
+    ``scale`` is what damages are multiplied by before they are held against ``max_kl``.
+
+    Raises:
+        BudgetError: a budget cannot be met, or not together with the others; says what can.
+    """
+    limits = _limits(items, budgets, rest, scale)
+    for limit in limits:
+        if (least := limit.least(items)) > limit.most:
+            raise BudgetError(
+                f"{limit.name} {getattr(budgets, limit.name):g} cannot be met with the kinds "
+                f"{', '.join(budgets.kinds)}; the nearest that can is {limit.told(least)}"
+            )
+
+    def damage(_: Item, choice: Choice) -> float:
+        return choice.damage
+
+    def stored(_: Item, choice: Choice) -> float:
+        return choice.bytes
+
+    found = _solve(items, damage if budgets.max_kl is None else stored, limits)
+    if found is None:
+        raise BudgetError(_together(items, budgets, limits))
+    return {item.tensor.name: item.choices[pick].kind for item, pick in zip(items, found, strict=True)}
+
+
+def _solve(
+    items: Sequence[Item], value: Callable[[Item, Choice], float], limits: Sequence[_Limit]
+) -> tuple[int, ...] | None:
+    solution = solve(
+        [[value(item, choice) for choice in item.choices] for item in items],
+        [[[limit.weight(item, choice) for limit in limits] for choice in item.choices] for item in items],
+        [limit.most for limit in limits],
+    )
+    return None if solution is None else solution.picks
+
+
+def _limits(items: Sequence[Item], budgets: Budgets, rest: Rest, scale: float) -> list[_Limit]:
+    found = []
+    if budgets.bits is not None:
+        elements = sum(item.tensor.elements for item in items if item.counted)
+
+        def code_bits(item: Item, choice: Choice) -> float:
+            return item.tensor.elements * choice.bits if item.counted else 0
+
+        most = math.floor(budgets.bits * elements + 1e-6)
+        found.append(_Limit("bits", most, code_bits, lambda bits: _up(bits / elements)))
+
+    def stored(_: Item, choice: Choice) -> float:
+        return choice.bytes
+
+    by_size = math.inf if budgets.size is None else budgets.size - rest.file_bytes - rest.bytes
+    parameters, other = rest.parameters, rest.bytes
+    by_bits = math.inf
+    if budgets.bits_all is not None:
+        by_bits = math.floor(budgets.bits_all * parameters / 8 + 1e-6) - other
+    # Of two bounds on the same sum only the lower one matters.
+    if by_size < by_bits:
+        more = rest.bytes + rest.file_bytes
+        found.append(_Limit("size", by_size, stored, lambda size: f"{size + more:.0f} bytes"))
+    elif by_bits < math.inf:
+        found.append(_Limit("bits_all", by_bits, stored, lambda size: _up(8 * (size + other) / parameters)))
+    if budgets.tokens_per_second is not None:
+        left = 1 / budgets.tokens_per_second - rest.seconds
+        found.append(
+            _Limit(
+                "tokens_per_second",
+                left,
+                lambda _, choice: choice.seconds,
+                lambda seconds: f"{math.floor(100 / (seconds + rest.seconds)) / 100:.10g}",
+            )
         )
-        chosen[tensor.name] = points[0][2]
-        budget_bits -= points[0][0]
-        for (bits, loss, _), (more, less, kind) in pairwise(points):
-            slope = (loss - less) / (more - bits)
-            steps.append(_Step(slope, order, tensor.name, kind, more - bits))
-    closed = set()
-    for step in sorted(steps, key=lambda step: (-step.slope, step.order, step.bits)):
-        if step.tensor in closed or step.bits > budget_bits:
-            closed.add(step.tensor)  # its later steps build on this one
-            continue
-        chosen[step.tensor] = step.kind
-        budget_bits -= step.bits
-    return chosen
+    if budgets.max_kl is not None:
+        found.append(
+            _Limit("max_kl", budgets.max_kl, lambda _, choice: scale * choice.damage, lambda kl: _up(kl))
+        )
+    return found
 
 
-def _hull(points: list[tuple[int, float, str]]) -> list[tuple[int, float, str]]:
-    """The lower convex hull, by ascending bits and strictly descending loss."""
-    hull: list[tuple[int, float, str]] = []
-    for point in sorted(points):
-        if hull and point[1] >= hull[-1][1]:
-            continue
-        while len(hull) > 1:
-            (b0, l0, _), (b1, l1, _) = hull[-2:]
-            # The middle point lies above the line from the one before it to the new one.
-            if (l0 - l1) * (point[0] - b1) > (l1 - point[1]) * (b1 - b0):
-                break
-            hull.pop()
-        hull.append(point)
-    return hull
+def _together(items: Sequence[Item], budgets: Budgets, limits: Sequence[_Limit]) -> str:
+    """Why limits that can be met one by one cannot be met together: how far each one would have to give."""
+    ways = []
+    for limit in limits:
+        others = [other for other in limits if other is not limit]
+        picks = _solve(items, limit.weight, others)
+        if picks is not None:
+            total = sum(limit.weight(i, i.choices[pick]) for i, pick in zip(items, picks, strict=True))
+            ways.append(f"{limit.name} {limit.told(total)}")
+    given = ", ".join(f"{limit.name} {getattr(budgets, limit.name):g}" for limit in limits)
+    nearest = f"; with the others as they are, the nearest is {' or '.join(ways)}" if ways else ""
+    return f"{given} cannot be met together with the kinds {', '.join(budgets.kinds)}{nearest}"
+
+
+def _up(value: float) -> str:
+    """A number rounded up to four significant digits, so that it can be met."""
+    if value <= 0:
+        return "0"
+    digits = 3 - math.floor(math.log10(value))
+    return f"{math.ceil(value * 10**digits - 1e-9) / 10**digits:.10g}"
+
+
+def code_bits(kind: str, kept: int) -> int:
+    """Bits of a code of that kind; ``kept`` where it is not palettized."""
+    return BITS.get(kind, kept)

@@ -1,9 +1,13 @@
-"""The recipe: which tensor becomes which kind. As JSON: ``{"tensor name": "p4", ...}``."""
+"""The recipe: which tensor becomes which kind. As JSON: ``{"tensor name": "p4", ...}``, or with what each
+choice costs."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import fnmatch
 import json
+import re
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
@@ -17,6 +21,10 @@ from pocketlm.loading.files import as_path, read_json
 
 KEEP = "keep"  # stay as in the source
 KINDS = (*PALETTES, KEEP)
+
+VERSION = 1
+_HEADER = {"pocketlm_recipe", "model", "budgets", "predicted", "measured", "tensors"}
+_FIELDS = {"kind", "sites", "shape", "kl", "bytes", "microseconds"}
 
 Recipe = dict[str, str]
 
@@ -63,11 +71,16 @@ def candidates(graph: Graph, store: WeightStore) -> list[Candidate]:
     return list(found.values())
 
 
-def read_recipe(recipe: Mapping[str, str] | str | PathLike[str] | None, known: list[Candidate]) -> Recipe:
+def read_recipe(recipe: Mapping[str, Any] | str | PathLike[str] | None, known: list[Candidate]) -> Recipe:
     """A recipe from a mapping or a JSON file; ``None`` is an empty one.
 
+    Either ``{"name": "p4", ...}`` or what :func:`recipe_text` writes. Names are those of tensors, of
+    operations (``layers.3.ffn.down``) or of sites (``ffn.down``), with the wildcards ``*``, ``?`` and
+    ``[...]``; of several that match a tensor the last decides.
+
     Raises:
-        ParameterError: a tensor is not one of ``known``, or a kind is unknown; names it.
+        ParameterError: a name matches no tensor of ``known``, or a kind is unknown; names it and what is
+            near.
         MissingFileError, FileFormatError: the file cannot be read.
     """
     if recipe is None:
@@ -78,17 +91,89 @@ def read_recipe(recipe: Mapping[str, str] | str | PathLike[str] | None, known: l
         if isinstance(recipe, Mapping)
         else (read_json(as_path(recipe, "recipe")), str(recipe))
     )
-    names = {candidate.name for candidate in known}
-    for name, kind in values.items():
-        if name not in names:
-            raise ParameterError(f"{source}: {name!r:.200} is not a projection or embedding of this model")
-        if kind not in KINDS:
+    found: Recipe = {}
+    for name, kind in recipe_kinds(values, source).items():
+        chosen = [tensor.name for tensor in known if _named(tensor, name)]
+        if not chosen:
             raise ParameterError(
-                f"{source}: {name!r:.200} is to be {kind!r:.60}; kinds are {', '.join(KINDS)}"
+                f"{source}: {name!r:.200} is not a projection or embedding of this model{_near(name, known)}"
             )
-    return dict(values)
+        found.update(dict.fromkeys(chosen, kind))
+    return found
+
+
+def recipe_kinds(values: Mapping[str, Any], source: str) -> Recipe:
+    """Names and kinds of a recipe of either form; that its names exist is not looked at.
+
+    Raises:
+        ParameterError: something in it is none of a recipe's; names it.
+    """
+    if "pocketlm_recipe" in values:
+        _check_header(values, source)
+        values = values["tensors"]
+    found: Recipe = {}
+    for name, value in values.items():
+        kind = value
+        if isinstance(value, Mapping):
+            if odd := set(value) - _FIELDS:
+                raise ParameterError(
+                    f"{source}: {name!r:.200} has the entry {min(map(str, odd))!r:.60}; "
+                    f"there are {', '.join(sorted(_FIELDS))}"
+                )
+            kind = value.get("kind")
+        if not isinstance(kind, str) or kind not in KINDS:
+            near = difflib.get_close_matches(str(kind), KINDS, n=1)
+            hint = f", the nearest is {near[0]}" if near else ""
+            raise ParameterError(
+                f"{source}: {name!r:.200} is to be {kind!r:.60}; kinds are {', '.join(KINDS)}{hint}"
+            )
+        found[name] = kind
+    return found
+
+
+def _check_header(values: Mapping[str, Any], source: str) -> None:
+    version = values["pocketlm_recipe"]
+    if isinstance(version, bool) or version != VERSION:
+        raise ParameterError(f"{source}: is a recipe of version {version!r:.60}; known is {VERSION}")
+    if odd := set(values) - _HEADER:
+        raise ParameterError(
+            f"{source}: has the entry {min(map(str, odd))!r:.60}; there are {', '.join(sorted(_HEADER))}"
+        )
+    if not isinstance(values.get("tensors"), Mapping):
+        raise ParameterError(f"{source}: 'tensors' must be an object of names and kinds")
+
+
+def _named(tensor: Candidate, pattern: str) -> bool:
+    if tensor.name == pattern:
+        return True
+    sites = {re.sub(r"^layers\.\d+\.", "", site) for site in tensor.sites}
+    names = {tensor.name, *tensor.sites, *sites}
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def _near(name: str, known: list[Candidate]) -> str:
+    sites = (site for tensor in known for site in tensor.sites)
+    names = {tensor.name for tensor in known} | {
+        short for site in sites for short in (site, re.sub(r"^layers\.\d+\.", "", site))
+    }
+    near = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)
+    return f"; the nearest is {near[0]!r}" if near else ""
 
 
 def recipe_json(recipe: Recipe) -> str:
     """The recipe as text, one tensor a line."""
     return json.dumps(recipe, indent=1) + "\n"
+
+
+def recipe_text(tensors: Mapping[str, Mapping[str, Any]], header: Mapping[str, Any]) -> str:
+    """A recipe with what was known when it was made, one tensor a line, to read and to edit.
+
+    ``tensors`` maps names to ``kind`` and, where known, ``sites``, ``shape``, ``kl`` (nats per token that the
+    kind costs), ``bytes`` and ``microseconds`` (of a decode step); ``header`` holds ``model``, ``budgets``,
+    ``predicted`` and ``measured``. Only names and kinds matter to who applies it.
+    """
+    lines = [f' "pocketlm_recipe": {VERSION}']
+    lines += [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in header.items() if value]
+    rows = [f"  {json.dumps(name)}: {json.dumps(dict(entry))}" for name, entry in tensors.items()]
+    lines.append(' "tensors": {\n' + ",\n".join(rows) + "\n }")
+    return "{\n" + ",\n".join(lines) + "\n}\n"

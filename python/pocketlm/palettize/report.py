@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from pocketlm.palettize.plan import Plan
 from pocketlm.palettize.recipe import Recipe
 
 
@@ -29,7 +30,8 @@ class TensorReport:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The outcome of :func:`pocketlm.palettize`: where, by which recipe, each tensor, both bit figures."""
+    """The outcome of :func:`pocketlm.palettize`: where, by which recipe, each tensor, both bit figures, and
+    the plan with what was predicted and measured."""
 
     path: Path
     recipe: Recipe
@@ -38,6 +40,7 @@ class Report:
     bits_per_weight_all: float
     seconds: float
     resumed: int
+    plan: Plan
 
     @property
     def parameters(self) -> int:

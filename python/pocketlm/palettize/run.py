@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from pocketlm._core import measure_tensor, palettize_tensor
+from pocketlm._core import Palettized, palettize_tensor
 from pocketlm.errors import ParameterError
-from pocketlm.kinds import BEST, BITS
-from pocketlm.loading import LoadedModel, open_model
+from pocketlm.kinds import BITS
+from pocketlm.loading import LoadedModel
 from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.files import as_path, storage_errors
 from pocketlm.loading.layout import plan_layout
-from pocketlm.loading.safetensors import weight_files
-from pocketlm.palettize.allocate import allocate, prior
-from pocketlm.palettize.importance import Importance, find_importance
+from pocketlm.palettize.budgets import Budgets
+from pocketlm.palettize.importance import Importance
 from pocketlm.palettize.progress import Progress
-from pocketlm.palettize.recipe import KEEP, Candidate, Recipe, candidates, read_recipe, recipe_json
+from pocketlm.palettize.recipe import recipe_json
 from pocketlm.palettize.report import Report, TensorReport, bits_per_weight
 from pocketlm.palettize.tensors import Output, outputs, palettes_metadata, write_dense, write_palettized
+from pocketlm.palettize.work import FORMAT_VERSION, Work
 
 # Small files that go along with the weights.
 _COPIED = (
@@ -38,19 +37,23 @@ _COPIED = (
     "NOTICE*",
     "USE_POLICY*",
 )
-_MEASURED = tuple(BEST.values())
-_MEASURED_TILES = 32
-FORMAT_VERSION = 1
 
 
 def palettize(
     src: str | PathLike[str],
     dst: str | PathLike[str],
     *,
-    bits: float = 4.0,
-    embedding_bits: int = 8,
+    bits: float | None = None,
+    bits_all: float | None = None,
+    size: int | None = None,
+    tokens_per_second: float | None = None,
+    max_kl: float | None = None,
+    kinds: str | Iterable[str | int] | None = None,
+    embedding_bits: int | None = None,
     calibration: str | PathLike[str] | Iterable[str] | None = None,
-    recipe: Mapping[str, str] | str | PathLike[str] | None = None,
+    validation: str | PathLike[str] | Iterable[str] | None = None,
+    recipe: Mapping[str, Any] | str | PathLike[str] | None = None,
+    recipe_out: str | PathLike[str] | None = None,
     progress: bool = True,
     overwrite: bool = False,
     threads: int | None = None,
@@ -58,55 +61,73 @@ def palettize(
     """Palettizes the model in ``src`` (a directory or a hub id, 16- or 32-bit) into the new directory
     ``dst``.
 
-    ``bits`` (2 to 8) is the average over the projections' codes; averages that no kind has are met by mixing
-    kinds, chosen by measured error. Embeddings and head get ``embedding_bits`` (2, 3, 4 or 8).
-    ``calibration`` (a text file, or texts) makes errors count by the activations that they meet. ``recipe``
-    (a mapping of tensor names to "p2", "p2v", "p3", "p4", "p8" or "keep", or a JSON file of that form) fixes
-    tensors by hand; the average is then met with the others.
+    Args:
+        src, dst: the source, and the directory to make.
+        bits: average bits of the projections' codes, 2 to 8; 4 where nothing else is limited.
+        bits_all: stored bits per parameter of everything.
+        size: bytes of the file of weights.
+        tokens_per_second: at least so many, when decoding on this machine.
+        max_kl: nats per token of divergence from the source, on the held-out text. With it the model is the
+            smallest within the budgets, without it the one that loses least.
+        kinds: to choose from, by name or by bits (``"2,4"``); all by default.
+        embedding_bits: of embedding and head. They are free where a budget other than ``bits`` is given,
+            else 8.
+        calibration: a text file, or texts: makes errors count by the activations that they meet.
+        validation: a text file, or texts, that judge; else the end of the calibration text, which is then
+            left out of the calibration. With neither, kinds are chosen by each tensor's own error.
+        recipe: kinds of single tensors (see :func:`pocketlm.palettize.recipe.read_recipe`), fixed by hand;
+            budgets are then met with the others.
+        recipe_out: a file for the recipe with what each choice costs, times on this machine included.
 
     Work that was interrupted is taken up again by the same call and ends in the same bytes; ``dst`` appears
-    when it is complete. Memory stays near that of the largest tensor. Results do not depend on ``threads`` or
-    the machine.
+    when it is complete. Memory stays near that of the largest tensor; with a text the palettized model is
+    held too. Results depend neither on ``threads`` nor on the machine, but for ``tokens_per_second``.
 
     Raises:
         ParameterError: an argument is out of range, or ``dst`` exists and ``overwrite`` is not set.
+        BudgetError: the budgets cannot be met; says the nearest that can.
         StorageError: the disk is full or read-only.
         UnsupportedError: the model is palettized already.
         All that :func:`pocketlm.loading.open_model` raises.
     """
     started = time.monotonic()
-    _check_numbers(bits, embedding_bits, threads)
+    budgets = Budgets.of(
+        bits=bits,
+        bits_all=bits_all,
+        size=size,
+        tokens_per_second=tokens_per_second,
+        max_kl=max_kl,
+        kinds=kinds,
+        embedding_bits=embedding_bits,
+    )
     target = as_path(dst, "dst")
-    model = open_model(src, check_values=False)
-    _check_places(model.path, target)
-    known = candidates(model.graph, model.store)
-    fixed = read_recipe(recipe, known)
-    importance = find_importance(calibration)
-    key = _key(model, bits, embedding_bits, fixed, importance)
-    with DirectoryWriter(target, key, overwrite=overwrite) as writer:
-        importance.prepare(model, writer, threads=threads, progress=progress)
-        chosen = _choose(model, known, fixed, bits, embedding_bits, importance, writer, threads, progress)
-        tensors = outputs(model, known, chosen)
+    work = Work(src, budgets, calibration, validation, recipe, _palettize_tensor, threads, progress)
+    _check_places(work.model.path, target)
+    with DirectoryWriter(target, work.key, overwrite=overwrite) as writer:
+        plan = work.plan(writer, timed=recipe_out is not None)
+        chosen = plan.recipe
+        tensors = outputs(work.model, work.known, chosen)
         parts = [part for tensor in tensors for part in tensor.parts]
         writer.begin_weights(plan_layout(parts, palettes_metadata(tensors)))
-        reports, resumed = _write(model, tensors, importance, writer, threads, progress)
+        reports, resumed = _write(
+            work.model, tensors, work.importance, writer, threads, progress, work.forms.work
+        )
         figures = bits_per_weight(reports)
-        config = {**model.config, "pocketlm": _section(bits, embedding_bits, figures)}
+        config = {**work.model.config, "pocketlm": _section(budgets, figures)}
         texts = {
             "config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
             "recipe.json": recipe_json(chosen),
         }
-        writer.finish(texts, _copies(model.path))
-    return Report(target, chosen, tuple(reports), *figures, time.monotonic() - started, resumed)
+        if plan.sensitivity:
+            texts["sensitivity.json"] = json.dumps(plan.sensitivity, indent=1) + "\n"
+        if recipe_out is not None:
+            plan.save(recipe_out)
+        writer.finish(texts, _copies(work.model.path))
+    return Report(target, chosen, tuple(reports), *figures, time.monotonic() - started, resumed, plan)
 
 
-def _check_numbers(bits: float, embedding_bits: int, threads: int | None) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int | float) or not 2 <= bits <= 8:
-        raise ParameterError(f"bits: must be a number from 2 to 8, not {bits!r:.60}")
-    if isinstance(embedding_bits, bool) or embedding_bits not in BEST:
-        raise ParameterError(f"embedding_bits: must be 2, 3, 4 or 8, not {embedding_bits!r:.60}")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise ParameterError(f"threads: must be a positive number, not {threads!r:.60}")
+def _palettize_tensor(*args: Any, **kwargs: Any) -> Palettized:
+    return palettize_tensor(*args, **kwargs)  # looked up now: the module's name may stand for another
 
 
 def _check_places(source: Path, target: Path) -> None:
@@ -116,86 +137,6 @@ def _check_places(source: Path, target: Path) -> None:
         raise ParameterError(f"dst: {target} must be a new directory outside of {source}")
 
 
-def _key(model: LoadedModel, bits: float, embedding_bits: int, fixed: Recipe, importance: Importance) -> str:
-    """Tells one piece of work from another: its source and all that decides about the result."""
-    with storage_errors(model.path):
-        files = [
-            (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_files(model.path)
-        ]
-    facts = [FORMAT_VERSION, files, model.config, float(bits), embedding_bits, fixed, importance.digest]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _choose(
-    model: LoadedModel,
-    known: list[Candidate],
-    fixed: Recipe,
-    bits: float,
-    embedding_bits: int,
-    importance: Importance,
-    writer: DirectoryWriter,
-    threads: int | None,
-    progress: bool,
-) -> Recipe:
-    """The kind of every matrix, in order of execution."""
-    chosen = {tensor.name: BEST[embedding_bits] for tensor in known if tensor.is_embedding}
-    projections = [tensor for tensor in known if not tensor.is_embedding]
-    open_ones = [tensor for tensor in projections if tensor.name not in fixed]
-    taken = {
-        tensor.name: BITS.get(fixed[tensor.name], 0) * tensor.elements
-        for tensor in projections
-        if fixed.get(tensor.name, KEEP) != KEEP
-    }
-    # A tensor that is kept is outside of the average: nothing could make up for its 16 bits.
-    counted = [tensor for tensor in projections if fixed.get(tensor.name) != KEEP]
-    if bits in BEST and all(BITS.get(fixed.get(tensor.name, ""), bits) == bits for tensor in counted):
-        chosen |= {tensor.name: BEST[int(bits)] for tensor in open_ones}
-    elif open_ones:
-        losses = _measure(model, open_ones, importance, writer, threads, progress)
-        budget = math.floor(bits * sum(tensor.elements for tensor in counted) + 1e-6) - sum(taken.values())
-        chosen |= allocate(open_ones, losses, budget)
-    chosen |= fixed
-    return {tensor.name: chosen[tensor.name] for tensor in known}
-
-
-def _measure(
-    model: LoadedModel,
-    tensors: list[Candidate],
-    importance: Importance,
-    writer: DirectoryWriter,
-    threads: int | None,
-    progress: bool,
-) -> dict[str, dict[str, float]]:
-    """Loss of each kind for each tensor: relative error on a sample of tiles, times the site's prior."""
-    layers = 1 + max(
-        (int(s.split(".")[1]) for t in tensors for s in t.sites if s.startswith("layers.")), default=0
-    )
-    losses: dict[str, dict[str, float]] = {}
-    with Progress("measuring", len(tensors) * len(_MEASURED), progress, unit="tensors") as bar:
-        for tensor in tensors:
-            note = f"measure {tensor.name}"
-            relative = writer.note(note)
-            if relative is None:
-                relative = {}
-                for kind in _MEASURED:
-                    error, energy = measure_tensor(
-                        model.store,
-                        tensor.name,
-                        kind,
-                        tiles=_MEASURED_TILES,
-                        importance=importance.of(tensor),
-                        transposed=tensor.transposed,
-                        threads=threads,
-                    )
-                    relative[kind] = error / energy if energy else 0.0
-                model.store.release(tensor.name)
-                writer.record(note, relative)
-            factor = prior(tensor, layers)
-            losses[tensor.name] = {kind: factor * relative[kind] for kind in _MEASURED}
-            bar.add(len(_MEASURED))
-    return losses
-
-
 def _write(
     model: LoadedModel,
     tensors: list[Output],
@@ -203,6 +144,7 @@ def _write(
     writer: DirectoryWriter,
     threads: int | None,
     progress: bool,
+    work: Callable[..., Palettized],
 ) -> tuple[list[TensorReport], int]:
     """Writes every tensor that is not there yet; returns the reports and how many were there."""
     reports, resumed = [], 0
@@ -224,7 +166,7 @@ def _write(
                         writer,
                         threads,
                         bar,
-                        palettize_tensor,
+                        work,
                     )
                 writer.flush()
                 note = {"crc": writer.checksums(sizes), "relative_error": relative}
@@ -243,12 +185,12 @@ def _write(
     return reports, resumed
 
 
-def _section(bits: float, embedding_bits: int, figures: tuple[float, float]) -> dict[str, object]:
+def _section(budgets: Budgets, figures: tuple[float, float]) -> dict[str, object]:
     projections, everything = figures
+    asked = {"bits": budgets.bits, "embedding_bits": budgets.embedding_bits}
     return {
         "format_version": FORMAT_VERSION,
-        "bits": float(bits),
-        "embedding_bits": embedding_bits,
+        **{key: value for key, value in asked.items() if value is not None},
         "bits_per_weight_projections": round(projections, 4),
         "bits_per_weight_all": round(everything, 4),
     }

@@ -14,13 +14,14 @@ from pocketlm.kinds import PALETTE_KINDS
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.check import stored_name
 from pocketlm.loading.directory import DirectoryWriter
-from pocketlm.loading.layout import Part
+from pocketlm.loading.layout import Part, plan_layout
 from pocketlm.palettize.progress import Progress
 from pocketlm.palettize.recipe import KEEP, Candidate, Recipe
 
 _TILE_ROWS = 16
 _DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _COPY_BYTES = 16 << 20
+_DIGITS = 24  # of a part's two places, beyond those counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,14 @@ def palettes_metadata(tensors: list[Output]) -> dict[str, str]:
     """The file's metadata: format version, and kind and shape of every palettized tensor."""
     palettes = {t.name: {"kind": t.kind, "shape": list(t.shape)} for t in tensors if t.kind in PALETTE_KINDS}
     return {"pocketlm_format_version": "1", "pocketlm_palettes": json.dumps(palettes, separators=(",", ":"))}
+
+
+def file_bytes(tensors: list[Output]) -> int:
+    """Bytes of the file of weights that are not its tensors', at most, whatever kinds they have in the end:
+    their places are numbers of a few more or less digits."""
+    parts = [part for tensor in tensors for part in tensor.parts]
+    layout = plan_layout(parts, palettes_metadata(tensors))
+    return layout.size - sum(part.nbytes for part in parts) + _DIGITS * len(parts)
 
 
 def write_dense(store: WeightStore, tensor: Output, writer: DirectoryWriter, bar: Progress) -> float:

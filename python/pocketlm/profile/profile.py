@@ -24,9 +24,11 @@ class Total:
     """A whole step, all in seconds.
 
     Attributes:
-        seconds: of steps without the clock, mean over the fastest quarter.
+        seconds: of steps without the clock, mean over the fastest quarter of the pairs of steps with and
+            without it.
         spread: distance of their quartiles.
-        timed_seconds: of steps with the clock, which took turns with them: the sum of the rows.
+        timed_seconds: of the steps with the clock in the same pairs: the sum of the rows.
+        timing_cost: what the measuring itself adds, as a share of the step; 0 where noise hides it.
         steps: how many of each were measured.
         tokens: of a step.
         tokens_per_second: ``tokens / seconds``.
@@ -37,17 +39,13 @@ class Total:
     seconds: float
     spread: float
     timed_seconds: float
+    timing_cost: float
     steps: int
     tokens: int
     tokens_per_second: float
     bytes: int
     macs: int
     joules: float
-
-    @property
-    def timing_cost(self) -> float:
-        """What the measuring itself adds, as a share of the step (noise may make it negative)."""
-        return self.timed_seconds / self.seconds - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +108,10 @@ class Profile:
             watts=self.energy.watts,
         )
 
-    def what_if(self, changes: Mapping[str, str] | None = None) -> WhatIf:
-        """What other kinds would change: ``{"layers.*.ffn.down": "p2"}``. Keys are names of operations, sites
-        (``ffn.down``) or tensors, with wildcards; kinds are p2, p2v, p3, p4, p8 and keep (as in the source:
-        16 bits where the model is palettized already).
+    def what_if(self, changes: Mapping[str, Any] | str | PathLike[str] | None = None) -> WhatIf:
+        """What other kinds would change: ``{"layers.*.ffn.down": "p2"}``, or the file of a recipe. Keys are
+        names of operations, sites (``ffn.down``) or tensors, with wildcards; kinds are p2, p2v, p3, p4, p8 and
+        keep (as in the source: 16 bits where the model is palettized already).
 
         A product's time is scaled by what its shape takes on this machine as the other kind.
 
@@ -134,8 +132,8 @@ class Profile:
             "parameters": self.description.parameters,
             "bits_per_weight_projections": self.description.bits_per_weight_projections,
             "bits_per_weight_all": self.description.bits_per_weight_all,
-            "decode": {**dataclasses.asdict(self.decode), "timing_cost": self.decode.timing_cost},
-            "prefill": {**dataclasses.asdict(self.prefill), "timing_cost": self.prefill.timing_cost},
+            "decode": dataclasses.asdict(self.decode),
+            "prefill": dataclasses.asdict(self.prefill),
             "rows": self.table.to_dicts(),
         }
 

@@ -162,7 +162,7 @@ def _costs(
 ) -> dict[str, Cost]:
     """The costs of every row: its part of the steps."""
     each = times.phases @ divided
-    seconds = each[measure.quiet(times.timed)].mean(axis=0)
+    seconds = each[times.quiet].mean(axis=0)
     low, high = np.quantile(each, [0.25, 0.75], axis=0)
     whole = float(seconds.sum())
     found = {}
@@ -186,12 +186,13 @@ def _costs(
 
 
 def _total(times: measure.Times, load: Load, amounts: Mapping[str, tuple[int, int]], energy: Energy) -> Total:
-    seconds = float(times.plain[measure.quiet(times.plain)].mean())
+    seconds = float(times.plain[times.quiet].mean())
     low, high = np.quantile(times.plain, [0.25, 0.75])
     return Total(
         seconds=seconds,
         spread=float(high - low),
-        timed_seconds=float(times.timed[measure.quiet(times.timed)].mean()),
+        timed_seconds=float(times.timed[times.quiet].mean()),
+        timing_cost=times.clock,
         steps=len(times.plain),
         tokens=load.tokens,
         tokens_per_second=load.tokens / seconds,

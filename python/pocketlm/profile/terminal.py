@@ -154,6 +154,6 @@ def heading(profile: Profile) -> list[str]:
 def _whole(name: str, total: Total, what: str) -> str:
     return (
         f"{name:<8} {total.tokens_per_second:,.0f} tokens/s {what}: {1e3 * total.seconds:.3g} ms "
-        f"± {1e3 * total.spread:.2g}, {1e3 * total.joules / total.tokens:.3g} mJ a token; "
-        f"timing adds {total.timing_cost:+.1%}"
+        f"± {1e3 * total.spread:.2g}, {1e3 * total.joules / total.tokens:.3g} mJ a token; timing adds "
+        + (f"{total.timing_cost:.1%}" if total.timing_cost >= 5e-4 else "nothing that shows")
     )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from pocketlm.errors import ParameterError
 from pocketlm.kinds import PALETTES
-from pocketlm.loading.files import as_path, storage_errors
-from pocketlm.palettize.recipe import KEEP, KINDS, Recipe, recipe_json
+from pocketlm.loading.files import as_path, read_json, storage_errors
+from pocketlm.palettize.recipe import KEEP, Recipe, recipe_kinds, recipe_text
 from pocketlm.palettize.tensors import palette_parts
 from pocketlm.profile.rows import Table, matches, unknown
 from pocketlm.profile.sensitivity import Sensitivities
@@ -53,6 +53,18 @@ class Matrix:
         """The choice that leaves it as it is."""
         return self.kind if self.kind in PALETTES else KEEP
 
+    def entry(self, kind: str) -> dict[str, Any]:
+        """What a recipe says about it as that kind."""
+        known = {"kl": float(f"{self.kl[kind]:.4g}")} if kind in self.kl else {}
+        return {
+            "kind": kind,
+            "sites": list(self.ops),
+            "shape": list(self.shape),
+            **known,
+            "bytes": self.bytes[kind],
+            "microseconds": round(1e6 * self.decode[kind], 2),
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class Base:
@@ -80,7 +92,9 @@ class WhatIf:
     """Predictions for a recipe.
 
     Attributes:
-        recipe: the kind of every matrix; ``pocketlm palettize --recipe`` takes it.
+        recipe: the kind of every matrix.
+        tensors: the same with what each choice costs, as :func:`pocketlm.palettize.recipe.recipe_text` takes
+            it.
         changed: tensors whose kind differs from now, with both kinds.
         bytes: of all weights, codebooks and scales included; exact.
         bits_per_weight_projections, bits_per_weight_all: as ``pocketlm inspect`` counts; exact.
@@ -93,6 +107,7 @@ class WhatIf:
     """
 
     recipe: Recipe
+    tensors: dict[str, dict[str, Any]]
     changed: dict[str, tuple[str, str]]
     bytes: int
     bits_per_weight_projections: float
@@ -109,15 +124,28 @@ class WhatIf:
         """Plain data, for JSON."""
         return dataclasses.asdict(self)
 
+    @property
+    def predicted(self) -> dict[str, float]:
+        """The figures that a recipe's header has."""
+        found = {
+            "bytes": self.bytes,
+            "bits_per_weight_projections": self.bits_per_weight_projections,
+            "bits_per_weight_all": self.bits_per_weight_all,
+            "tokens_per_second": self.decode_tokens_per_second,
+            "kl": self.kl,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
     def save(self, path: str | PathLike[str]) -> Path:
-        """Writes the recipe as a JSON file for ``pocketlm palettize --recipe``.
+        """Writes the recipe, with what each choice costs, as a JSON file for ``pocketlm palettize --recipe``
+        and ``pocketlm profile --what-if``.
 
         Raises:
             StorageError, MissingFileError: it cannot be written.
         """
         target = as_path(path, "path")
         with storage_errors(target):
-            target.write_text(recipe_json(self.recipe), encoding="utf-8")
+            target.write_text(recipe_text(self.tensors, {"predicted": self.predicted}), encoding="utf-8")
         return target
 
 
@@ -128,22 +156,27 @@ def stored_bytes(shape: tuple[int, int], kind: str, source: str) -> int:
     return shape[0] * shape[1] * _DENSE_BYTES[source if source in _DENSE_BYTES else KEPT_AS]
 
 
-def resolve(changes: Mapping[str, str], matrices: Iterable[Matrix], table: Table) -> Recipe:
-    """The recipe that changes give. Keys are names of operations, sites or tensors, with wildcards; the
-    last one that matches a tensor decides.
+def resolve(
+    changes: Mapping[str, Any] | str | PathLike[str], matrices: Iterable[Matrix], table: Table
+) -> Recipe:
+    """The recipe that changes give: a mapping whose keys are names of operations, sites or tensors, with
+    wildcards, or a recipe's file. The last one that matches a tensor decides.
 
     Raises:
         ParameterError: a pattern matches nothing, or nothing that has a kind; a kind is unknown.
+        MissingFileError, FileFormatError: the file cannot be read.
     """
+    source = "changes"
+    if isinstance(changes, str | PathLike):
+        source = str(changes)
+        changes = read_json(as_path(changes, "changes"))
     if not isinstance(changes, Mapping):
         raise ParameterError(f"changes: must map names to kinds, not {type(changes).__name__}")
     known = {op: matrix for matrix in matrices for op in matrix.ops}
     recipe = {matrix.name: matrix.current for matrix in known.values()}
-    for pattern, kind in changes.items():
+    for pattern, kind in recipe_kinds(changes, source).items():
         if not isinstance(pattern, str):
-            raise ParameterError(f"changes: {pattern!r:.200} is not a name or pattern")
-        if kind not in KINDS:
-            raise ParameterError(f"{pattern!r:.200} is to be {kind!r:.60}; kinds are {', '.join(KINDS)}")
+            raise ParameterError(f"{source}: {pattern!r:.200} is not a name or pattern")
         rows = [row for row in table if matches(row, pattern)]
         if not rows:
             raise ParameterError(unknown(pattern, table))
@@ -157,7 +190,7 @@ def resolve(changes: Mapping[str, str], matrices: Iterable[Matrix], table: Table
     return recipe
 
 
-def predict(recipe: Recipe, matrices: Iterable[Matrix], base: Base) -> WhatIf:
+def predict(recipe: Recipe, matrices: Sequence[Matrix], base: Base) -> WhatIf:
     """What the model would be like with the kinds of a recipe."""
     size, inner_bytes, inner_elements = base.other_bytes, 0, 0
     decode, prefill = base.decode, base.prefill
@@ -178,6 +211,7 @@ def predict(recipe: Recipe, matrices: Iterable[Matrix], base: Base) -> WhatIf:
             unknown_kl.append(matrix.name)
     return WhatIf(
         recipe=dict(recipe),
+        tensors={matrix.name: matrix.entry(recipe[matrix.name]) for matrix in matrices},
         changed=changed,
         bytes=size,
         bits_per_weight_projections=8 * inner_bytes / inner_elements if inner_elements else 0.0,

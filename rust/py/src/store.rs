@@ -94,6 +94,13 @@ impl PyWeightStore {
         self.change(py, add).map_err(to_python)
     }
 
+    /// A store of these tensors, those of `tops` in the place of others of the same name; later ones win. Shares memory.
+    #[pyo3(signature = (*tops))]
+    fn overlay(&self, tops: Vec<PyRef<'_, Self>>) -> Self {
+        let all = tops.iter().fold((*self.shared()).clone(), |store, top| store.overlay(&top.shared()));
+        Self { store: Mutex::new(Arc::new(all)) }
+    }
+
     /// A hexadecimal number that says which weights these are: their names, kinds, shapes and bytes.
     #[pyo3(signature = (*, threads=None))]
     fn fingerprint(&self, py: Python<'_>, threads: Option<usize>) -> PyResult<String> {

@@ -14,7 +14,7 @@
   const card = (value, title, hint = "") => element("div", { class: "card", title: hint }, element("b", {}, value), element("span", {}, title));
   function cards() {
     const total = data[report.state.step];
-    const cost = `${total.timing_cost < 0 ? "−" : "+"}${Math.abs(100 * total.timing_cost).toFixed(1)} %`;
+    const cost = total.timing_cost >= 5e-4 ? `${(100 * total.timing_cost).toFixed(1)} %` : "nothing that shows";
     get("cards").replaceChildren(
       card(show.bytes(data.bytes), `${show.number(data.parameters / 1e6)} M parameters`),
       card(data.bits_per_weight_projections.toFixed(2), `bits, projections (${data.bits_per_weight_all.toFixed(2)} all)`),

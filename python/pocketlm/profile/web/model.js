@@ -79,7 +79,21 @@ const report = (() => {
     reset() { state.recipe = current(); notify("recipe"); },
     set(key, value) { state[key] = value; notify(key); },
     recipeText() {
-      return JSON.stringify(Object.fromEntries(state.recipe), null, 1) + "\n";
+      // As pocketlm.palettize.recipe writes it: one tensor a line.
+      const figures = predict(state.recipe);
+      const predicted = {
+        bytes: figures.bytes, bits_per_weight_projections: figures.bits, bits_per_weight_all: figures.bitsAll,
+        tokens_per_second: figures.decode, ...(figures.kl === null ? {} : { kl: figures.kl }),
+      };
+      const rows = data.matrices.map((matrix) => {
+        const kind = state.recipe.get(matrix.name);
+        const entry = {
+          kind, sites: matrix.ops, shape: matrix.shape, ...(kind in matrix.kl ? { kl: Number(matrix.kl[kind].toPrecision(4)) } : {}),
+          bytes: matrix.bytes[kind], microseconds: Math.round(1e8 * matrix.decode[kind]) / 100,
+        };
+        return `  ${JSON.stringify(matrix.name)}: ${JSON.stringify(entry)}`;
+      });
+      return `{\n "pocketlm_recipe": 1,\n "predicted": ${JSON.stringify(predicted)},\n "tensors": {\n${rows.join(",\n")}\n }\n}\n`;
     },
   };
 })();

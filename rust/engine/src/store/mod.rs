@@ -129,6 +129,14 @@ impl WeightStore {
         Ok(())
     }
 
+    /// These tensors, those of `top` in the place of others of the same name. Shares all bytes.
+    #[must_use]
+    pub fn overlay(&self, top: &Self) -> Self {
+        let mut both = self.clone();
+        both.tensors.extend(top.tensors.iter().map(|(name, tensor)| (Arc::clone(name), Arc::clone(tensor))));
+        both
+    }
+
     /// The tensor of that name.
     pub fn get(&self, name: &str) -> Result<&Arc<Tensor>, StoreError> {
         self.tensors.get(name).ok_or_else(|| StoreError::weight(name, None, "is missing"))

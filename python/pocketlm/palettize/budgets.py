@@ -1,0 +1,111 @@
+"""What a palettized model may take: the arguments that bound its bits, size, speed and divergence."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pocketlm.errors import ParameterError
+from pocketlm.palettize.recipe import BITS, KEEP, KINDS
+
+# The kind of so many bits where only bits are asked for: of several, the last is the best.
+OF_BITS: Mapping[int, str] = {bits: kind for kind, bits in BITS.items()}
+DEFAULT_BITS, DEFAULT_EMBEDDING_BITS = 4.0, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Budgets:
+    """Limits that all hold together; ``None`` for no such limit.
+
+    Attributes:
+        bits: average bits of a code over the projections.
+        bits_all: stored bits per parameter over everything, codebooks, scales and norms included.
+        size: bytes of the file of weights.
+        tokens_per_second: at least so many, when decoding on this machine.
+        max_kl: nats per token from the source. With it the smallest model is sought, without it the one
+            of least divergence.
+        kinds: that may be chosen.
+        embedding_bits: of the embedding and the head; ``None`` leaves them free.
+    """
+
+    bits: float | None
+    bits_all: float | None
+    size: int | None
+    tokens_per_second: float | None
+    max_kl: float | None
+    kinds: tuple[str, ...]
+    embedding_bits: int | None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        bits: float | None = None,
+        bits_all: float | None = None,
+        size: int | None = None,
+        tokens_per_second: float | None = None,
+        max_kl: float | None = None,
+        kinds: str | Iterable[Any] | None = None,
+        embedding_bits: int | None = None,
+    ) -> Budgets:
+        """From arguments. Without any budget ``bits`` is 4. The embedding is free where a budget counts it,
+        else it has 8 bits.
+
+        Raises:
+            ParameterError: a budget is out of range, or a kind is unknown; names it.
+        """
+        _number("bits", bits, 2, 8)
+        _number("bits_all", bits_all, 1, 32)
+        _number("tokens_per_second", tokens_per_second, 0, math.inf)
+        _number("max_kl", max_kl, 0, math.inf)
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ParameterError(f"size: must be a number of bytes, not {size!r:.60}")
+        if embedding_bits is not None and (isinstance(embedding_bits, bool) or embedding_bits not in OF_BITS):
+            raise ParameterError(f"embedding_bits: must be {_listed(OF_BITS)}, not {embedding_bits!r:.60}")
+        counted = (bits_all, size, tokens_per_second, max_kl)
+        if all(limit is None for limit in counted):
+            bits = DEFAULT_BITS if bits is None else bits
+            embedding_bits = DEFAULT_EMBEDDING_BITS if embedding_bits is None else embedding_bits
+        chosen = tuple(OF_BITS.values()) if kinds is None else _kinds(kinds)
+        return cls(bits, bits_all, size, tokens_per_second, max_kl, chosen, embedding_bits)
+
+    @property
+    def only_bits(self) -> bool:
+        """Whether nothing but the average of the projections is limited."""
+        return all(v is None for v in (self.bits_all, self.size, self.tokens_per_second, self.max_kl))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The limits that there are, and the kinds, as plain data."""
+        found = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        return {**found, "kinds": list(self.kinds)}
+
+
+def _number(name: str, value: Any, least: float, most: float) -> None:
+    wrong = isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most
+    if value is not None and (wrong or value == 0 or math.isinf(value)):
+        bounds = f"from {least:g} to {most:g}" if least else "above 0"
+        raise ParameterError(f"{name}: must be a number {bounds}, not {value!r:.60}")
+
+
+def _kinds(kinds: str | Iterable[Any]) -> tuple[str, ...]:
+    """Kinds by name or by bits, from a sequence or as ``2,4``; in the order of :data:`KINDS`."""
+    given = kinds.split(",") if isinstance(kinds, str) else list(kinds)
+    found = set()
+    for kind in given:
+        name = str(kind).strip() if isinstance(kind, str | int) and not isinstance(kind, bool) else ""
+        name = OF_BITS[int(name)] if name.isascii() and name.isdigit() and int(name) in OF_BITS else name
+        if name not in KINDS:
+            raise ParameterError(
+                f"kinds: {kind!r:.60} is not one of {', '.join(KINDS)} or of the bits {_listed(OF_BITS)}"
+            )
+        found.add(name)
+    if not found - {KEEP}:
+        raise ParameterError("kinds: name at least one that is palettized")
+    return tuple(kind for kind in KINDS if kind in found)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    first, last = (words := [str(number) for number in sorted(numbers)])[:-1], words[-1]
+    return f"{', '.join(first)} or {last}"

@@ -1,0 +1,118 @@
+"""Text that judges a palettized model: given for that, or the end of the calibration text, which is then left
+out of the calibration."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from pocketlm.errors import FileFormatError, ParameterError
+from pocketlm.loading import LoadedModel
+from pocketlm.loading.files import as_path, storage_errors
+
+TOKENS = 2048  # of all sequences: KL is over whole distributions, so its mean settles early
+LENGTH = 256  # tokens of a sequence
+_LOGIT_BYTES = 256 << 20  # of the source's logits, which are kept
+_END_CHARACTERS = 16 * TOKENS
+_WHOLE_BYTES = 4 << 20  # of a larger file only the end is read here
+
+Texts = str | PathLike[str] | Iterable[str] | None
+
+
+def hold_out(calibration: Texts, validation: Texts) -> tuple[Texts, list[str]]:
+    """What to calibrate with, and the held-out texts: those of ``validation`` (a file, or texts), else the
+    end of the calibration text, at most a fifth of it. A stored calibration has no text, so that nothing is
+    held out.
+
+    Raises:
+        MissingFileError, StorageError, FileFormatError: a file cannot be read, or is not UTF-8.
+        ParameterError: there is no text in ``validation``.
+    """
+    if calibration is not None and not isinstance(calibration, str | PathLike):
+        calibration = list(calibration)
+    if validation is not None:
+        texts = (
+            [_read(as_path(validation, "validation"))]
+            if isinstance(validation, str | PathLike)
+            else list(validation)
+        )
+        if not all(isinstance(text, str) for text in texts):
+            raise ParameterError("validation: must be the path of a text file, or texts")
+        if not any(text.strip() for text in texts):
+            raise ParameterError("validation: there is no text")
+        return calibration, texts
+    if isinstance(calibration, str | PathLike):
+        path = as_path(calibration, "calibration")
+        with storage_errors(path):
+            if not path.is_file():
+                return calibration, []
+            size = path.stat().st_size
+        if size > _WHOLE_BYTES:
+            return calibration, [_end(path, size)]
+        calibration = [_read(path)]
+    if calibration is None or not all(isinstance(text, str) for text in calibration):
+        return calibration, []
+    return _split(calibration)
+
+
+def sequences(model: LoadedModel, texts: list[str]) -> list[list[int]]:
+    """Token ids of a few sequences spread evenly over the texts, all of one length where there is enough.
+
+    Raises:
+        ParameterError: the texts have no tokens.
+        TokenizerError: the model's tokenizer is missing or damaged.
+    """
+    length = min(LENGTH, model.graph.context_length)
+    count = max(1, min(TOKENS, _LOGIT_BYTES // (4 * model.graph.vocab_size)) // length)
+    ids = np.array([token for text in texts for token in model.tokenizer.encode(text).ids], np.int64)
+    if not len(ids):
+        raise ParameterError("validation: the text has no tokens")
+    there = len(ids) // length
+    if not there:
+        return [ids.tolist()]
+    starts = [at * there // min(count, there) * length for at in range(min(count, there))]
+    return [ids[start : start + length].tolist() for start in starts]
+
+
+def _split(texts: list[str]) -> tuple[list[str], list[str]]:
+    """The texts without their end, and the end."""
+    left = min(_END_CHARACTERS, sum(map(len, texts)) // 5)
+    head, tail = list(texts), []
+    while left > 0 and head:
+        text = head.pop()
+        cut = max(0, len(text) - left)
+        left -= len(text)
+        if cut:
+            space = text.find(" ", cut)  # a word stays whole
+            cut = space if space >= 0 else cut
+            head.append(text[:cut])
+        tail.append(text[cut:])
+    return head, tail[::-1]
+
+
+def _read(path: Path) -> str:
+    with storage_errors(path), path.open("rb") as file:
+        data = file.read(_WHOLE_BYTES)
+        last = not file.read(1)
+    return _decode(path, data, 0, last)
+
+
+def _end(path: Path, size: int) -> str:
+    start = size - _END_CHARACTERS
+    with storage_errors(path), path.open("rb") as file:
+        file.seek(start)
+        data = file.read(_END_CHARACTERS)
+    # The character that begins before this piece is left out.
+    lead = next((at for at, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0)
+    return _decode(path, data[lead:], start + lead, True)
+
+
+def _decode(path: Path, data: bytes, offset: int, last: bool) -> str:
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(data, final=last)
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path}: not UTF-8 ({error.reason} at byte {offset + error.start})") from error

@@ -1,0 +1,108 @@
+"""What is to become of each tensor, with what that will give."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from pocketlm.loading.files import as_path, storage_errors
+from pocketlm.palettize.recipe import Candidate, Recipe, recipe_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A tensor's choice.
+
+    Attributes:
+        tensor: which.
+        kind: what it becomes.
+        kl: nats per token that this costs alone; ``None`` where it was not measured.
+        bytes: stored.
+        seconds: of its products in a decode step on this machine; ``None`` where it was not measured.
+    """
+
+    tensor: Candidate
+    kind: str
+    kl: float | None
+    bytes: int
+    seconds: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A recipe with what it will give.
+
+    Attributes:
+        model: name of the source.
+        budgets: what was asked for.
+        tensors: the choices, in order of execution.
+        bytes: of all tensors; exact.
+        bits_per_weight_projections, bits_per_weight_all: stored bits; exact.
+        tokens_per_second: when decoding on this machine, predicted; ``None`` where nobody asked.
+        kl: nats per token from the source: the sum over the tensors; ``None`` without a text.
+        measured_kl: the same of the whole model, as measured on the held-out text.
+        sensitivity: nats per token of every kind of every tensor that was measured.
+    """
+
+    model: str
+    budgets: Mapping[str, Any]
+    tensors: tuple[Planned, ...]
+    bytes: int
+    bits_per_weight_projections: float
+    bits_per_weight_all: float
+    tokens_per_second: float | None
+    kl: float | None
+    measured_kl: float | None
+    sensitivity: Mapping[str, Mapping[str, float]]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The kind of each tensor."""
+        return {planned.tensor.name: planned.kind for planned in self.tensors}
+
+    @property
+    def predicted(self) -> dict[str, float]:
+        """The figures that are known beforehand."""
+        found = {
+            "bytes": self.bytes,
+            "bits_per_weight_projections": self.bits_per_weight_projections,
+            "bits_per_weight_all": self.bits_per_weight_all,
+            "tokens_per_second": self.tokens_per_second,
+            "kl": self.kl,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+    def text(self) -> str:
+        """The recipe as JSON that ``pocketlm palettize --recipe`` and ``pocketlm profile --what-if`` read."""
+        tensors = {}
+        for planned in self.tensors:
+            tensor = planned.tensor
+            entry: dict[str, Any] = {"kind": planned.kind, "sites": tensor.sites, "shape": tensor.shape}
+            if planned.kl is not None:
+                entry["kl"] = float(f"{planned.kl:.4g}")
+            entry["bytes"] = planned.bytes
+            if planned.seconds is not None:
+                entry["microseconds"] = round(1e6 * planned.seconds, 2)
+            tensors[tensor.name] = entry
+        measured = {} if self.measured_kl is None else {"kl": self.measured_kl}
+        header = {
+            "model": self.model,
+            "budgets": self.budgets,
+            "predicted": self.predicted,
+            "measured": measured,
+        }
+        return recipe_text(tensors, header)
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Writes :meth:`text` to a file.
+
+        Raises:
+            StorageError, MissingFileError: it cannot be written.
+        """
+        target = as_path(path, "recipe_out")
+        with storage_errors(target):
+            target.write_text(self.text(), encoding="utf-8")
+        return target

@@ -1,0 +1,115 @@
+"""A palettization before anything is written: its source, its arguments, and the plan that they lead to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from pocketlm._core import palettize_tensor
+from pocketlm.errors import ParameterError
+from pocketlm.loading import open_model
+from pocketlm.loading.directory import DirectoryWriter
+from pocketlm.loading.files import as_path, storage_errors
+from pocketlm.loading.safetensors import weight_files
+from pocketlm.palettize.budgets import Budgets
+from pocketlm.palettize.forms import Forms
+from pocketlm.palettize.forms import Work as PalettizeTensor
+from pocketlm.palettize.held_out import hold_out, sequences
+from pocketlm.palettize.importance import find_importance
+from pocketlm.palettize.plan import Plan
+from pocketlm.palettize.planner import Planner
+from pocketlm.palettize.recipe import candidates, read_recipe
+
+FORMAT_VERSION = 1
+
+
+class Work:
+    """What is to be done, known before it begins."""
+
+    def __init__(
+        self,
+        src: str | PathLike[str],
+        budgets: Budgets,
+        calibration: str | PathLike[str] | Iterable[str] | None,
+        validation: str | PathLike[str] | Iterable[str] | None,
+        recipe: Mapping[str, Any] | str | PathLike[str] | None,
+        palettize: PalettizeTensor,
+        threads: int | None,
+        progress: bool,
+    ) -> None:
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise ParameterError(f"threads: must be a positive number, not {threads!r:.60}")
+        self.budgets, self._threads, self._progress = budgets, threads, progress
+        self.model = open_model(src, check_values=False)
+        self.known = candidates(self.model.graph, self.model.store)
+        self.fixed = read_recipe(recipe, self.known)
+        calibration, texts = hold_out(calibration, validation)
+        self.importance = find_importance(calibration)
+        self.sequences = sequences(self.model, texts) if texts else []
+        self.forms = Forms(self.model, self.importance, threads, palettize)
+
+    @property
+    def key(self) -> str:
+        """Tells one piece of work from another: its source and all that decides about the result."""
+        with storage_errors(self.model.path):
+            files = [
+                (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+                for path in weight_files(self.model.path)
+            ]
+        texts = self.importance.digest, self.sequences
+        facts = [FORMAT_VERSION, files, self.model.config, self.budgets.to_dict(), self.fixed, texts]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+    def plan(self, writer: DirectoryWriter, *, timed: bool) -> Plan:
+        """Measures and chooses; ``writer`` keeps what is measured."""
+        planner = Planner(
+            self.model,
+            self.known,
+            self.fixed,
+            self.budgets,
+            self.importance,
+            self.sequences,
+            writer,
+            self.forms,
+            threads=self._threads,
+            timed=timed,
+            progress=self._progress,
+        )
+        self.importance.prepare(self.model, writer, threads=self._threads, progress=self._progress)
+        return planner.plan()
+
+
+def plan(
+    src: str | PathLike[str],
+    *,
+    recipe: Mapping[str, Any] | str | PathLike[str] | None = None,
+    recipe_out: str | PathLike[str] | None = None,
+    calibration: str | PathLike[str] | Iterable[str] | None = None,
+    validation: str | PathLike[str] | Iterable[str] | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+    **budgets: Any,
+) -> Plan:
+    """What ``palettize`` would choose, without writing a model: only ``recipe_out``, if that is given.
+    Arguments are those of ``palettize``. With ``recipe_out``, measurements are kept beside it until they
+    are complete, so that interrupted work goes on.
+
+    Raises:
+        As ``palettize``; ParameterError also for an argument that it does not have.
+    """
+    limits = Budgets.of(**budgets)
+    work = Work(src, limits, calibration, validation, recipe, palettize_tensor, threads, progress)
+    if recipe_out is None:
+        with tempfile.TemporaryDirectory() as folder, DirectoryWriter(Path(folder) / "x", "") as writer:
+            return work.plan(writer, timed=True)
+    target = as_path(recipe_out, "recipe_out")
+    with DirectoryWriter(target.with_name(f"{target.name}.work"), work.key) as writer:
+        found = work.plan(writer, timed=True)
+        found.save(target)
+        writer.discard()
+    return found

@@ -1,0 +1,454 @@
+"""Budgets, damages and plans: what is chosen keeps to what was asked for, and is what it says it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checkpoints import write_checkpoint
+from independent.cases import openelm
+from palettizing import QUIET, UP, content, interrupted, names
+from pocketlm._core import palettize_tensor
+from pocketlm.errors import BudgetError, FileFormatError, MissingFileError, ParameterError
+from pocketlm.loading import open_model
+from pocketlm.palettize import damage, palettize, plan, run
+from pocketlm.palettize.allocate import Choice, Item, Rest, allocate
+from pocketlm.palettize.budgets import OF_BITS, Budgets
+from pocketlm.palettize.damage import measure_damages, sample
+from pocketlm.palettize.divergence import Divergence
+from pocketlm.palettize.forms import Forms
+from pocketlm.palettize.held_out import hold_out, sequences
+from pocketlm.palettize.importance import find_importance
+from pocketlm.palettize.recipe import BITS, KEEP, KINDS, Candidate, candidates, read_recipe
+from profiles import quick
+
+TEXT = " ".join(f"w{i * i % 97}" for i in range(900))
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few and short sequences: the tests are quick."""
+    monkeypatch.setattr("pocketlm.palettize.held_out.TOKENS", 48)
+    monkeypatch.setattr("pocketlm.palettize.held_out.LENGTH", 24)
+
+
+def fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Times of products made up, and few steps."""
+    quick(monkeypatch)
+    monkeypatch.setattr("pocketlm.palettize.speed._REPEATS", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def item(name: str, size: int, damages: dict[str, float], embedding: bool = False) -> Item:
+    tensor = Candidate(name, (16, size), False, embedding, (f"layers.0.{name}",))
+    return Item(
+        tensor,
+        tuple(
+            Choice(kind, damages[kind], 2 * size * BITS[kind] + 32, BITS[kind], 1e-6 * size * BITS[kind])
+            for kind in sorted(damages, key=lambda kind: BITS[kind])
+        ),
+    )
+
+
+@st.composite
+def models(draw: st.DrawFn) -> list[Item]:
+    worth = st.floats(0.001, 1)
+    return [
+        item(f"t{at}", draw(st.integers(1, 9)), {kind: draw(worth) * 4.0 ** -BITS[kind] for kind in BITS})
+        for at in range(draw(st.integers(1, 5)))
+    ]
+
+
+REST = Rest(bytes=100, file_bytes=500, parameters=2_500, seconds=1e-6)
+
+
+def total(items: list[Item], recipe: dict[str, str], field: str) -> float:
+    return sum(
+        float(getattr(choice, field))
+        for one in items
+        for choice in one.choices
+        if choice.kind == recipe[one.tensor.name]
+    )
+
+
+@given(models(), st.floats(2, 8), st.floats(0, 1))
+def test_larger_budgets_never_lose_more(items: list[Item], bits: float, more: float) -> None:
+    less, greater = (allocate(items, Budgets.of(bits=value), REST) for value in (bits, min(8.0, bits + more)))
+    assert total(items, greater, "damage") <= total(items, less, "damage")
+    elements = sum(one.tensor.elements for one in items)
+    used = sum(BITS[less[one.tensor.name]] * one.tensor.elements for one in items)
+    assert used <= bits * elements + 1e-6
+
+
+@given(models(), st.floats(1e-4, 1), st.floats(1, 3))
+def test_less_divergence_never_takes_fewer_bytes(items: list[Item], kl: float, factor: float) -> None:
+    try:
+        small = allocate(items, Budgets.of(max_kl=kl * factor), REST)
+        large = allocate(items, Budgets.of(max_kl=kl), REST)
+    except BudgetError:
+        return
+    assert total(items, small, "bytes") <= total(items, large, "bytes")
+    assert total(items, large, "damage") <= kl
+    scaled = allocate(items, Budgets.of(max_kl=kl * factor), REST, scale=factor)
+    assert total(items, scaled, "damage") * factor <= kl * factor
+
+
+@pytest.mark.parametrize(
+    ("limits", "least"),
+    [
+        ({"bits": 2.5, "kinds": "3,4"}, "3"),
+        ({"size": 1}, "bytes"),
+        ({"bits_all": 1}, None),
+        ({"tokens_per_second": 1e9}, None),
+        ({"max_kl": 1e-9}, None),
+    ],
+)
+def test_budgets_that_cannot_be_met_say_what_can(limits: dict[str, Any], least: str | None) -> None:
+    kinds = ("p3", "p4") if "kinds" in limits else BITS
+    items = [item(f"t{at}", 50, {k: 4.0 ** -BITS[k] for k in kinds}) for at in range(3)]
+    (name, *_) = limits
+    with pytest.raises(BudgetError, match=name) as error:
+        allocate(items, Budgets.of(**limits), REST)
+    assert isinstance(error.value, ValueError) and error.value.code == "budget"
+    nearest = str(error.value).rpartition("nearest that can is ")[2]
+    assert least is None or least in nearest
+    # What it names can indeed be met, and hardly anything beyond.
+    number = float(nearest.split()[0])
+    met = {**limits, name: int(number) if name == "size" else number}
+    allocate(items, Budgets.of(**met), REST)
+    beyond = number * (1.01 if name == "tokens_per_second" else 0.99)
+    if name == "bits" or beyond >= 1 or name == "max_kl":
+        with pytest.raises(BudgetError):
+            allocate(items, Budgets.of(**{**met, name: int(beyond) if name == "size" else beyond}), REST)
+
+
+def test_budgets_that_cannot_be_met_together_say_so() -> None:
+    items = [item(f"t{at}", 50 + at, {k: 4.0 ** -BITS[k] for k in BITS}) for at in range(3)]
+    with pytest.raises(BudgetError, match="together") as error:
+        allocate(items, Budgets.of(max_kl=0.05, size=1500), REST)
+    message = str(error.value)
+    assert "max_kl 0.05, size" in message or "size 1500, max_kl 0.05" in message
+    size = int(float(message.partition("nearest is size ")[2].split()[0]))
+    allocate(items, Budgets.of(max_kl=0.05, size=size), REST)
+    with pytest.raises(BudgetError):
+        allocate(items, Budgets.of(max_kl=0.05, size=size - 1), REST)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"bits": 1.9}, "bits"),
+        ({"bits": float("nan")}, "bits"),
+        ({"bits_all": 0}, "bits_all"),
+        ({"bits_all": "4"}, "bits_all"),
+        ({"size": 0}, "size"),
+        ({"size": 1e6}, "size"),
+        ({"size": True}, "size"),
+        ({"tokens_per_second": 0}, "tokens_per_second"),
+        ({"tokens_per_second": float("inf")}, "tokens_per_second"),
+        ({"max_kl": -1}, "max_kl"),
+        ({"max_kl": 0}, "max_kl"),
+        ({"kinds": ""}, "kinds"),
+        ({"kinds": "5"}, "kinds: '5'"),
+        ({"kinds": "p4,p5"}, "kinds: 'p5'"),
+        ({"kinds": ["p4", 7]}, "kinds: 7"),
+        ({"kinds": "keep"}, "kinds"),
+        ({"kinds": [True]}, "kinds"),
+        ({"embedding_bits": 5}, "embedding_bits"),
+        ({"embedding_bits": True}, "embedding_bits"),
+    ],
+)
+def test_budgets_out_of_range(arguments: dict[str, Any], word: str, source: Path) -> None:
+    with pytest.raises(ParameterError, match=word):
+        Budgets.of(**arguments)
+    with pytest.raises(ParameterError, match=word):
+        plan(source, **arguments, **QUIET)
+
+
+def test_budgets_by_default() -> None:
+    plain = Budgets.of()
+    assert (plain.bits, plain.embedding_bits, plain.kinds) == (4.0, 8, tuple(OF_BITS.values()))
+    assert Budgets.of(size=1000).embedding_bits is Budgets.of(size=1000).bits is None
+    assert Budgets.of(bits=3, max_kl=0.1).embedding_bits is None
+    assert Budgets.of(kinds="4, 2").kinds == Budgets.of(kinds=[4, OF_BITS[2]]).kinds == (OF_BITS[2], "p4")
+    assert Budgets.of(kinds="p4,keep").kinds == ("p4", KEEP)
+
+
+def test_the_end_of_the_text_is_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for texts in (["one two three " * 40], ["a b c " * 5, "d e " * 50, "f g " * 9], ["x" * 50]):
+        head, tail = hold_out(texts, None)
+        assert isinstance(head, list)
+        assert "".join(head + tail) == "".join(texts)
+        assert 0 < sum(map(len, tail)) <= sum(map(len, texts)) // 5
+    (tmp_path / "text").write_text("é" * 1000)
+    head, (tail_text,) = hold_out(tmp_path / "text", None)
+    assert head == ["é" * 800] and tail_text == "é" * 200
+    assert hold_out(tmp_path / "text", ["v"]) == (tmp_path / "text", ["v"])
+    # Of a large file only the end is read, even where a character begins before it.
+    monkeypatch.setattr("pocketlm.palettize.held_out._WHOLE_BYTES", 100)
+    monkeypatch.setattr("pocketlm.palettize.held_out._END_CHARACTERS", 101)
+    assert hold_out(tmp_path / "text", None) == (tmp_path / "text", ["é" * 50])
+    assert hold_out(tmp_path, None) == (tmp_path, [])  # a directory has no text
+    (tmp_path / "latin").write_bytes(b"caf\xe9 " * 10)
+    with pytest.raises(FileFormatError, match=r"latin: not UTF-8.*byte 3"):
+        hold_out(None, tmp_path / "latin")
+    with pytest.raises(MissingFileError, match="nothing"):
+        hold_out(None, tmp_path / "nothing")
+    for bad in ([], [" "], [7]):
+        with pytest.raises(ParameterError, match="validation"):
+            hold_out(None, bad)  # type: ignore[arg-type]
+
+
+def parts(source: Path) -> tuple[Any, list[Candidate], Forms, Divergence]:
+    model = open_model(source)
+    known = candidates(model.graph, model.store)
+    forms = Forms(model, find_importance(None), 1, palettize_tensor)
+    return model, known, forms, Divergence(model, sequences(model, [TEXT]), 1)
+
+
+class Notes(dict[str, Any]):
+    """Measurements that are kept in memory."""
+
+    def note(self, name: str) -> Any:
+        return self.get(name)
+
+    def record(self, name: str, facts: Any) -> None:
+        assert name not in self
+        self[name] = json.loads(json.dumps(facts))
+
+
+def test_damages_are_divergences_of_single_tensors(source: Path, few: None) -> None:
+    model, known, forms, divergence = parts(source)
+    wanted = {tensor: ["p2", "p4", KEEP] for tensor in known}
+
+    def never() -> Any:
+        raise AssertionError
+
+    notes = Notes()
+    found = measure_damages(model, wanted, forms, divergence, never, notes, progress=False)
+    assert divergence.of(model.store) == 0
+    for tensor in known:
+        assert set(found[tensor.name]) == {"p2", "p4", KEEP} and found[tensor.name][KEEP] == 0
+        assert found[tensor.name]["p2"] > found[tensor.name]["p4"] > 0
+    one = known[3]
+    made = palettize_tensor(model.store, one.name, "p2")
+    from pocketlm._core import WeightStore
+
+    top = WeightStore()
+    top.add_palette(one.name, "p2", one.shape, made.codes, made.codebook, made.scale)
+    assert divergence.of(model.store.overlay(top)) == found[one.name]["p2"]
+    # What is noted is not measured again.
+    divergence.of = None  # type: ignore[assignment,method-assign]
+    assert measure_damages(model, wanted, forms, divergence, never, notes, progress=False) == found
+
+
+def test_damages_of_large_models_are_estimated(
+    source: Path, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, known, forms, divergence = parts(source)
+    wanted = {tensor: ["p2", "p3", "p4"] for tensor in known}
+    errors = {
+        tensor.name: {
+            kind: forms.error(tensor, kind) / palettize_tensor(model.store, tensor.name, kind).energy
+            for kind in ("p2", "p3", "p4")
+        }
+        for tensor in known
+    }
+    exact = measure_damages(model, wanted, forms, divergence, lambda: errors, Notes(), progress=False)
+    products = sum(op.weight.shape[0] * op.weight.shape[1] for op in model.graph.linears())
+    sites = {tensor.sites[0].split(".", 2)[-1] for tensor in known}
+    # One kind of every tensor, or of one tensor of every site.
+    for runs, correlation in ((len(known), 0.98), (1, 0.7)):
+        monkeypatch.setattr(damage, "MOST_WORK", runs * products * divergence.tokens)
+        notes = Notes()
+        found = measure_damages(model, wanted, forms, divergence, lambda: errors, notes, progress=False)
+        assert len(notes) == max(runs, len(sites))
+        for key, note in notes.items():
+            _, name, kind = key.split()
+            assert kind == "p3" and found[name]["p3"] == note["kl"] == exact[name]["p3"]
+        logs = [
+            [np.log(values[t.name][kind]) for t in known for kind in ("p2", "p3", "p4")]
+            for values in (exact, found)
+        ]
+        assert np.corrcoef(logs)[0, 1] > correlation
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(0, 40))
+def test_samples_hold_every_site_and_both_ends(layers: list[int], most: int) -> None:
+    tensors = [
+        Candidate(f"{site} {at}", (1, 1), False, False, (f"layers.{at}.s{site}",))
+        for site, count in enumerate(layers)
+        for at in range(count)
+    ]
+    found = sample(tensors, most)
+    assert len(found) <= max(most, len(layers))
+    assert found == [tensor for tensor in tensors if tensor in found]
+    for site, count in enumerate(layers):
+        chosen = [tensor for tensor in found if tensor.name.startswith(f"{site} ")]
+        assert chosen
+        if len(chosen) > 1:
+            assert {f"{site} 0", f"{site} {count - 1}"} <= {tensor.name for tensor in chosen}
+    if most >= len(tensors):
+        assert found == tensors
+
+
+@pytest.mark.parametrize("family", ["llama", "openelm"])
+def test_a_palettized_model_is_what_its_plan_says(family: str, tmp_path: Path, few: None) -> None:
+    config = openelm() if family == "openelm" else None
+    source = write_checkpoint(tmp_path / "src", *([config] if config else []))
+    settings: dict[str, Any] = {"bits": 3, "calibration": [TEXT], **QUIET}
+    report = palettize(source, tmp_path / "dst", **settings)
+    found = report.plan
+    assert found.recipe == report.recipe and found.bytes == report.bytes
+    assert found.bits_per_weight_all == pytest.approx(report.bits_per_weight_all, rel=1e-12)
+    assert found.bits_per_weight_projections == pytest.approx(report.bits_per_weight_projections, rel=1e-12)
+    # The divergence is that of the very weights that were written.
+    model, made = open_model(source), open_model(tmp_path / "dst")
+    _, held_out = hold_out([TEXT], None)
+    assert Divergence(model, sequences(model, held_out), 1).of(made.store) == found.measured_kl
+    assert found.kl == pytest.approx(sum(planned.kl or 0 for planned in found.tensors))
+    stored = json.loads((tmp_path / "dst" / "sensitivity.json").read_text())
+    assert stored == found.sensitivity and set(stored) == set(report.recipe)
+    assert all(planned.kl == stored[planned.tensor.name][planned.kind] for planned in found.tensors)
+    # At least as good, by what was measured of each tensor, as all at 3 bits.
+    even = sum(stored[p.tensor.name]["p8" if p.tensor.is_embedding else "p3"] for p in found.tensors)
+    assert found.kl is not None and found.kl <= even
+    again = palettize(source, tmp_path / "again", threads=1, **settings)
+    assert again.plan == found and content(tmp_path / "again") == content(tmp_path / "dst")
+
+
+def test_interrupted_measurements_are_resumed_to_the_same_bytes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: None
+) -> None:
+    settings: dict[str, Any] = {"max_kl": 0.2, "calibration": [TEXT]}
+    whole = palettize(source, tmp_path / "whole", **settings, **QUIET)
+    for after in (1, 9, 30):  # while damages are measured
+        partial = interrupted(source, tmp_path / "dst", monkeypatch, after, **settings)
+    lines = (partial / "journal.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["name"].startswith("damage ") for line in lines) >= 30
+    report = palettize(source, tmp_path / "dst", **settings, **QUIET)
+    assert content(tmp_path / "dst") == content(tmp_path / "whole")
+    assert dataclasses.asdict(report.plan) == dataclasses.asdict(whole.plan)
+    assert names(tmp_path) == ["dst", "src", "whole"]
+
+
+def test_what_was_made_to_measure_is_not_made_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: None
+) -> None:
+    made: list[tuple[str, str]] = []
+
+    def counted(store: Any, name: str, kind: str, **options: Any) -> Any:
+        made.append((name, kind))
+        return palettize_tensor(store, name, kind, **options)
+
+    monkeypatch.setattr(run, "palettize_tensor", counted)
+    report = palettize(source, tmp_path / "dst", kinds="4", calibration=[TEXT], **QUIET)
+    assert sorted(made) == sorted(report.recipe.items())
+
+
+@pytest.mark.parametrize("kl", [0.05, 0.5])
+def test_the_divergence_keeps_to_its_bound(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: None, kl: float
+) -> None:
+    fast(monkeypatch, tmp_path)
+    report = palettize(source, tmp_path / "dst", max_kl=kl, validation=[TEXT], **QUIET)
+    assert report.plan.measured_kl is not None and report.plan.measured_kl <= kl
+    tight = plan(source, max_kl=kl / 4, validation=[TEXT], **QUIET, recipe=None)
+    assert tight.bytes > report.bytes
+    with pytest.raises(BudgetError, match="max_kl"):
+        plan(source, max_kl=1e-7, validation=[TEXT], **QUIET)
+    with pytest.raises(ParameterError, match=r"max_kl.*validation"):
+        palettize(source, tmp_path / "x", max_kl=kl, **QUIET)
+    assert names(tmp_path) == ["cache", "dst", "src"]
+
+
+@pytest.mark.parametrize("text", [None, [TEXT]])
+def test_files_keep_to_their_size(source: Path, tmp_path: Path, few: None, text: Any) -> None:
+    smallest = palettize(source, tmp_path / "p2", bits=2, embedding_bits=2, **QUIET)
+    size = int((tmp_path / "p2" / "model.safetensors").stat().st_size * 1.4)
+    palettize(source, tmp_path / "dst", size=size, calibration=text, **QUIET)
+    there = (tmp_path / "dst" / "model.safetensors").stat().st_size
+    assert there <= size and there > 0.9 * size
+    bits = smallest.bits_per_weight_all * 1.3
+    all_bits = palettize(source, tmp_path / "all", bits_all=bits, calibration=text, **QUIET)
+    assert 0.9 * bits < all_bits.bits_per_weight_all <= bits
+    both = palettize(source, tmp_path / "both", size=size, bits=3, kinds="2,4,8", calibration=text, **QUIET)
+    assert set(both.recipe.values()) <= {OF_BITS[2], "p4", "p8"}
+    projections = [tensor for tensor in both.tensors if tensor.is_projection]
+    assert sum(BITS[t.kind] * t.elements for t in projections) <= 3 * sum(t.elements for t in projections)
+    with pytest.raises(BudgetError, match="size 1000"):
+        palettize(source, tmp_path / "x", size=1000, calibration=text, **QUIET)
+
+
+def test_speed_is_a_budget_too(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: None
+) -> None:
+    fast(monkeypatch, tmp_path)
+    report = palettize(source, tmp_path / "dst", tokens_per_second=0.1, bits=3, **QUIET)
+    assert report.plan.tokens_per_second is not None and report.plan.tokens_per_second > 0.1
+    assert all(planned.seconds is not None for planned in report.plan.tensors)
+    with pytest.raises(BudgetError, match=r"tokens_per_second 1e\+09.*nearest that can is"):
+        palettize(source, tmp_path / "x", tokens_per_second=1e9, **QUIET)
+
+
+def test_a_plan_is_a_recipe_that_makes_the_model(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: None
+) -> None:
+    fast(monkeypatch, tmp_path)
+    file = tmp_path / "r.json"
+    settings: dict[str, Any] = {"bits_all": 4.5, "calibration": [TEXT], **QUIET}
+    found = plan(source, recipe_out=file, **settings)
+    assert names(tmp_path) == ["cache", "r.json", "src"]  # nothing else is left
+    value = json.loads(file.read_text())
+    assert value["budgets"]["bits_all"] == 4.5 and value["predicted"] == found.predicted
+    assert value["measured"] == {"kl": found.measured_kl}
+    for name, entry in value["tensors"].items():
+        assert entry["kind"] == found.recipe[name] and entry["bytes"] > 0
+        assert (entry["microseconds"] > 0) == (entry["sites"] != ["embed"])
+        assert entry["kl"] == pytest.approx(found.sensitivity[name][entry["kind"]], rel=1e-3)
+    report = palettize(source, tmp_path / "dst", recipe=file, **QUIET)
+    assert report.recipe == found.recipe and report.bytes == found.bytes
+    # Edited by hand.
+    value["tensors"][UP]["kind"] = "p8"
+    value["tensors"]["attn.*"] = "p2"
+    file.write_text(json.dumps(value))
+    known = candidates(open_model(source).graph, open_model(source).store)
+    edited = read_recipe(file, known)
+    assert edited[UP] == "p8"
+    assert {kind for name, kind in edited.items() if "self_attn" in name} == {"p2"}
+
+
+def test_recipes_name_what_they_do_not_know(source: Path) -> None:
+    model = open_model(source)
+    known = candidates(model.graph, model.store)
+    assert read_recipe({"layers.*.ffn.up": "p2", UP: "p3"}, known)[UP] == "p3"
+    assert set(read_recipe({"*": "p4"}, known)) == {tensor.name for tensor in known}
+    assert read_recipe({"head": "p8"}, known) == {"lm_head.weight": "p8"}
+    entry = {"kind": "p4"}
+    good = {"pocketlm_recipe": 1, "tensors": {UP: entry}}
+    assert read_recipe(good, known) == {UP: "p4"}
+    for bad, words in (
+        ({UP.replace("up", "upp"): "p4"}, ["upp_proj", f"nearest is '{UP}'"]),
+        ({"ffn.dwon": "p4"}, ["'ffn.dwon'", "nearest is 'ffn.down'"]),
+        ({UP: "p44"}, ["'p44'", "nearest is p4"]),
+        ({UP: 4}, ["4", ", ".join(KINDS)]),
+        ({UP: None}, ["None"]),
+        ({**good, "tensors": {UP: {}}}, [UP, "None"]),
+        ({**good, "tensors": {UP: {**entry, "bitz": 3}}}, [UP, "'bitz'"]),
+        ({**good, "tensors": {"x": entry}}, ["'x'"]),
+        ({**good, "tensors": [UP]}, ["'tensors'"]),
+        ({"pocketlm_recipe": 1}, ["'tensors'"]),
+        ({**good, "pocketlm_recipe": 2}, ["version 2"]),
+        ({**good, "pocketlm_recipe": True}, ["version True"]),
+        ({**good, "extra": 1}, ["'extra'"]),
+    ):
+        with pytest.raises(ParameterError) as error:
+            read_recipe(bad, known)
+        assert all(word in str(error.value) for word in words), error.value
