@@ -4,7 +4,11 @@
 
 SOURCE is a 16-bit checkpoint (the story model's by default). It is palettized to 4 bits, profiled, and each
 what-if is predicted; then its recipe is applied and the outcome measured, in turn with the 4-bit model, so
-that a drifting machine meets both. What counts is the ratio of two neighbours, beside the predicted ratio.
+that a drifting machine meets both. What counts is the ratio of two neighbours, beside the predicted ratio;
+and how far the rows of each profile are from adding up to its step.
+
+Everything is kept under ``--out``. ``--stage`` does a part of it: ``models``, ``predict``, or ``measure``
+(with ``--only`` of some what-ifs), so that an otherwise idle machine is needed for short times only.
 """
 
 from __future__ import annotations
@@ -12,13 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pocketlm
 from pocketlm.palettize import palettize
-from pocketlm.profile import profile
+from pocketlm.profile import Profile, profile
 
 SOURCE = Path(__file__).parent.parent / "models" / "pocketlm-stories"
 WHAT_IFS: dict[str, dict[str, str]] = {
@@ -30,56 +33,131 @@ WHAT_IFS: dict[str, dict[str, str]] = {
 }
 
 
-def compare(source: Path, threads: int | None, rounds: int) -> list[dict[str, Any]]:
-    """One entry for each what-if: predicted and measured sizes, and speeds relative to the 4-bit model."""
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        first = Path(folder) / "p4"
-        palettize(source, first, bits=4, progress=False)
-        base = profile(first, threads=threads, cache=False)
+STAGES = ("models", "predict", "measure")
+
+
+class Bench:
+    """A source, and where its models and measurements are."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.source: Path = args.source
+        self.threads, self.rounds, self.repeats = args.threads, args.rounds, args.repeats
+        self.out: Path = args.out / "prediction" / args.source.resolve().name
+        self.names = [name for name in WHAT_IFS if not args.only or name in args.only]
+
+    def path(self, name: str) -> Path:
+        """The model of a what-if."""
+        return self.out / name.replace(" ", "-").replace(",", "")
+
+    def models(self) -> None:
+        """Makes the models that are not there yet."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        first = self.out / "p4"
+        if not first.exists():
+            palettize(self.source, first, bits=4, progress=False)
+        now = json.loads((first / "recipe.json").read_text())
         for name, changes in WHAT_IFS.items():
-            what, now = base.what_if(changes), base.what_if()
-            path = Path(folder) / name.replace(" ", "-").replace(",", "")
-            report = palettize(source, path, recipe=what.recipe, progress=False)
-            ratios: dict[str, list[float]] = {"decode": [], "prefill": []}
-            for _ in range(rounds):
-                old, new = (profile(model, threads=threads, repeats=8) for model in (first, path))
-                for step, values in ratios.items():
-                    values.append(old.total(step).seconds / new.total(step).seconds)
-            found.append(
-                {
-                    "what_if": name,
-                    "size": {"predicted": what.bytes, "measured": report.bytes},
-                    **{
-                        step: {
-                            "predicted": getattr(now, f"{step}_seconds") / getattr(what, f"{step}_seconds"),
-                            "measured": statistics.median(values),
-                            "least": min(values),
-                            "greatest": max(values),
-                        }
-                        for step, values in ratios.items()
-                    },
+            if not self.path(name).exists():
+                # What the changes do not name stays.
+                palettize(self.source, self.path(name), recipe={**now, **changes}, progress=False)
+
+    def predict(self) -> None:
+        """Profiles the 4-bit model and predicts the others."""
+        base = profile(self.out / "p4", threads=self.threads, repeats=self.repeats, cache=False)
+        now, found = base.what_if(), {}
+        for name, changes in WHAT_IFS.items():
+            what = base.what_if(changes)
+            found[name] = {
+                "bytes": what.bytes,
+                "decode": now.decode_seconds / what.decode_seconds,
+                "prefill": now.prefill_seconds / what.prefill_seconds,
+            }
+        self.keep("predicted", found)
+
+    def measure(self) -> None:
+        """Measures the models, each in turn with the 4-bit one."""
+        for name in self.names:
+            rounds = []
+            for _ in range(self.rounds):
+                old, new = (
+                    profile(model, threads=self.threads, repeats=self.repeats)
+                    for model in (self.out / "p4", self.path(name))
+                )
+                one: dict[str, Any] = {"apart": max(map(apart, (old, new)))}
+                for step in ("decode", "prefill"):
+                    one[step] = old.total(step).seconds / new.total(step).seconds
+                rounds.append(one)
+            self.keep(f"measured {name}", {"bytes": new.description.bytes, "rounds": rounds})
+
+    def keep(self, name: str, value: Any) -> None:
+        """Writes measurements."""
+        (self.out / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
+
+    def results(self) -> list[dict[str, Any]]:
+        """One entry for each what-if that was measured."""
+        predicted, found = json.loads((self.out / "predicted.json").read_text()), []
+        for name in WHAT_IFS:
+            file = self.out / f"measured {name}.json"
+            if not file.exists():
+                continue
+            measured = json.loads(file.read_text())
+            entry: dict[str, Any] = {
+                "what_if": name,
+                "size": {"predicted": predicted[name]["bytes"], "measured": measured["bytes"]},
+                "apart": max(one["apart"] for one in measured["rounds"]),
+            }
+            for step in ("decode", "prefill"):
+                values = [one[step] for one in measured["rounds"]]
+                entry[step] = {
+                    "predicted": predicted[name][step],
+                    "measured": statistics.median(values),
+                    "least": min(values),
+                    "greatest": max(values),
                 }
-            )
-    return found
+            found.append(entry)
+        return found
+
+
+def apart(found: Profile) -> float:
+    """How far the rows are from adding up to the step, as a share of it."""
+    return max(
+        abs(sum(row.cost(step).seconds for row in found.table) / found.total(step).seconds - 1)
+        for step in ("decode", "prefill")
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    """Runs the stages and reports."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", nargs="?", type=Path, default=SOURCE)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="prefills of a profile; 20 times as many steps"
+    )
+    parser.add_argument("--stage", choices=STAGES)
+    parser.add_argument("--only", action="append", metavar="WHAT_IF", choices=list(WHAT_IFS))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    found = compare(args.source, args.threads, args.rounds)
+    bench = Bench(args)
+    for stage in STAGES:
+        if args.stage in (None, stage):
+            getattr(bench, stage)()
+    if args.stage in ("models", "predict"):
+        return
+    found = bench.results()
     if args.json:
         print(json.dumps(found, indent=2))
         return
     print(f"pocketlm {pocketlm.__version__}; speeds are times those of the 4-bit model\n")
     print(
-        "| what if | size predicted | measured | decode predicted | measured | prefill predicted | measured |"
+        "| what if | size predicted | measured | decode predicted | measured | prefill predicted | measured "
+        "| rows apart from steps |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for entry in found:
         size, cells = entry["size"], []
         for step in ("decode", "prefill"):
@@ -88,7 +166,10 @@ def main() -> None:
                 f"{value['predicted']:.3f}",
                 f"{value['measured']:.3f} ({value['least']:.3f} to {value['greatest']:.3f})",
             ]
-        print(f"| {entry['what_if']} | {size['predicted']:,} | {size['measured']:,} | {' | '.join(cells)} |")
+        print(
+            f"| {entry['what_if']} | {size['predicted']:,} | {size['measured']:,} | {' | '.join(cells)} "
+            f"| {entry['apart']:.1%} |"
+        )
 
 
 if __name__ == "__main__":

@@ -425,6 +425,20 @@ def test_a_plan_is_a_recipe_that_makes_the_model(
     assert {kind for name, kind in edited.items() if "self_attn" in name} == {"p2"}
 
 
+def test_a_recipe_of_everything_needs_no_budget(source: Path, tmp_path: Path) -> None:
+    report = palettize(source, tmp_path / "p8", recipe={"*": "p8"}, **QUIET)
+    assert set(report.recipe.values()) == {"p8"}
+    # By default the others have 4 bits; an average that is asked for is kept, or refused.
+    mixed = palettize(source, tmp_path / "mixed", recipe={"layers.0.*": "p8"}, **QUIET)
+    assert {k for name, k in mixed.recipe.items() if ".layers.1." in name} == {"p4"}
+    asked = palettize(source, tmp_path / "asked", recipe={"layers.0.attn.*": "p8"}, bits=4, **QUIET)
+    projections = [tensor for tensor in asked.tensors if tensor.is_projection]
+    assert sum(BITS[t.kind] * t.elements for t in projections) <= 4 * sum(t.elements for t in projections)
+    with pytest.raises(BudgetError, match=r"bits 3 cannot.*nearest that can is 8"):
+        palettize(source, tmp_path / "x", recipe={"*": "p8"}, bits=3, **QUIET)
+    assert names(tmp_path) == ["asked", "mixed", "p8", "src"]
+
+
 def test_recipes_name_what_they_do_not_know(source: Path) -> None:
     model = open_model(source)
     known = candidates(model.graph, model.store)
@@ -452,3 +466,39 @@ def test_recipes_name_what_they_do_not_know(source: Path) -> None:
         with pytest.raises(ParameterError) as error:
             read_recipe(bad, known)
         assert all(word in str(error.value) for word in words), error.value
+
+
+def test_the_command_reports_and_writes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, few: None
+) -> None:
+    from pocketlm.cli import run as call
+
+    fast(monkeypatch, tmp_path)
+    (tmp_path / "text").write_text(TEXT)
+    text = ["--calibration", str(tmp_path / "text")]
+    recipe, target = tmp_path / "r.json", tmp_path / "dst"
+    common = ["palettize", str(source), "--recipe-out", str(recipe), *text]
+    assert call([*common, "--bits", "3", "--kinds", "2,4", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "would take" in out and "nats a token, predicted" in out and "tokens per second" in out
+    assert set(read_json_kinds(recipe)) == {OF_BITS[2], "p4", "p8"} and not target.exists()
+    assert call([*common, "--size", "1MB", "--max-kl", "0.5", "--json", "--dry-run"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["measured"]["kl"] <= 0.5 and value["budgets"]["size"] == 1_000_000
+    assert value["predicted"]["bytes"] == value["bytes"] and len(value["recipe"]) > 10
+    assert call([common[0], str(source), str(target), "--recipe", str(recipe), *text, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["measured"] == value["measured"] and made["bytes"] == value["bytes"]
+    for bad, status, word in (
+        (["--size", "1kB"], 1, "nearest"),
+        (["--kinds", "5"], 2, "kinds"),
+        (["--size", "much"], 2, "size"),
+        ([], 2, "DST"),
+    ):
+        assert call(["palettize", str(source), *([str(tmp_path / "x")] if bad else []), *bad]) == status
+        assert word in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def read_json_kinds(path: Path) -> list[str]:
+    return [entry["kind"] for entry in json.loads(path.read_text())["tensors"].values()]

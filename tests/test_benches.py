@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benches import adapters, environment, report
+from benches import adapters, allocation, environment, report
 from benches.adapters.base import group, whole
 from benches.results import Results
+
+from pocketlm.palettize.recipe import BITS, Candidate
 
 SETTINGS = {"threads": 2}
 
@@ -98,3 +100,48 @@ def test_what_was_broken_off_is_made_again(tmp_path: Path) -> None:
     assert not target.exists()
     assert whole(target, lambda partial: partial.mkdir()) == target
     assert whole(target, fails) == target
+
+
+@pytest.mark.parametrize("bits", [2, 2.5, 3, 3.7, 8])
+def test_even_bits_keep_to_their_average(bits: float) -> None:
+    known = [Candidate("embed", (99, 9), False, True, ("embed",))]
+    known += [Candidate(f"t{at}", (16, 1 + at % 3), False, False, (f"layers.{at}.x",)) for at in range(40)]
+    recipe = allocation.even(known, bits)
+    assert list(recipe) == [tensor.name for tensor in known] and recipe["embed"] == "p8"
+    for count in (10, 20, 41):  # all along, not only in the end
+        inner = known[1:count]
+        used = sum(BITS[recipe[t.name]] * t.elements for t in inner) / sum(t.elements for t in inner)
+        assert bits - 0.3 <= used <= bits
+
+
+def test_allocations_are_summed_up() -> None:
+    assert allocation.spearman([1, 5, 2, 9], [10, 30, 20, 40]) == pytest.approx(1)
+    assert allocation.spearman([1, 5, 2, 9], [4, 2, 3, 1]) == pytest.approx(-1)
+    shares = {"even": 4.0, "2 and 4": 2.0, "free": 1.0}
+    seeds: list[dict[str, Any]] = [
+        {
+            "seed": seed,
+            "models": [
+                {
+                    "budget": b,
+                    "way": w,
+                    "bits": b,
+                    "predicted": 1.0,
+                    "judged": 1.0,
+                    "held_out": k * (1 + seed),
+                }
+                for b in allocation.BUDGETS
+                for w, k in shares.items()
+            ],
+            "random": [{"predicted": i, "judged": i * i, "held_out": -i} for i in range(1, 6)],
+        }
+        for seed in range(3)
+    ]
+    found = allocation.summary(seeds)
+    assert found["spearman"] == {"judged": pytest.approx([1] * 3), "held_out": pytest.approx([-1] * 3)}
+    for row in found["rows"]:
+        assert (row["times_free"], row["times_free_se"]) == (shares[row["way"]], 0)
+        assert row["kl"] == 2 * shares[row["way"]]
+        assert row["kl_se"] == pytest.approx(shares[row["way"]] / 3**0.5)
+    assert "| 3.5 | free | 3.500 | 2.0000 ± 0.5774 | 1.00 ± 0.00 |" in allocation.table(found)
+    assert "±" not in allocation.table(allocation.summary(seeds[:1]))

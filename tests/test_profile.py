@@ -146,6 +146,20 @@ def test_phases_are_divided_whole() -> None:
     assert measure.shares(phases, names, {"a": 1, "b": 3})[0].tolist() == [0.25, 0.75, 0, 0, 0, 0]
 
 
+def test_steps_are_compared_in_pairs() -> None:
+    # The machine is slow at first, and now and then one of a pair is disturbed.
+    rng = np.random.default_rng(0)
+    load = np.where(np.arange(40) < 25, 3.0, 1.0)
+    plain = load * (1 + 0.5 * (rng.random(40) < 0.2))
+    timed = 1.02 * load * (1 + 0.5 * (rng.random(40) < 0.2))
+    times = measure.Times(np.stack([0.75 * timed, 0.25 * timed], axis=1), plain)
+    assert times.clock == pytest.approx(0.02)
+    assert times.quiet.sum() >= 10 and (times.plain[times.quiet] == 1).all()
+    assert times.timed[times.quiet].mean() == pytest.approx(times.plain[times.quiet].mean(), rel=0.05)
+    faster = measure.Times(0.9 * times.phases, plain)
+    assert faster.clock == 0  # noise, not a clock that gives time
+
+
 def test_predicted_sizes_are_those_of_the_palettized_model(
     found: Profile, paths: tuple[Path, Path], tmp_path: Path
 ) -> None:

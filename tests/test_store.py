@@ -98,6 +98,21 @@ def test_dense_values_are_those_of_the_file(tmp_path: Path) -> None:
         store.raw("f32", 0, 10**9)
 
 
+def test_an_overlay_stands_in_the_place_of_others(tmp_path: Path) -> None:
+    below = opened(tmp_path / "a.safetensors", safetensors_bytes({"a": MATRIX, "b": MATRIX}, {"note": "x"}))
+    first, second = WeightStore(), WeightStore()
+    first.add("a", 2 * MATRIX)
+    first.add("c", 3 * MATRIX)
+    second.add("a", 4 * MATRIX)
+    both = below.overlay(first, second)
+    for name, factor in (("a", 4), ("b", 1), ("c", 3)):
+        np.testing.assert_array_equal(both.dense(name), factor * MATRIX)
+    assert both.metadata() == below.metadata() and below.names() == ["a", "b"]
+    below.add("d", MATRIX)
+    assert both.names() == ["a", "b", "c"] and below.overlay().names() == ["a", "b", "d"]
+    np.testing.assert_array_equal(below.dense("a"), MATRIX)
+
+
 def test_arrays_are_copied_in_whatever_form_they_come() -> None:
     store = WeightStore()
     array = MATRIX.copy()

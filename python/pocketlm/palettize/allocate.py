@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pocketlm.errors import BudgetError
 from pocketlm.palettize.budgets import Budgets
 from pocketlm.palettize.knapsack import solve
-from pocketlm.palettize.recipe import BITS, KEEP, Candidate, Recipe
+from pocketlm.palettize.recipe import KEEP, Candidate, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +40,15 @@ class Item:
     choices: tuple[Choice, ...]
 
     @property
+    def fixed(self) -> bool:
+        """Whether nothing is to be chosen."""
+        return len(self.choices) == 1
+
+    @property
     def counted(self) -> bool:
         """Whether it counts in the average bits: a projection, unless it is kept by hand (nothing could make
         up for its 16 bits)."""
-        return not self.tensor.is_embedding and not (len(self.choices) == 1 and self.choices[0].kind == KEEP)
+        return not self.tensor.is_embedding and not (self.fixed and self.choices[0].kind == KEEP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +88,7 @@ def allocate(items: Sequence[Item], budgets: Budgets, rest: Rest, *, scale: floa
     Raises:
         BudgetError: a budget cannot be met, or not together with the others; says what can.
     """
-    limits = _limits(items, budgets, rest, scale)
-    for limit in limits:
-        if (least := limit.least(items)) > limit.most:
-            raise BudgetError(
-                f"{limit.name} {getattr(budgets, limit.name):g} cannot be met with the kinds "
-                f"{', '.join(budgets.kinds)}; the nearest that can is {limit.told(least)}"
-            )
+    limits = check(items, budgets, rest, scale=scale)
 
     def damage(_: Item, choice: Choice) -> float:
         return choice.damage
@@ -101,6 +100,22 @@ def allocate(items: Sequence[Item], budgets: Budgets, rest: Rest, *, scale: floa
     if found is None:
         raise BudgetError(_together(items, budgets, limits))
     return {item.tensor.name: item.choices[pick].kind for item, pick in zip(items, found, strict=True)}
+
+
+def check(items: Sequence[Item], budgets: Budgets, rest: Rest, *, scale: float = 1.0) -> list[_Limit]:
+    """The budgets as limits, each of which can be met by itself.
+
+    Raises:
+        BudgetError: one cannot; says the nearest that can.
+    """
+    limits = _limits(items, budgets, rest, scale)
+    for limit in limits:
+        if (least := limit.least(items)) > limit.most:
+            raise BudgetError(
+                f"{limit.name} {getattr(budgets, limit.name):g} cannot be met with the kinds "
+                f"{', '.join(budgets.kinds)}; the nearest that can is {limit.told(least)}"
+            )
+    return limits
 
 
 def _solve(
@@ -117,13 +132,14 @@ def _solve(
 def _limits(items: Sequence[Item], budgets: Budgets, rest: Rest, scale: float) -> list[_Limit]:
     found = []
     if budgets.bits is not None:
-        elements = sum(item.tensor.elements for item in items if item.counted)
+        inner = {i.tensor.name for i in items if i.counted and not (budgets.by_default and i.fixed)}
+        elements = sum(item.tensor.elements for item in items if item.tensor.name in inner)
 
         def code_bits(item: Item, choice: Choice) -> float:
-            return item.tensor.elements * choice.bits if item.counted else 0
+            return item.tensor.elements * choice.bits if item.tensor.name in inner else 0
 
         most = math.floor(budgets.bits * elements + 1e-6)
-        found.append(_Limit("bits", most, code_bits, lambda bits: _up(bits / elements)))
+        found.append(_Limit("bits", most, code_bits, lambda bits: _up(bits / max(1, elements))))
 
     def stored(_: Item, choice: Choice) -> float:
         return choice.bytes
@@ -176,8 +192,3 @@ def _up(value: float) -> str:
         return "0"
     digits = 3 - math.floor(math.log10(value))
     return f"{math.ceil(value * 10**digits - 1e-9) / 10**digits:.10g}"
-
-
-def code_bits(kind: str, kept: int) -> int:
-    """Bits of a code of that kind; ``kept`` where it is not palettized."""
-    return BITS.get(kind, kept)

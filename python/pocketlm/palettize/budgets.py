@@ -28,6 +28,7 @@ class Budgets:
             of least divergence.
         kinds: that may be chosen.
         embedding_bits: of the embedding and the head; ``None`` leaves them free.
+        by_default: nobody asked for ``bits``: they are the average of what no recipe fixes.
     """
 
     bits: float | None
@@ -37,6 +38,7 @@ class Budgets:
     max_kl: float | None
     kinds: tuple[str, ...]
     embedding_bits: int | None
+    by_default: bool = False
 
     @classmethod
     def of(
@@ -64,12 +66,13 @@ class Budgets:
             raise ParameterError(f"size: must be a number of bytes, not {size!r:.60}")
         if embedding_bits is not None and (isinstance(embedding_bits, bool) or embedding_bits not in OF_BITS):
             raise ParameterError(f"embedding_bits: must be {_listed(OF_BITS)}, not {embedding_bits!r:.60}")
-        counted = (bits_all, size, tokens_per_second, max_kl)
-        if all(limit is None for limit in counted):
+        by_default = False
+        if all(limit is None for limit in (bits_all, size, tokens_per_second, max_kl)):
+            by_default = bits is None
             bits = DEFAULT_BITS if bits is None else bits
             embedding_bits = DEFAULT_EMBEDDING_BITS if embedding_bits is None else embedding_bits
         chosen = tuple(OF_BITS.values()) if kinds is None else _kinds(kinds)
-        return cls(bits, bits_all, size, tokens_per_second, max_kl, chosen, embedding_bits)
+        return cls(bits, bits_all, size, tokens_per_second, max_kl, chosen, embedding_bits, by_default)
 
     @property
     def only_bits(self) -> bool:
@@ -79,6 +82,7 @@ class Budgets:
     def to_dict(self) -> dict[str, Any]:
         """The limits that there are, and the kinds, as plain data."""
         found = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        del found["by_default"]
         return {**found, "kinds": list(self.kinds)}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 
 from pocketlm.errors import BudgetError, ParameterError
 from pocketlm.loading import LoadedModel
-from pocketlm.palettize.allocate import Choice, Item, Rest, allocate
+from pocketlm.palettize.allocate import Choice, Item, Rest, allocate, check
 from pocketlm.palettize.budgets import OF_BITS, Budgets
 from pocketlm.palettize.damage import Damages, Notes, measure_damages
 from pocketlm.palettize.divergence import Divergence
@@ -67,21 +68,12 @@ class Planner:
             BudgetError: the budgets cannot be met.
         """
         kinds = {tensor: self._kinds(tensor) for tensor in self._known}
+        # What no measurement is needed for is said at once.
+        sizes = dataclasses.replace(self._budgets, tokens_per_second=None, max_kl=None)
+        check(self._items(kinds, {}, None), sizes, self._rest(None))
         damages = self._damages(kinds)
         speeds = self._speeds(times) if self._timed else None
-        items = [
-            Item(
-                tensor,
-                tuple(
-                    sorted(
-                        (self._choice(tensor, kind, damages, speeds) for kind in kinds[tensor]),
-                        key=lambda choice: choice.bytes,
-                    )
-                ),
-            )
-            for tensor in self._known
-        ]
-        rest = self._rest(speeds)
+        items, rest = self._items(kinds, damages, speeds), self._rest(speeds)
         recipe, measured = self._settle(items, rest)
         return self._finish(recipe, damages if self._divergence else {}, speeds, rest, measured)
 
@@ -105,7 +97,7 @@ class Planner:
             return None
         kind = OF_BITS[int(bits)]
         counted = [t for t in self._known if not t.is_embedding and fixed.get(t.name) != KEEP]
-        even = all(BITS[fixed.get(tensor.name, kind)] == bits for tensor in counted)
+        even = self._budgets.by_default or all(BITS[fixed.get(t.name, kind)] == bits for t in counted)
         return kind if even and kind in self._budgets.kinds else None
 
     def _damages(self, kinds: Mapping[Candidate, Sequence[str]]) -> Damages:
@@ -161,6 +153,15 @@ class Planner:
             threads=self._threads,
             progress=times,
         )
+
+    def _items(
+        self, kinds: Mapping[Candidate, Sequence[str]], damages: Damages, speeds: Speeds | None
+    ) -> list[Item]:
+        found = []
+        for tensor in self._known:
+            choices = [self._choice(tensor, kind, damages, speeds) for kind in kinds[tensor]]
+            found.append(Item(tensor, tuple(sorted(choices, key=lambda choice: choice.bytes))))
+        return found
 
     def _choice(self, tensor: Candidate, kind: str, damages: Damages, speeds: Speeds | None) -> Choice:
         return Choice(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm._core import palettize_tensor
-from pocketlm.errors import ParameterError
+from pocketlm.errors import BudgetError, ParameterError
 from pocketlm.loading import open_model
 from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.files import as_path, storage_errors
@@ -62,7 +63,14 @@ class Work:
                 for path in weight_files(self.model.path)
             ]
         texts = self.importance.digest, self.sequences
-        facts = [FORMAT_VERSION, files, self.model.config, self.budgets.to_dict(), self.fixed, texts]
+        facts = [
+            FORMAT_VERSION,
+            files,
+            self.model.config,
+            dataclasses.astuple(self.budgets),
+            self.fixed,
+            texts,
+        ]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
     def plan(self, writer: DirectoryWriter, *, timed: bool) -> Plan:
@@ -81,7 +89,11 @@ class Work:
             progress=self._progress,
         )
         self.importance.prepare(self.model, writer, threads=self._threads, progress=self._progress)
-        return planner.plan()
+        try:
+            return planner.plan()
+        except BudgetError:
+            writer.discard()  # nothing is to come of these measurements
+            raise
 
 
 def plan(

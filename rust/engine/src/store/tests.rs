@@ -97,6 +97,21 @@ fn a_sound_file_is_read_in_place() {
 }
 
 #[test]
+fn an_overlay_stands_in_the_place_of_others() {
+    let below = open(&sound()).unwrap();
+    let mut top = WeightStore::new();
+    top.add_dense("w", DenseType::F32, &[1, 2], Bytes::copy(&[0; 8])).unwrap();
+    top.add_dense("x", DenseType::F32, &[1], Bytes::copy(&[0; 4])).unwrap();
+    let both = below.overlay(&top);
+    let names: Vec<&str> = both.tensors().map(|tensor| tensor.name()).collect();
+    assert_eq!(names, ["i", "v", "w", "x"]);
+    assert_eq!((both.get("w").unwrap().kind_name(), below.get("w").unwrap().kind_name()), ("f32", "p4"));
+    // Nothing is copied.
+    assert!(Arc::ptr_eq(both.get("v").unwrap(), below.get("v").unwrap()));
+    assert_eq!(both.metadata(), below.metadata());
+}
+
+#[test]
 fn damaged_headers_are_refused() {
     let good = sound();
     refused(&[], "empty");
