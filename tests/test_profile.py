@@ -61,7 +61,7 @@ def test_rows_add_up_to_the_step(found: Profile) -> None:
     for step in ("decode", "prefill"):
         rows = [row.cost(step) for row in found.table]
         assert all(cost.seconds >= 0 and cost.spread >= 0 for cost in rows)
-        assert sum(cost.seconds for cost in rows) == pytest.approx(found.total(step).timed_seconds)
+        assert sum(cost.seconds for cost in rows) == pytest.approx(found.total(step).seconds)
         assert sum(cost.share for cost in rows) == pytest.approx(1)
         assert found.total(step).seconds > 0
 
@@ -332,7 +332,7 @@ def test_tables_sort_and_filter(found: Profile) -> None:
 def test_the_terminal_view_fits_80_columns(found: Profile, by: str) -> None:
     for step in ("decode", "prefill"):
         groups = lines(found.table, by, step)
-        assert sum(line.seconds for line in groups) == pytest.approx(found.total(step).timed_seconds)
+        assert sum(line.seconds for line in groups) == pytest.approx(found.total(step).seconds)
         out = io.StringIO()
         Console(file=out, width=80).print(render(found, found.table, step=step, by=by, top=3))
         text = out.getvalue().splitlines()

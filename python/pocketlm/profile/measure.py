@@ -102,11 +102,21 @@ def _alternate(
     """Steps with and without the clock in turn, so that whatever else the machine does meets both."""
     run(engine.step)  # pages come in
     phases, plain = [], []
+    taken = 0.0
+
+    def timed(items: list[Any]) -> Any:
+        # The step alone, as the engine's own clock takes it: not what is prepared for it here.
+        nonlocal taken
+        began = time.perf_counter()
+        found = engine.step(items)
+        taken += time.perf_counter() - began
+        return found
+
     with meter.running():
         for _ in range(steps):
-            began = time.perf_counter()
-            run(engine.step)
-            plain.append(time.perf_counter() - began)
+            taken = 0.0
+            run(timed)
+            plain.append(taken)
             phases.append(run(engine.step_timed)[1])
     return Times(np.array(phases, dtype=float), np.array(plain))
 

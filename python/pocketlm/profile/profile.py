@@ -27,7 +27,8 @@ class Total:
         seconds: of steps without the clock, mean over the fastest quarter of the pairs of steps with and
             without it.
         spread: distance of their quartiles.
-        timed_seconds: of the steps with the clock in the same pairs: the sum of the rows.
+        timed_seconds: of the steps with the clock in the same pairs. The rows are parts of these, taken
+            times ``seconds / timed_seconds``, so that they add up to the step as it runs.
         timing_cost: what the measuring itself adds, as a share of the step; 0 where noise hides it.
         steps: how many of each were measured.
         tokens: of a step.

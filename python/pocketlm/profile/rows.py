@@ -19,7 +19,8 @@ class Cost:
 
     Attributes:
         seconds: mean over the fastest quarter of the steps, which other programs disturbed least; of the
-            same steps for every row, so that the rows add up to the step (medians of parts would not).
+            same steps for every row, without what the clock itself adds, so that the rows add up to the step
+            (medians of parts would not).
         spread: distance of the quartiles over all repeats, in seconds.
         bytes: of weights and cache that it reads.
         macs: multiply-adds.

@@ -160,8 +160,8 @@ def _costs(
     machine: Machine,
     energy: Energy,
 ) -> dict[str, Cost]:
-    """The costs of every row: its part of the steps."""
-    each = times.phases @ divided
+    """The costs of every row: its part of the steps with the clock, as a part of those without it."""
+    each = times.phases @ divided * (times.plain[times.quiet].mean() / times.timed[times.quiet].mean())
     seconds = each[times.quiet].mean(axis=0)
     low, high = np.quantile(each, [0.25, 0.75], axis=0)
     whole = float(seconds.sum())
