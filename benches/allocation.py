@@ -55,6 +55,7 @@ class Seed:
             sequences(self.work.model, [args.text.read_text(encoding="utf-8")]),
             args.threads,
         )
+        self.judging = Divergence(self.work.model, self.work.sequences, args.threads)
         self.writer = DirectoryWriter(args.out / f"seed-{seed}", self.work.key)
 
     def run(self) -> dict[str, Any]:
@@ -115,8 +116,7 @@ class Seed:
         if found is None:
             chosen = {tensor: recipe[tensor.name] for tensor in self.work.known}
             store = self.work.forms.overlaid(self.work.model.store, chosen)
-            near = Divergence(self.work.model, self.work.sequences, self.args.threads)
-            found = {"judged": near.of(store), "held_out": self.held_out.of(store)}
+            found = {"judged": self.judging.of(store), "held_out": self.held_out.of(store)}
             self.writer.record(note, found)
         return {
             "bits": sum(BITS[recipe[t.name]] * t.elements for t in inner) / elements,
