@@ -21,7 +21,7 @@ from pocketlm.loading import open_model
 from pocketlm.palettize import damage, palettize, plan, run
 from pocketlm.palettize.allocate import Choice, Item, Rest, allocate
 from pocketlm.palettize.budgets import OF_BITS, Budgets
-from pocketlm.palettize.damage import measure_damages, sample
+from pocketlm.palettize.damage import measure_damages, products, sample
 from pocketlm.palettize.divergence import Divergence
 from pocketlm.palettize.forms import Forms
 from pocketlm.palettize.held_out import hold_out, sequences
@@ -206,6 +206,19 @@ def test_the_end_of_the_text_is_held_out(tmp_path: Path, monkeypatch: pytest.Mon
             hold_out(None, bad)  # type: ignore[arg-type]
 
 
+def test_long_runs_take_fewer_tokens(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, text = open_model(source), [" ".join(f"w{i % 97}" for i in range(5000))]
+    assert [len(ids) for ids in sequences(model, text)] == [256] * 8
+    monkeypatch.setattr("pocketlm.palettize.held_out.MOST_WORK", 32 * products(model.graph) * 1100)
+    assert sum(map(len, sequences(model, text))) == 1024
+    monkeypatch.setattr("pocketlm.palettize.held_out.MOST_WORK", 1)
+    few = sequences(model, text)
+    assert sum(map(len, few)) == 512 and few[1] == sequences(model, text)[1]
+    assert sequences(model, ["w1 w2 w3"]) == [model.tokenizer.encode("w1 w2 w3").ids]
+    with pytest.raises(ParameterError, match="no tokens"):
+        sequences(model, [""])
+
+
 def parts(source: Path) -> tuple[Any, list[Candidate], Forms, Divergence]:
     model = open_model(source)
     known = candidates(model.graph, model.store)
@@ -262,11 +275,10 @@ def test_damages_of_large_models_are_estimated(
         for tensor in known
     }
     exact = measure_damages(model, wanted, forms, divergence, lambda: errors, Notes(), progress=False)
-    products = sum(op.weight.shape[0] * op.weight.shape[1] for op in model.graph.linears())
     sites = {tensor.sites[0].split(".", 2)[-1] for tensor in known}
     # One kind of every tensor, or of one tensor of every site.
     for runs, correlation in ((len(known), 0.98), (1, 0.7)):
-        monkeypatch.setattr(damage, "MOST_WORK", runs * products * divergence.tokens)
+        monkeypatch.setattr(damage, "MOST_WORK", runs * products(model.graph) * divergence.tokens)
         notes = Notes()
         found = measure_damages(model, wanted, forms, divergence, lambda: errors, notes, progress=False)
         assert len(notes) == max(runs, len(sites))

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pocketlm.graph import Graph
 from pocketlm.loading import LoadedModel
 from pocketlm.palettize.divergence import Divergence
 from pocketlm.palettize.forms import Forms
@@ -62,8 +63,7 @@ def measure_damages(
     """
     wanted = {tensor: [kind for kind in kinds if kind != KEEP] for tensor, kinds in wanted.items()}
     runs = [_Run(tensor, kind) for tensor, kinds in wanted.items() for kind in kinds]
-    work = sum(op.weight.shape[0] * op.weight.shape[1] for op in model.graph.linears()) * divergence.tokens
-    most = int(MOST_WORK // max(work, 1))
+    most = int(MOST_WORK // (products(model.graph) * divergence.tokens))
     complete = len(runs) <= most
     if not complete:
         runs = [_Run(tensor, _middle(wanted[tensor])) for tensor in sample([*wanted], most) if wanted[tensor]]
@@ -103,6 +103,11 @@ def measure_damages(
 def _middle(kinds: Sequence[str]) -> str:
     """The kind whose damage is well above rounding, and small enough to add up."""
     return sorted(kinds, key=lambda kind: BITS[kind])[(len(kinds) - 1) // 2]
+
+
+def products(graph: Graph) -> int:
+    """Multiply-adds of a token in the products with weights."""
+    return max(1, sum(op.weight.shape[0] * op.weight.shape[1] for op in graph.linears()))
 
 
 def sample(tensors: Sequence[Candidate], most: int) -> list[Candidate]:

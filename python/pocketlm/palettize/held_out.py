@@ -13,8 +13,11 @@ import numpy as np
 from pocketlm.errors import FileFormatError, ParameterError
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.files import as_path, storage_errors
+from pocketlm.palettize.damage import MOST_WORK, products
 
 TOKENS = 2048  # of all sequences: KL is over whole distributions, so its mean settles early
+_FEWEST = 512  # where a run is so long that more would leave time for few runs
+_RUNS = 32  # some for each site
 LENGTH = 256  # tokens of a sequence
 _LOGIT_BYTES = 256 << 20  # of the source's logits, which are kept
 _END_CHARACTERS = 16 * TOKENS
@@ -67,7 +70,9 @@ def sequences(model: LoadedModel, texts: list[str]) -> list[list[int]]:
         TokenizerError: the model's tokenizer is missing or damaged.
     """
     length = min(LENGTH, model.graph.context_length)
-    count = max(1, min(TOKENS, _LOGIT_BYTES // (4 * model.graph.vocab_size)) // length)
+    runs = int(MOST_WORK // (_RUNS * products(model.graph)))
+    most = min(TOKENS, _LOGIT_BYTES // (4 * model.graph.vocab_size), max(_FEWEST, runs))
+    count = max(1, most // length)
     ids = np.array([token for text in texts for token in model.tokenizer.encode(text).ids], np.int64)
     if not len(ids):
         raise ParameterError("validation: the text has no tokens")
