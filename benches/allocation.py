@@ -23,19 +23,20 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benches import machine
 from pocketlm._core import palettize_tensor
+from pocketlm.kinds import BEST, BITS
 from pocketlm.loading.directory import DirectoryWriter
-from pocketlm.palettize.budgets import OF_BITS, Budgets
+from pocketlm.palettize.budgets import Budgets
 from pocketlm.palettize.divergence import Divergence
 from pocketlm.palettize.held_out import sequences
 from pocketlm.palettize.planner import Planner
-from pocketlm.palettize.recipe import BITS, Candidate, Recipe
+from pocketlm.palettize.recipe import Candidate, Recipe
 from pocketlm.palettize.work import Work
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = (2.5, 3.0, 3.5, 4.0)
 WAYS = ("even", "2 and 4", "free")
 SLICE = 400_000  # characters of training text for each seed
-EVERYTHING = ",".join(map(str, sorted(OF_BITS)))
+EVERYTHING = ",".join(map(str, sorted(BEST)))
 
 
 class Seed:
@@ -99,7 +100,7 @@ class Seed:
 
     def random(self, rng: np.random.Generator) -> Recipe:
         """Kinds drawn in shares that are drawn too."""
-        kinds = sorted(OF_BITS.values(), key=lambda kind: BITS[kind])
+        kinds = sorted(BEST.values(), key=lambda kind: BITS[kind])
         shares = rng.dirichlet(np.ones(len(kinds)))
         recipe = {tensor.name: str(rng.choice(kinds, p=shares)) for tensor in self.work.known}
         # A large embedding would decide alone where its damage is large.
@@ -127,14 +128,14 @@ class Seed:
 
 def even(known: list[Candidate], bits: float) -> Recipe:
     """Without knowledge: the two nearest kinds, spread evenly over the projections in order of execution."""
-    low = max(b for b in OF_BITS if b <= bits)
-    high = min(b for b in OF_BITS if b >= bits)
+    low = max(b for b in BEST if b <= bits)
+    high = min(b for b in BEST if b >= bits)
     recipe = {tensor.name: "p8" for tensor in known if tensor.is_embedding}
     done, spent = 0, 0.0
     for tensor in (t for t in known if not t.is_embedding):
         done += tensor.elements
         fits = spent + high * tensor.elements <= bits * done + 1e-6
-        recipe[tensor.name] = OF_BITS[high if fits else low]
+        recipe[tensor.name] = BEST[high if fits else low]
         spent += (high if fits else low) * tensor.elements
     return {tensor.name: recipe[tensor.name] for tensor in known}
 

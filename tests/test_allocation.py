@@ -17,16 +17,17 @@ from independent.cases import openelm
 from palettizing import QUIET, UP, content, interrupted, names
 from pocketlm._core import palettize_tensor
 from pocketlm.errors import BudgetError, FileFormatError, MissingFileError, ParameterError
+from pocketlm.kinds import BEST, BITS
 from pocketlm.loading import open_model
 from pocketlm.palettize import damage, palettize, plan, run
 from pocketlm.palettize.allocate import Choice, Item, Rest, allocate
-from pocketlm.palettize.budgets import OF_BITS, Budgets
+from pocketlm.palettize.budgets import Budgets
 from pocketlm.palettize.damage import measure_damages, products, sample
 from pocketlm.palettize.divergence import Divergence
 from pocketlm.palettize.forms import Forms
 from pocketlm.palettize.held_out import hold_out, sequences
 from pocketlm.palettize.importance import find_importance
-from pocketlm.palettize.recipe import BITS, KEEP, KINDS, Candidate, candidates, read_recipe
+from pocketlm.palettize.recipe import KEEP, KINDS, Candidate, candidates, read_recipe
 from profiles import quick
 
 TEXT = " ".join(f"w{i * i % 97}" for i in range(900))
@@ -174,10 +175,10 @@ def test_budgets_out_of_range(arguments: dict[str, Any], word: str, source: Path
 
 def test_budgets_by_default() -> None:
     plain = Budgets.of()
-    assert (plain.bits, plain.embedding_bits, plain.kinds) == (4.0, 8, tuple(OF_BITS.values()))
+    assert (plain.bits, plain.embedding_bits, plain.kinds) == (4.0, 8, tuple(BEST.values()))
     assert Budgets.of(size=1000).embedding_bits is Budgets.of(size=1000).bits is None
     assert Budgets.of(bits=3, max_kl=0.1).embedding_bits is None
-    assert Budgets.of(kinds="4, 2").kinds == Budgets.of(kinds=[4, OF_BITS[2]]).kinds == (OF_BITS[2], "p4")
+    assert Budgets.of(kinds="4, 2").kinds == Budgets.of(kinds=[4, BEST[2]]).kinds == (BEST[2], "p4")
     assert Budgets.of(kinds="p4,keep").kinds == ("p4", KEEP)
 
 
@@ -392,7 +393,7 @@ def test_files_keep_to_their_size(source: Path, tmp_path: Path, few: None, text:
     all_bits = palettize(source, tmp_path / "all", bits_all=bits, calibration=text, **QUIET)
     assert 0.9 * bits < all_bits.bits_per_weight_all <= bits
     both = palettize(source, tmp_path / "both", size=size, bits=3, kinds="2,4,8", calibration=text, **QUIET)
-    assert set(both.recipe.values()) <= {OF_BITS[2], "p4", "p8"}
+    assert set(both.recipe.values()) <= {BEST[2], "p4", "p8"}
     projections = [tensor for tensor in both.tensors if tensor.is_projection]
     assert sum(BITS[t.kind] * t.elements for t in projections) <= 3 * sum(t.elements for t in projections)
     with pytest.raises(BudgetError, match="size 1000"):
@@ -493,7 +494,7 @@ def test_the_command_reports_and_writes(
     assert call([*common, "--bits", "3", "--kinds", "2,4", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "would take" in out and "nats a token, predicted" in out and "tokens per second" in out
-    assert set(read_json_kinds(recipe)) == {OF_BITS[2], "p4", "p8"} and not target.exists()
+    assert set(read_json_kinds(recipe)) == {BEST[2], "p4", "p8"} and not target.exists()
     assert call([*common, "--size", "1MB", "--max-kl", "0.5", "--json", "--dry-run"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["measured"]["kl"] <= 0.5 and value["budgets"]["size"] == 1_000_000

@@ -14,7 +14,8 @@ from benches import adapters, allocation, environment, report
 from benches.adapters.base import group, whole
 from benches.results import Results
 
-from pocketlm.palettize.recipe import BITS, Candidate
+from pocketlm.kinds import BITS
+from pocketlm.palettize.recipe import Candidate
 
 SETTINGS = {"threads": 2}
 

@@ -20,8 +20,8 @@ from pocketlm.errors import (
 )
 from pocketlm.families import build_graph
 from pocketlm.graph import Graph
-from pocketlm.kinds import BITS
 from pocketlm.interpret.reference import Reference
+from pocketlm.kinds import BITS
 from pocketlm.loading import open_model
 from pocketlm.palettize import palettize
 from pocketlm.palettize.calibrate import chunks, read_calibration, second_moments

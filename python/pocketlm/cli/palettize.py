@@ -65,8 +65,8 @@ if TYPE_CHECKING:
         "--recipe",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help='Kinds of single tensors, as JSON: {"NAME": "p4", ...}; p2, p2v, p3, p4, p8 or keep. Names may have '
-        "wildcards.",
+        help='Kinds of single tensors, as JSON: {"NAME": "p4", ...}; p2, p2v, p3, p4, p8 or keep. '
+        "Names may have wildcards.",
     ),
     click.option(
         "--recipe-out",

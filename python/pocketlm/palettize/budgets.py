@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from pocketlm.errors import ParameterError
-from pocketlm.palettize.recipe import BITS, KEEP, KINDS
+from pocketlm.kinds import BEST
+from pocketlm.palettize.recipe import KEEP, KINDS
 
-# The kind of so many bits where only bits are asked for: of several, the last is the best.
-OF_BITS: Mapping[int, str] = {bits: kind for kind, bits in BITS.items()}
 DEFAULT_BITS, DEFAULT_EMBEDDING_BITS = 4.0, 8
 
 
@@ -64,14 +63,14 @@ class Budgets:
         _number("max_kl", max_kl, 0, math.inf)
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ParameterError(f"size: must be a number of bytes, not {size!r:.60}")
-        if embedding_bits is not None and (isinstance(embedding_bits, bool) or embedding_bits not in OF_BITS):
-            raise ParameterError(f"embedding_bits: must be {_listed(OF_BITS)}, not {embedding_bits!r:.60}")
+        if embedding_bits is not None and (isinstance(embedding_bits, bool) or embedding_bits not in BEST):
+            raise ParameterError(f"embedding_bits: must be {_listed(BEST)}, not {embedding_bits!r:.60}")
         by_default = False
         if all(limit is None for limit in (bits_all, size, tokens_per_second, max_kl)):
             by_default = bits is None
             bits = DEFAULT_BITS if bits is None else bits
             embedding_bits = DEFAULT_EMBEDDING_BITS if embedding_bits is None else embedding_bits
-        chosen = tuple(OF_BITS.values()) if kinds is None else _kinds(kinds)
+        chosen = tuple(BEST.values()) if kinds is None else _kinds(kinds)
         return cls(bits, bits_all, size, tokens_per_second, max_kl, chosen, embedding_bits, by_default)
 
     @property
@@ -99,10 +98,10 @@ def _kinds(kinds: str | Iterable[Any]) -> tuple[str, ...]:
     found = set()
     for kind in given:
         name = str(kind).strip() if isinstance(kind, str | int) and not isinstance(kind, bool) else ""
-        name = OF_BITS[int(name)] if name.isascii() and name.isdigit() and int(name) in OF_BITS else name
+        name = BEST[int(name)] if name.isascii() and name.isdigit() and int(name) in BEST else name
         if name not in KINDS:
             raise ParameterError(
-                f"kinds: {kind!r:.60} is not one of {', '.join(KINDS)} or of the bits {_listed(OF_BITS)}"
+                f"kinds: {kind!r:.60} is not one of {', '.join(KINDS)} or of the bits {_listed(BEST)}"
             )
         found.add(name)
     if not found - {KEEP}:

@@ -18,11 +18,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from pocketlm.graph import Graph
+from pocketlm.kinds import BITS
 from pocketlm.loading import LoadedModel
 from pocketlm.palettize.divergence import Divergence
 from pocketlm.palettize.forms import Forms
 from pocketlm.palettize.progress import Progress
-from pocketlm.palettize.recipe import BITS, KEEP, Candidate
+from pocketlm.palettize.recipe import KEEP, Candidate
 
 # Multiply-adds of all runs together: some minutes on two cores.
 MOST_WORK = 16e12

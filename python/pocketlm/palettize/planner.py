@@ -8,15 +8,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from pocketlm.errors import BudgetError, ParameterError
+from pocketlm.kinds import BEST, BITS
 from pocketlm.loading import LoadedModel
 from pocketlm.palettize.allocate import Choice, Item, Rest, allocate, check
-from pocketlm.palettize.budgets import OF_BITS, Budgets
+from pocketlm.palettize.budgets import Budgets
 from pocketlm.palettize.damage import Damages, Notes, measure_damages
 from pocketlm.palettize.divergence import Divergence
 from pocketlm.palettize.forms import Forms
 from pocketlm.palettize.importance import Importance
 from pocketlm.palettize.plan import Plan, Planned
-from pocketlm.palettize.recipe import BITS, KEEP, Candidate, Recipe
+from pocketlm.palettize.recipe import KEEP, Candidate, Recipe
 from pocketlm.palettize.relative import layer_count, prior, relative_errors
 from pocketlm.palettize.speed import Speeds, measure_speeds
 from pocketlm.palettize.tensors import file_bytes, outputs, palette_parts
@@ -83,7 +84,7 @@ class Planner:
         if tensor.name in self._fixed:
             return (self._fixed[tensor.name],)
         if tensor.is_embedding and budgets.embedding_bits is not None:
-            return (OF_BITS[budgets.embedding_bits],)
+            return (BEST[budgets.embedding_bits],)
         if self._uniform is not None and not tensor.is_embedding:
             return (self._uniform,)
         return budgets.kinds
@@ -93,9 +94,9 @@ class Planner:
         """The kind of all projections, where the average is that of a kind, nothing else is asked for and
         nothing is known about what each loses."""
         bits, fixed = self._budgets.bits, self._fixed
-        if self._divergence is not None or not self._budgets.only_bits or bits is None or bits not in OF_BITS:
+        if self._divergence is not None or not self._budgets.only_bits or bits is None or bits not in BEST:
             return None
-        kind = OF_BITS[int(bits)]
+        kind = BEST[int(bits)]
         counted = [t for t in self._known if not t.is_embedding and fixed.get(t.name) != KEEP]
         even = self._budgets.by_default or all(BITS[fixed.get(t.name, kind)] == bits for t in counted)
         return kind if even and kind in self._budgets.kinds else None
