@@ -6,7 +6,7 @@ RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
 
-.PHONY: demo test test-rust test-python test-eval test-arm bench lint format docs bundle wheel check-wheel build clean help
+.PHONY: demo test test-rust test-python test-eval test-arm instructions bench lint format docs bundle wheel check-wheel build clean help
 
 demo: $(VENV)/.built ## write a story with the bundled model
 	@$(BIN)/pocketlm generate "Once upon a time, a little fox" --max-tokens 220 --temperature 0.7 --seed 7
@@ -24,6 +24,10 @@ test-eval: $(VENV)/.eval $(VENV)/.built ## the model class of lm-evaluation-harn
 
 test-arm: ## the crates on emulated ARM processors (Debian 12, x86-64; downloads 240 MB once)
 	tools/test-arm.sh
+
+instructions: $(VENV)/.dev ## record the instruction counts that the tests compare with
+	$(BIN)/python -m benches.instructions --record
+	$(BIN)/python -m benches.performance
 
 lint: $(VENV)/.dev $(VENV)/.built ## every lint, as errors
 	cargo fmt --all --check

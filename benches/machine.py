@@ -32,6 +32,15 @@ def describe() -> dict[str, Any]:
     }
 
 
+def read_files(path: Path) -> None:
+    """Reads a file, or all in a directory, so that they are in the page cache afterwards (where they fit)."""
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.is_file():
+            with file.open("rb", buffering=0) as source:
+                while source.read(1 << 24):
+                    pass
+
+
 def read_bandwidth(threads: int, seconds: float = 0.4) -> float:
     """Bytes per second that ``threads`` threads read from memory together."""
     try:

@@ -94,6 +94,7 @@ def parse() -> argparse.Namespace:
         "--only-load", action="store_true", help="only load and give the first token of a prompt of 16"
     )
     parser.add_argument("--again", action="store_true", help="do not use runs that were kept")
+    parser.add_argument("--kept", action="store_true", help="measure nothing: report the runs that were kept")
     parser.add_argument("--no-check", action="store_true", help="do not compare outputs first")
     parser.add_argument("--timeout", type=int, default=3600, help="seconds for one task (3600)")
     parser.add_argument("--out", type=Path, default=ROOT / "benches" / "out")
@@ -126,7 +127,7 @@ def main() -> None:
     for i in range(args.repeats):
         # Forth and back, so that a drift of the machine meets everyone alike.
         for variant in variants if i % 2 == 0 else variants[::-1]:
-            if variant.title in absent or kept.find("run", variant.spec, variant.version, i):
+            if variant.title in absent or args.kept or kept.find("run", variant.spec, variant.version, i):
                 continue
             try:
                 run = kept.add("run", variant.spec, variant.version, variant.measure(seed=i), i)
@@ -140,6 +141,9 @@ def main() -> None:
                 f"bandwidth {low / 1e9:.1f} to {high / 1e9:.1f} GB/s, others' CPU {run['others_cpu']:.0%}",
                 flush=True,
             )
+    for variant in variants:
+        if args.repeats and variant.title not in absent and not kept.runs(variant.spec, variant.version):
+            absent[variant.title] = "no run was kept"
     present = [variant for variant in variants if variant.title not in absent]
     if args.repeats and present:
         publish(args, checkpoint, present, kept, {"checks": checks, "not_run": absent})
@@ -168,7 +172,7 @@ def publish(
     args: argparse.Namespace, checkpoint: Path, variants: list[Variant], kept: Results, more: dict[str, Any]
 ) -> None:
     """Writes the JSON and the picture, prints the tables."""
-    results = {v.title: runs for v in variants if (runs := kept.runs(v.spec, v.version)[: args.repeats])}
+    results = {v.title: kept.runs(v.spec, v.version)[: args.repeats] for v in variants}
     stem = f"peers-{checkpoint.name}{'-load' if args.only_load else ''}"
     values = {
         "shape": args.shape, "arguments": vars(args) | {"out": ""}, "machine": machine.describe(),

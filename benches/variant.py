@@ -92,6 +92,7 @@ class Variant:
             CannotRunError: it failed.
         """
         args, threads = self.args, self.args.threads
+        machine.read_files(Path(self.model))
         before = machine.read_bandwidth(threads)
         clock, own = machine.Clock.now(), os.times()
         figures = self.task(
@@ -109,10 +110,12 @@ class Variant:
         spent = used.children_user + used.children_system - own.children_user - own.children_system
         others = clock.others(spent)
         after = machine.read_bandwidth(threads)
+        run = {"figures": figures, "bandwidth": [before, after], "others_cpu": others, "at": time.time()}
         per_token = figures.pop("bytes_per_token", None)
         if per_token and "decode" in figures:
             figures["bandwidth_share"] = figures["decode"] * per_token / max(before, after)
-        return {"figures": figures, "bandwidth": [before, after], "others_cpu": others, "at": time.time()}
+            run["bytes_per_token"] = per_token
+        return run
 
     def task(self, do: str, program: Path | None = None, **fields: Any) -> dict[str, Any]:
         """Runs the worker in the runtime's environment, or in that of ``program``."""

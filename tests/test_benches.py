@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benches import adapters, allocation, environment, report
+
+from benches import adapters, allocation, environment, performance, report
 from benches.adapters.base import group, whole
+from benches.adapters.worker import rate
 from benches.results import Results
 
 from pocketlm.kinds import BITS
@@ -146,3 +148,49 @@ def test_allocations_are_summed_up() -> None:
         assert row["kl_se"] == pytest.approx(shares[row["way"]] / 3**0.5)
     assert "| 3.5 | free | 3.500 | 2.0000 ± 0.5774 | 1.00 ± 0.00 |" in allocation.table(found)
     assert "±" not in allocation.table(allocation.summary(seeds[:1]))
+
+
+def test_tokens_that_came_with_the_first_do_not_count_as_decoded() -> None:
+    assert rate([1.0, 2.0, 3.0]) == 1.0
+    assert rate([2.0, 2.0, 3.0]) == 1.0  # two tokens in the first piece of text, then one a second
+    assert rate([1.0, 3.0, 3.0]) == 1.0  # two together at the end
+    assert rate([1.0]) == rate([1.0, 1.0]) == 0.0
+
+
+def comparison() -> dict[str, Any]:
+    def measured(decode: float, per_token: int) -> dict[str, Any]:
+        values = run(0, 0.0, decode=decode) | {"bandwidth": [1e9, 2e9], "others_cpu": 0.25}
+        return values | {"date": "2026-01-02 03:04"} | ({"bytes_per_token": per_token} if per_token else {})
+
+    return {
+        "shape": "llama-tiny",
+        "arguments": {"threads": 2, "only_load": False},
+        "machine": {"processor": "P", "cores": 2, "instruction_sets": ["avx2"]},
+        "results": {"pocketlm 4": [measured(100.0, 10**7)], "other": [measured(50.0, 0)]},
+        "versions": {"pocketlm 4": "1", "other": "2"},
+        "not_run": {"third": "failed"},
+    }
+
+
+def test_the_page_says_what_was_measured_and_under_what() -> None:
+    text = performance.section(comparison())
+    assert "median 1.5 GB/s (1.0 to 2.0). Other processes took at most 25%" in text
+    assert "rounds: 1; 2026-01-02." in text
+    assert "| pocketlm 4 : other | 2.00 (2.00 to 2.00) |" in text
+    # 10 MB at 2 GB/s take 5 ms, of the 10 that a token took; the other runtime does not say what it reads.
+    assert "| pocketlm 4 | 10 | 5.00 | 10.00 | 5.00 | 50% |" in text
+    assert "Versions: pocketlm 4: 1; other: 2." in text
+    assert text.endswith("Not run: third (failed).")
+
+
+def test_only_what_stands_between_marks_is_replaced() -> None:
+    page = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
+    once = performance.filled(page, {"x": r"new \1"})
+    assert once == "a\n<!-- x -->\n\nnew \\1\n\n<!-- /x -->\nb\n"
+    assert performance.filled(once, {"x": r"new \1"}) == once
+    with pytest.raises(ValueError, match="no marks for 'y'"):
+        performance.filled(page, {"y": ""})
+
+
+def test_recorded_instructions_stand_on_the_page() -> None:
+    assert performance.counted() in performance.PAGE.read_text()

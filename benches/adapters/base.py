@@ -29,6 +29,7 @@ class Adapter(abc.ABC):
         converts_in: the adapter in whose environment ``convert`` runs, if not its own.
         has_logits: whether ``logits`` works. Where it does not, greedy tokens are compared instead.
         has_batches: whether ``batch`` works.
+        rows: how many texts ``batch`` will be given at most, set before ``load``.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Adapter(abc.ABC):
     converts_in: str = ""
     has_logits: bool = True
     has_batches: bool = False
+    rows: int = 1
 
     @abc.abstractmethod
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:

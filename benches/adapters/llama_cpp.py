@@ -42,7 +42,7 @@ class Peer(Adapter):
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:
         base, path = target / "F16.gguf", target / f"{variant}.gguf"
-        if not base.exists():
+        if not path.exists() and not base.exists():
             from benches.adapters import gguf_file
 
             partial = target / "F16.partial"

@@ -37,8 +37,8 @@ class Peer(Adapter):
     def load(self, path: Path, threads: int, context: int) -> None:
         import pocketlm
 
-        # Room for a batch of 8 of short prompts, however short the context.
-        room = max(2 * context, 8 * 512)
+        # As much as the others have for one text, and what short prompts of a batch need.
+        room = max(context, 512 * self.rows if self.rows > 1 else 0)
         self.model = pocketlm.load(path, threads=threads, context=context, cache_tokens=room)
 
     def generate(self, ids: Sequence[int], count: int) -> tuple[list[int], list[float]]:

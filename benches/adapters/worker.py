@@ -45,6 +45,15 @@ def prompts(task: dict[str, Any]) -> Any:
     return lambda count: [draw.randrange(3, task["vocab"] - 256) for _ in range(count)]
 
 
+def rate(times: Sequence[float]) -> float:
+    """Tokens per second after those that came first, from the time at which each came.
+
+    Tokens that came together with the first are left out: the wait for them was before it.
+    """
+    later = sum(time > times[0] for time in times)
+    return later / (times[-1] - times[0]) if later else 0.0
+
+
 def generate(peer: Adapter, task: dict[str, Any], ids: Sequence[int], count: int) -> tuple[float, float]:
     """Seconds to the first token, and tokens per second after it."""
     start = time.perf_counter()
@@ -53,7 +62,7 @@ def generate(peer: Adapter, task: dict[str, Any], ids: Sequence[int], count: int
         raise RuntimeError(
             f"{peer.title}: {len(tokens)} of {count} tokens, or tokens outside of the vocabulary"
         )
-    return times[0] - start, (count - 1) / (times[-1] - times[0]) if count > 1 else 0.0
+    return times[0] - start, rate(times)
 
 
 def steady(peer: Adapter, task: dict[str, Any], prompt: Any, length: int, count: int) -> tuple[float, float]:
@@ -69,6 +78,7 @@ def measure(peer: Adapter, task: dict[str, Any]) -> dict[str, float]:
     """All figures of one variant."""
     prompt, count = prompts(task), task["generate"]
     path = Path(task["model"])
+    peer.rows = max(task["batches"], default=1)
     start = time.perf_counter()
     peer.load(path, task["threads"], task["context"])
     loaded = time.perf_counter()
@@ -76,7 +86,8 @@ def measure(peer: Adapter, task: dict[str, Any]) -> dict[str, float]:
     result = {"load_seconds": loaded - start, "load_to_first_token_seconds": loaded - start + first}
     if task["only_load"]:
         return result | {"peak_bytes": peak_memory(), "file_bytes": size(path)}
-    generate(peer, task, prompt(32), WARM_UP)
+    # What is compiled or allocated for such lengths is not counted.
+    generate(peer, task, prompt(task["prompts"][0]), WARM_UP)
     for length in task["prompts"]:
         result[f"prefill_{length}"] = length / steady(peer, task, prompt, length, 1)[0]
     result["ttft_seconds"] = task["prompts"][0] / result[f"prefill_{task['prompts'][0]}"]

@@ -1,0 +1,224 @@
+"""Counts the instructions of small fixed pieces of decoding, and compares them with recorded counts.
+
+    python -m benches.instructions [--record] [--arm]
+
+Prints instructions per 64-byte line of codes for every kind and instruction set, and what differs from
+``tests/instructions.json`` by more than 2 %. Counts do not depend on who else uses the machine, so a test may
+compare them; they are no times, and say nothing of memory. The pieces are those of
+``rust/engine/examples/instruction_work.rs``. NEON's are counted under qemu, an instruction at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benches.report import table
+from benches.singlestep import CannotCountError, Process
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / "tests" / "instructions.json"
+TOLERANCE = 0.02
+EXAMPLE = ["build", "--release", "--quiet", "-p", "pocketlm-engine", "--example", "instruction_work"]
+ARM = str(ROOT / "tools" / "arm.sh")
+ARM_LEVELS = {"neon": "cortex-a72", "neon-dotprod": "neoverse-n1"}  # and a processor that has no more
+PC = re.compile(rb"^Trace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/")
+
+Counts = dict[str, int]  # by name of the piece
+Lines = dict[str, int]  # 64-byte lines of codes that it reads
+
+
+def build() -> Path:
+    """Compiles the pieces for this machine.
+
+    Raises:
+        CannotCountError: there is no cargo.
+    """
+    try:
+        subprocess.run(["cargo", *EXAMPLE], cwd=ROOT, check=True)
+    except FileNotFoundError:
+        raise CannotCountError("there is no cargo") from None
+    target = os.environ.get("CARGO_TARGET_DIR", "target")
+    return ROOT / target / "release" / "examples" / "instruction_work"
+
+
+def compiler(prefix: Sequence[str] = ()) -> str:
+    """The compiler's version, on which counts depend."""
+    command = [*prefix, "sh", "-c", "${RUSTC:-rustc} --version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def levels(program: Path) -> list[str]:
+    """This machine's instruction sets that have vectors, by the names of ``POCKETLM_ISA``."""
+    done = subprocess.run([program, "--levels"], capture_output=True, text=True, check=True)
+    return [name for name in done.stdout.split() if name != "scalar"]
+
+
+def _describe(output: str) -> tuple[int, Lines]:
+    """The address of the function that every piece runs in, and the pieces in order."""
+    address, lines = 0, {}
+    for line in output.splitlines():
+        word, _, rest = line.partition(" ")
+        if word == "counted":
+            address = int(rest, 16)
+        elif word == "work":
+            count, _, name = rest.partition(" ")
+            lines[name] = int(count)
+    return address, lines
+
+
+def _paired(names: Lines, counts: list[int]) -> tuple[Counts, Lines]:
+    if len(names) != len(counts):
+        raise RuntimeError(f"{len(counts)} of {len(names)} pieces were counted")
+    return dict(zip(names, counts, strict=True)), names
+
+
+def count(program: Path, level: str) -> tuple[Counts, Lines]:
+    """Instructions of every piece, at a level of this machine.
+
+    Raises:
+        CannotCountError: single steps are not possible here.
+    """
+    variables = os.environ | {"POCKETLM_ISA": level}
+    with Process([program], variables) as process:
+        # Where the function lies, which is the same in the next run.
+        address, _ = _describe(process.finish())
+    counts: list[int] = []
+    with Process([program], variables) as process:
+        while process.run_to(address):
+            counts.append(process.count_call())
+        return _paired(_describe(process.finish())[1], counts)
+
+
+def _calls(trace: Iterator[bytes], wanted: int) -> list[int]:
+    """Instructions of every call of the function at ``wanted``, from a trace with a line for each
+    instruction of four bytes."""
+    counts: list[int] = []
+    before, end = 0, None
+    for line in trace:
+        if (found := PC.match(line)) is None:
+            continue
+        at = int(found[1], 16)
+        if end is None and at == wanted:
+            end = before + 4  # behind the call
+            counts.append(0)
+        elif at == end:
+            end = None
+        if end is not None:
+            counts[-1] += 1
+        before = at
+    return counts
+
+
+def count_arm(level: str) -> tuple[Counts, Lines]:
+    """The same for a level of ARM, under qemu, with the compiler and libraries of ``tools/arm.sh``.
+
+    Raises:
+        CannotCountError: they cannot be installed here, or the program fails.
+    """
+    target = "aarch64-unknown-linux-gnu"
+    program = ROOT / "target" / "arm64" / target / "release" / "examples" / "instruction_work"
+    try:
+        subprocess.run([ARM, "cargo", *EXAMPLE, "--target", target], cwd=ROOT, check=True)
+    except subprocess.CalledProcessError as error:
+        raise CannotCountError(f"tools/arm.sh failed ({error.returncode})") from None
+    run = f"exec $EMULATOR {{}} {shlex.quote(str(program))}"
+    variables = os.environ | {"POCKETLM_ISA": level, "QEMU_CPU": ARM_LEVELS[level]}
+    plain = subprocess.run(
+        [ARM, "sh", "-c", run.format("")], env=variables, capture_output=True, text=True, check=True
+    )
+    address, lines = _describe(plain.stdout)
+    command = [ARM, "sh", "-c", run.format("-singlestep -d exec,nochain")]
+    with subprocess.Popen(
+        command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr
+        counts = _calls(iter(process.stderr), address)
+    return _paired(lines, counts)
+
+
+def per_line(counts: Counts, lines: Lines) -> dict[str, float]:
+    """Instructions per 64-byte line of codes in the inner loop, by kind and rows: the difference of two
+    widths."""
+    result: dict[str, float] = {}
+    names = [name for name in counts if " cols=" in name]
+    for narrow, wide in zip(names[::2], names[1::2], strict=True):
+        result[narrow.split(" cols=")[0]] = (counts[wide] - counts[narrow]) / (lines[wide] - lines[narrow])
+    return result
+
+
+def differences(found: Counts, recorded: Counts) -> list[str]:
+    """What differs by more than the tolerance, or is on one side only, in words."""
+    result = [f"{name}: not recorded" for name in found if name not in recorded]
+    gone = (name for name in recorded if name not in found)
+    result += [f"{name}: recorded, but no piece of work has that name" for name in gone]
+    for name in found:
+        here, known = found[name], recorded.get(name, found[name])
+        if abs(here - known) > TOLERANCE * known:
+            result.append(f"{name}: {here:,} instructions, recorded {known:,} ({here / known - 1:+.1%})")
+    return result
+
+
+def rates_table(levels: dict[str, Counts], lines: Lines) -> str:
+    """Markdown: instructions per line by piece and level, then those of the step."""
+    rates = {level: per_line(counts, lines) for level, counts in levels.items()}
+    pieces = next(iter(rates.values()))
+    rows = [[name, *(f"{found[name]:.2f}" for found in rates.values())] for name in pieces]
+    step = ["decode step, in all", *(f"{counts['decode step']:,}" for counts in levels.values())]
+    return table(["instructions per 64-byte line", *levels], [*rows, step])
+
+
+def main() -> None:
+    """Counts, prints, and records or compares."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--record", action="store_true", help=f"write {RECORD.relative_to(ROOT)} anew")
+    parser.add_argument(
+        "--arm", action="store_true", help="count NEON's too (Debian 12 on x86-64; see tools/arm.sh)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the counts as a record and nothing else")
+    args = parser.parse_args()
+    program = build()
+    found: dict[str, dict[str, Any]] = {}
+    lines: Lines = {}
+    for level in levels(program):
+        counts, lines = count(program, level)
+        found[level] = {"compiler": compiler(), "counts": counts}
+    for level in ARM_LEVELS if args.arm else ():
+        counts, lines = count_arm(level)
+        found[level] = {"compiler": compiler([ARM]), "counts": counts}
+    if args.json:
+        print(json.dumps({"lines": lines, "levels": found}))
+        return
+    print(rates_table({level: values["counts"] for level, values in found.items()}, lines) + "\n")
+    recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {"levels": {}}
+    if args.record:
+        kept = {"lines": lines, "levels": recorded["levels"] | found}  # another machine's levels stay
+        RECORD.write_text(json.dumps(kept, indent=1) + "\n")
+        print(f"{RECORD.relative_to(ROOT)}: {', '.join(found)} recorded")
+        return
+    said = []
+    for level, values in found.items():
+        known = recorded["levels"].get(level, {"compiler": "nothing", "counts": {}})
+        if known["compiler"] != values["compiler"]:
+            said.append(f"{level}: recorded with {known['compiler']}, now {values['compiler']}")
+        said += [f"{level}: {text}" for text in differences(values["counts"], known["counts"])]
+    print("\n".join(said) or f"no piece differs from {RECORD.name} by more than {TOLERANCE:.0%}")
+    sys.exit(bool(said))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except CannotCountError as error:
+        sys.exit(f"instructions cannot be counted: {error}")

@@ -1,0 +1,93 @@
+//! Small fixed pieces of decoding, for whoever counts their instructions (`benches/instructions.py`): one row and four rows
+//! times one tile of every kind, and one whole step of a tiny model on one thread, at the level of `POCKETLM_ISA`.
+//!
+//! Prints `level NAME`, the address of the function that every piece runs in as `counted ADDRESS`, and before each piece
+//! `work LINES NAME`, where LINES are the 64-byte lines of codes that it reads (0 for the step). With `--levels` it prints
+//! the levels of this machine instead.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use pocketlm_engine::store::Kind;
+use pocketlm_engine::{Engine, EngineOptions, Logits, Sampler, SamplingParams, StepItem};
+use pocketlm_kernels::registry::{KernelFn, Op, find};
+use pocketlm_kernels::{Level, Palette, QuantBuffer, Scratch, TILE, level};
+use random_model::{Shape, model};
+
+mod random_model;
+
+/// Two widths: the difference between them is that of the inner loop alone.
+const COLS: [usize; 2] = [512, 1024];
+/// Tokens in the cache before the step that is counted: more than one block, the last one part filled.
+const CONTEXT: usize = 100;
+
+/// The piece of work. Its call and its return are what the counter looks for, so it is never inlined.
+#[inline(never)]
+fn counted(work: &mut dyn FnMut()) {
+    work();
+}
+
+fn product(kind: Kind, variant: &str, rows: usize, cols: usize, level: Level) -> Result<(), Box<dyn Error>> {
+    let row = find(Op::MatmulPalette, kind.name(), variant, level).ok_or("the registry has a gap")?;
+    let KernelFn::MatmulPalette(kernel) = row.func else { return Err("not a product".into()) };
+    let codes = vec![0u8; kind.code_bytes(TILE, cols)?];
+    let (codebook, scale) = (vec![1i8; kind.codebook_len()], vec![0x2c00u16; TILE]);
+    let weights = Palette::new(kind, TILE, cols, &codes, &codebook, &scale)?;
+    let mut buffer = QuantBuffer::new(rows, cols)?;
+    let mut view = buffer.as_rows_mut();
+    for i in 0..rows {
+        view.row_mut(i).ok_or("no such row")?.values.fill(1);
+    }
+    let (acts, mut scratch, mut out) = (buffer.as_rows(), Scratch::new(), vec![0f32; rows * TILE]);
+    println!("work {} {} rows={rows} cols={cols}", codes.len() / 64, kind.name());
+    // SAFETY: the level is that of this process, so available, and all lengths follow from the shapes above.
+    counted(&mut || unsafe { kernel(&weights, &acts, 0..1, &mut scratch, &mut out) });
+    Ok(())
+}
+
+fn step() -> Result<(), Box<dyn Error>> {
+    let (graph, store) = model(&Shape {
+        width: 256,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 64,
+        ffn: 256,
+        vocab: 256,
+        layers: 1,
+        linear: Kind::P4,
+        embed: Kind::P4,
+    })?;
+    let options = EngineOptions { threads: Some(1), cache_tokens: 128, max_rows: 32, ..Default::default() };
+    let engine = Engine::new(graph, Arc::new(store), &options)?;
+    let sequence = engine.sequence()?;
+    let prompt: Vec<u32> = (0..CONTEXT as u32).collect();
+    for chunk in prompt.chunks(engine.max_rows()) {
+        engine.step(&mut [StepItem::new(&sequence, chunk, None, Logits::None)])?;
+    }
+    let mut sampler = Sampler::new(SamplingParams { temperature: 0.0, ..Default::default() }, &[])?;
+    let mut one =
+        |token: u32| engine.step(&mut [StepItem::new(&sequence, &[token], Some(&mut sampler), Logits::None)]);
+    one(7)?; // what a first step allocates is there afterwards
+    let mut result = Ok(());
+    println!("work 0 decode step");
+    counted(&mut || result = one(8));
+    Ok(result?)
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    if std::env::args().any(|argument| argument == "--levels") {
+        Level::available().iter().for_each(|level| println!("{level}"));
+        return Ok(());
+    }
+    let level = level()?;
+    println!("level {level}");
+    println!("counted {:#x}", counted as *const () as usize);
+    for kind in Kind::ALL {
+        for (variant, rows) in [("1", 1), ("2-16", 4)] {
+            for cols in COLS {
+                product(kind, variant, rows, cols, level)?;
+            }
+        }
+    }
+    step()
+}
