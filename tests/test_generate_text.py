@@ -104,6 +104,14 @@ def test_leading_space_is_kept_after_a_prompt() -> None:
     assert decoder(WORDS).push(word) == "time"
 
 
+def test_a_space_written_as_a_byte_is_lost_at_the_beginning_as_any_other() -> None:
+    space, a = WORDS.token_to_id("<0x20>"), WORDS.token_to_id("▁a")
+    for ids, text in (([space], ""), ([space, space], " "), ([space, a], " a"), ([a, space, a], "a  a")):
+        detokenizer = decoder(WORDS)
+        assert "".join(detokenizer.push(i) for i in ids) + detokenizer.flush() == text
+        assert WORDS.decode(ids, skip_special_tokens=False) == text
+
+
 def test_skipped_tokens_do_not_make_the_next_word_the_first() -> None:
     a, special = WORDS.token_to_id("▁a"), WORDS.token_to_id("</s>")
     detokenizer = decoder(WORDS, skip=frozenset([special]))

@@ -50,7 +50,10 @@ class Detokenizer:
         if token in self._skip:
             return ""
         if token in self._bytes:
+            first = not self._ids and not self._run
             self._run = [*self._run[-3:], token]
+            if first and self._bytes[token] < 0x80:
+                return self._decode(self._run)  # a space may be one that a text's beginning loses
             return self._utf8.decode(bytes([self._bytes[token]]))
         before = self._end_run()
         self._ids.append(token)
