@@ -40,6 +40,7 @@ def load(
     check_values: bool = True,
     draft: str | PathLike[str] | LM | None = None,
     prewarm: bool = False,
+    adapter: Literal["recovery"] | None = "recovery",
 ) -> LM:
     """Opens a model and makes it ready to use.
 
@@ -62,11 +63,13 @@ def load(
             keeps its own memory) that guesses tokens for this one to check. It changes the speed, never the
             text. Where it does not pay it is not asked.
         prewarm: do now what the first request would wait for (see :meth:`LM.prewarm`).
+        adapter: ``"recovery"`` attaches the accuracy-recovery adapter in the model's directory
+            ``adapters/recovery``, if there is one; ``None`` leaves it out.
 
     Raises:
-        MissingFileError, FileFormatError, ConfigError, WeightError, TokenizerError: the model cannot be used;
-            the message names the file. A tokenizer of more than 4 MB is read, and so checked, when it is
-            first needed.
+        MissingFileError, FileFormatError, ConfigError, WeightError, AdapterError, TokenizerError: the model
+            cannot be used; the message names the file. A tokenizer of more than 4 MB is read, and so checked,
+            when it is first needed.
         ParameterError: an argument is out of range, or the draft model has another tokenizer.
         MemoryLimitError: ``max_memory``, or the machine's memory, would be exceeded.
     """
@@ -87,7 +90,10 @@ def load(
     if path_or_id is None and not BUNDLED.is_dir():
         raise MissingFileError(f"{BUNDLED}: the bundled model is not part of this installation; name a model")
     model = open_model(
-        BUNDLED if path_or_id is None else path_or_id, revision=revision, check_values=check_values
+        BUNDLED if path_or_id is None else path_or_id,
+        revision=revision,
+        check_values=check_values,
+        adapter=adapter,
     )
     most = model.graph.context_length
     if context is not None and context > most:

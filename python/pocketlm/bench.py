@@ -35,6 +35,8 @@ class Bench:
         read_bandwidth_bytes_per_second: the larger of two measurements, before and after.
         threads, isa: threads and instruction set in use.
         kv_dtype: how the cache stores keys and values.
+        bits_per_weight_projections, bits_per_weight_all: as ``pocketlm inspect`` counts.
+        adapter_bytes: of the attached recovery adapter, which every step reads.
     """
 
     load_seconds: float
@@ -52,6 +54,9 @@ class Bench:
     context: int
     batch: int
     kv_dtype: str
+    bits_per_weight_projections: float
+    bits_per_weight_all: float
+    adapter_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -69,6 +74,7 @@ def run_bench(
     threads: int | None = None,
     precise: bool = False,
     kv_dtype: Literal["f16", "int8"] = "f16",
+    adapter: Literal["recovery"] | None = "recovery",
 ) -> Bench:
     """Loads ``model`` and measures it on random tokens; ``prompt`` is 512 where the context has room for
     that. Nothing is guessed unless asked for: greedy texts after random tokens repeat themselves more than
@@ -92,6 +98,7 @@ def run_bench(
             kv_dtype=kv_dtype,
             context=longest if longest > DEFAULT_CONTEXT else None,
             cache_tokens=cache,
+            adapter=adapter,
         )
     except ParameterError as error:
         if not str(error).startswith("context:"):
@@ -115,7 +122,7 @@ def run_bench(
             lm.generate(beginnings, max_tokens=1, temperature=0, ignore_eos=True)
         decode = _run(lm, beginnings, generate + 1, num_speculative_tokens, from_first=True)
         after = measure_bandwidth(lm.engine.threads)
-        weight_bytes = lm.engine.weight_bytes_per_token
+        weight_bytes, info = lm.engine.weight_bytes_per_token, lm.info
         return Bench(
             load_seconds=load_seconds,
             ttft_seconds=ttft,
@@ -132,6 +139,9 @@ def run_bench(
             context=context,
             batch=batch,
             kv_dtype=kv_dtype,
+            bits_per_weight_projections=info.bits_per_weight_projections,
+            bits_per_weight_all=info.bits_per_weight_all,
+            adapter_bytes=info.adapter_bytes,
         )
 
 

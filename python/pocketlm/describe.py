@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pocketlm.adapters.attach import is_adapter
 from pocketlm.graph import Graph
 
 
@@ -50,10 +51,12 @@ class Description:
     Attributes:
         model_type: its family.
         vocab_size, context_length: logits, and positions that it was made for.
-        parameters: numbers in all tensors that it reads.
+        parameters: numbers in all tensors that it reads, but those of adapters.
         bits_per_weight_projections: 8 * bytes / parameters of the projections inside the layers.
-        bits_per_weight_all: the same of everything: embeddings, norms, head, codebooks and scales.
+        bits_per_weight_all: the same of everything: embeddings, norms, head, codebooks and scales, and the
+            bytes of adapters too.
         bytes: of everything.
+        adapter_parameters, adapter_bytes: numbers in the attached adapter's tensors, and their bytes.
         tensors: every tensor, in order of use.
     """
 
@@ -64,6 +67,8 @@ class Description:
     bits_per_weight_projections: float
     bits_per_weight_all: float
     bytes: int
+    adapter_parameters: int
+    adapter_bytes: int
     tensors: tuple[Tensor, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,20 +84,26 @@ def describe(graph: Graph, store: _Store) -> Description:
         if name in present:
             info: _TensorInfo = store.info(name)
             tensors.append(Tensor(name, info.kind, tuple(info.shape), info.bits, info.bytes))
-    inner = {op.weight.name for op in graph.linears() if op.name.startswith("layers.")}
+    added = {op.weight.name for op in graph.linears() if is_adapter(op)}
+    inner = {op.weight.name for op in graph.linears() if op.name.startswith("layers.")} - added
     projections = [t for t in tensors if t.name in inner]
+    adapter = [t for t in tensors if t.name in added]
+    base = [t for t in tensors if t.name not in added]
     return Description(
         model_type=graph.model_type,
         vocab_size=graph.vocab_size,
         context_length=graph.context_length,
-        parameters=sum(t.parameters for t in tensors),
-        bits_per_weight_projections=_bits(projections),
-        bits_per_weight_all=_bits(tensors),
+        parameters=sum(t.parameters for t in base),
+        bits_per_weight_projections=_bits(projections, projections),
+        bits_per_weight_all=_bits(tensors, base),
         bytes=sum(t.bytes for t in tensors),
+        adapter_parameters=sum(t.parameters for t in adapter),
+        adapter_bytes=sum(t.bytes for t in adapter),
         tensors=tuple(tensors),
     )
 
 
-def _bits(tensors: list[Tensor]) -> float:
-    parameters = sum(t.parameters for t in tensors)
-    return 8 * sum(t.bytes for t in tensors) / parameters if parameters else 0.0
+def _bits(stored: list[Tensor], weights: list[Tensor]) -> float:
+    """Stored bits for each weight."""
+    parameters = sum(t.parameters for t in weights)
+    return 8 * sum(t.bytes for t in stored) / parameters if parameters else 0.0

@@ -9,6 +9,7 @@ in its message and carries a stable ``code`` for programs::
     ├── StorageError           a read-only or full disk                 (also OSError)
     ├── ConfigError            a config.json that cannot be honoured    (also ValueError)
     ├── WeightError            a tensor missing, or of wrong shape, type or value  (also ValueError)
+    ├── AdapterError           an adapter that does not fit its model   (also ValueError)
     ├── TokenizerError         a tokenizer missing or not of this model (also ValueError)
     ├── TemplateError          a chat template that fails               (also ValueError)
     ├── ParameterError         an argument out of its range             (also ValueError)
@@ -56,6 +57,12 @@ class WeightError(PocketlmError, ValueError):
     """A tensor is missing, or its shape, dtype or values do not fit the model."""
 
     code = "weight"
+
+
+class AdapterError(PocketlmError, ValueError):
+    """An adapter is malformed or does not fit the model. The message names file and target."""
+
+    code = "adapter"
 
 
 class TokenizerError(PocketlmError, ValueError):

@@ -6,7 +6,16 @@ from typing import Literal
 
 import click
 
-from pocketlm.cli.common import human, json_option, kv_option, options, print_json, threads_option
+from pocketlm.cli.common import (
+    adapter_of,
+    human,
+    json_option,
+    kv_option,
+    options,
+    print_json,
+    recovery_option,
+    threads_option,
+)
 
 
 @click.command(short_help="Measure how fast a model runs here.")
@@ -52,6 +61,7 @@ from pocketlm.cli.common import human, json_option, kv_option, options, print_js
     ),
     threads_option,
     kv_option,
+    recovery_option,
     click.option("--precise", is_flag=True, help="Do not round activations to 8 bits."),
     json_option,
 )
@@ -64,6 +74,7 @@ def command(
     guesses: int,
     threads: int | None,
     precise: bool,
+    no_recovery: bool,
     kv_dtype: Literal["f16", "int8"],
     as_json: bool,
 ) -> None:
@@ -89,6 +100,7 @@ def command(
         threads=threads,
         precise=precise,
         kv_dtype=kv_dtype,
+        adapter=adapter_of(no_recovery),
     )
     if as_json:
         print_json(found.to_dict())
@@ -106,6 +118,12 @@ def command(
     )
     click.echo(
         f"memory reads         {human(found.read_bandwidth_bytes_per_second)}/s here; decode uses {share:.0%}"
+    )
+    if found.adapter_bytes:
+        click.echo(f"recovery adapter     {human(found.adapter_bytes)} of them")
+    click.echo(
+        f"bits per weight      {found.bits_per_weight_projections:.3f} of the projections, "
+        f"{found.bits_per_weight_all:.3f} of everything"
     )
     click.echo(f"peak memory          {human(found.peak_memory_bytes)}")
     click.echo(f"threads, kernels     {found.threads}, {found.isa}; cache {found.kv_dtype}")

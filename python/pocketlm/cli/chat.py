@@ -45,6 +45,7 @@ def command(
     context: int | None,
     max_memory: int | None,
     precise: bool,
+    no_recovery: bool,
     kv_dtype: str,
     as_json: bool,
     **sampling: Any,
@@ -68,6 +69,7 @@ def command(
         max_memory=max_memory,
         precise=precise,
         kv_dtype=kv_dtype,
+        no_recovery=no_recovery,
     )
     with lm, lm.session(instructions, **chosen(sampling)) as session:
         if as_json:

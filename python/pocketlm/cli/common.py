@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -31,6 +31,19 @@ class Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
+class Tokens(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number of tokens, with or without a unit: 500k, 1.5M."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number of tokens."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([km]?)", str(value).strip().lower())
+        if match is None:
+            self.fail(f"{value!r} is not a number of tokens such as 500k or 1.5M", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2]])
+
+
 def options(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
     """Several decorators as one, in the order in which they are to be listed."""
 
@@ -52,9 +65,13 @@ kv_option = click.option(
     show_default=True,
     help="How past tokens are kept: int8 takes about half the memory.",
 )
+recovery_option = click.option(
+    "--no-recovery", is_flag=True, help="Leave out the model's accuracy-recovery adapter."
+)
 runtime_options = options(
     threads_option,
     kv_option,
+    recovery_option,
     click.option(
         "--context", type=click.IntRange(1), metavar="N", help="Most tokens of prompt and answer together."
     ),
@@ -100,11 +117,17 @@ sampling_options = options(
 )
 
 
-def open_model(model: str | None, **settings: Any) -> LM:
+def adapter_of(no_recovery: bool) -> Literal["recovery"] | None:
+    """What ``--no-recovery`` stands for among the arguments of :func:`pocketlm.load`."""
+    return None if no_recovery else "recovery"
+
+
+def open_model(model: str | None, *, no_recovery: bool = False, **settings: Any) -> LM:
     """Loads a model; ``None`` is the bundled one."""
     from pocketlm.assemble import load
 
-    return load(model, **{key: value for key, value in settings.items() if value is not None})
+    given = {key: value for key, value in settings.items() if value is not None}
+    return load(model, adapter=adapter_of(no_recovery), **given)
 
 
 def chosen(values: dict[str, Any]) -> dict[str, Any]:

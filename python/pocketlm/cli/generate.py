@@ -48,6 +48,7 @@ def command(
     context: int | None,
     max_memory: int | None,
     precise: bool,
+    no_recovery: bool,
     kv_dtype: str,
     **sampling: Any,
 ) -> None:
@@ -81,6 +82,7 @@ def command(
         max_memory=max_memory,
         precise=precise,
         kv_dtype=kv_dtype,
+        no_recovery=no_recovery,
         draft=draft,
     )
     with lm:

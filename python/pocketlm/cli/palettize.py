@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pocketlm.cli.common import Bytes, human, json_option, options, print_json, threads_option
+from pocketlm.cli.common import Bytes, Tokens, human, json_option, options, print_json, threads_option
 
 if TYPE_CHECKING:
     from pocketlm.palettize import Plan, Report
@@ -74,6 +74,33 @@ if TYPE_CHECKING:
         metavar="FILE",
         help="Write the recipe with what each choice costs, to read, to edit and to apply.",
     ),
+    click.option(
+        "--recover",
+        default=0,
+        type=click.IntRange(0),
+        metavar="R",
+        help="Add an adapter of average rank R that restores accuracy, such as 16; needs --calibration.",
+    ),
+    click.option(
+        "--recover-dtype",
+        type=click.Choice(["int8", "f16"]),
+        default="int8",
+        show_default=True,
+        help="How the adapter is stored; PEFT reads f16.",
+    ),
+    click.option(
+        "--recover-train",
+        default=0,
+        type=Tokens(),
+        metavar="TOKENS",
+        help="Learn from so many tokens of --recover-text, such as 500k (extra train).",
+    ),
+    click.option(
+        "--recover-text",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Text to learn from; the more kinds, the better.",
+    ),
     click.option("--dry-run", is_flag=True, help="Choose and report, but make no model."),
     click.option("--overwrite", is_flag=True, help="Replace DST if it exists."),
     threads_option,
@@ -84,6 +111,10 @@ def command(
     dst: Path | None,
     recipe_out: Path | None,
     dry_run: bool,
+    recover: int,
+    recover_dtype: str,
+    recover_train: int,
+    recover_text: Path | None,
     overwrite: bool,
     as_json: bool,
     **settings: Any,
@@ -100,6 +131,7 @@ def command(
         pocketlm palettize path/to/llama-checkpoint my-model --bits 4
         pocketlm palettize path/to/model my-model --bits 3.5 --calibration t.txt
         pocketlm palettize path/to/model my-model --size 500MB --calibration t.txt
+        pocketlm palettize path/to/model my-model --bits 3 --calibration t.txt --recover 16
         pocketlm palettize path/to/model --max-kl 0.02 --calibration t.txt \\
             --recipe-out recipe.json --dry-run
     """
@@ -110,8 +142,16 @@ def command(
     settings |= {"recipe_out": recipe_out, "progress": not as_json}
     try:
         if dst is None or dry_run:
+            if recover or recover_train:
+                raise click.UsageError("--recover and --recover-train make a model: not with --dry-run")
             _print_plan(plan(src, **settings), recipe_out, as_json)
         else:
+            settings |= {
+                "recover": recover,
+                "recover_dtype": recover_dtype,
+                "recover_train": recover_train,
+                "recover_text": recover_text,
+            }
             _print_report(palettize(src, dst, overwrite=overwrite, **settings), recipe_out, as_json)
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt("interrupted; the same command goes on from here") from stopped
@@ -135,6 +175,8 @@ def _print_report(report: Report, recipe_out: Path | None, as_json: bool) -> Non
             "bytes": report.bytes,
             "bits_per_weight_projections": report.bits_per_weight_projections,
             "bits_per_weight_all": report.bits_per_weight_all,
+            "adapter_bytes": report.recovery.bytes if report.recovery else 0,
+            "training_losses": report.recovery.losses if report.recovery else None,
             "seconds": report.seconds,
             "resumed": report.resumed,
         }
@@ -145,7 +187,17 @@ def _print_report(report: Report, recipe_out: Path | None, as_json: bool) -> Non
     )
     if report.resumed:
         click.echo(f"{report.resumed} of {len(report.tensors)} tensors were there from an interrupted run")
-    _print_figures(report.plan, recipe_out)
+    recovery = report.recovery
+    _print_figures(
+        report.plan, recipe_out, report.bits_per_weight_all, "" if recovery is None else " at first"
+    )
+    if recovery and recovery.bytes:
+        ranks = [rank for rank in recovery.ranks.values() if rank]
+        span = f"ranks {min(ranks)} to {max(ranks)}"
+        click.echo(f"recovery adapter              {human(recovery.bytes)} of all, {span}")
+    if recovery and recovery.losses:
+        before, after = recovery.losses
+        click.echo(f"divergence in training        {before:.4f} to {after:.4f} nats a token")
 
 
 def _print_plan(found: Plan, recipe_out: Path | None, as_json: bool) -> None:
@@ -153,7 +205,7 @@ def _print_plan(found: Plan, recipe_out: Path | None, as_json: bool) -> None:
         print_json({**found.predicted, **_plan_figures(found), "recipe": found.recipe})
         return
     click.echo(f"{found.model} would take {human(found.bytes)}")
-    _print_figures(found, recipe_out)
+    _print_figures(found, recipe_out, found.bits_per_weight_all)
 
 
 def _plan_figures(found: Plan) -> dict[str, Any]:
@@ -164,9 +216,10 @@ def _plan_figures(found: Plan) -> dict[str, Any]:
     }
 
 
-def _print_figures(found: Plan, recipe_out: Path | None) -> None:
+def _print_figures(found: Plan, recipe_out: Path | None, bits_all: float, when: str = "") -> None:
+    """What was planned. ``bits_all`` counts an adapter too, ``when`` says when the divergence was measured."""
     click.echo(f"bits per weight, projections  {found.bits_per_weight_projections:.3f}")
-    click.echo(f"bits per weight, everything   {found.bits_per_weight_all:.3f}")
+    click.echo(f"bits per weight, everything   {bits_all:.3f}")
     kinds = [planned.kind for planned in found.tensors]
     click.echo(
         "kinds                         "
@@ -176,6 +229,6 @@ def _print_figures(found: Plan, recipe_out: Path | None) -> None:
         click.echo(f"tokens per second, predicted  {found.tokens_per_second:.1f}")
     if found.measured_kl is not None:
         predicted = "" if found.kl is None else f", predicted {found.kl:.4f}"
-        click.echo(f"divergence from the source    {found.measured_kl:.4f} nats a token{predicted}")
+        click.echo(f"divergence from the source    {found.measured_kl:.4f} nats a token{when}{predicted}")
     if recipe_out is not None:
         click.echo(f"wrote                         {recipe_out}")

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pocketlm.cli.common import json_option, kv_option, open_model, options, print_json, threads_option
+from pocketlm.cli.common import (
+    json_option,
+    kv_option,
+    open_model,
+    options,
+    print_json,
+    recovery_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from pocketlm.evaluate.compare import Comparison
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
     click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after this many tokens."),
     threads_option,
     kv_option,
+    recovery_option,
     click.option("--precise", is_flag=True, help="Do not round activations to 8 bits."),
     json_option,
 )
@@ -48,6 +57,7 @@ def command(
     limit: int | None,
     threads: int | None,
     precise: bool,
+    no_recovery: bool,
     kv_dtype: Literal["f16", "int8"],
     as_json: bool,
 ) -> None:
@@ -78,7 +88,7 @@ def command(
         if file.is_dir():
             raise click.UsageError(f"FILE must be a text file; {file} is a directory")
     with (
-        open_model(model, threads=threads, precise=precise, kv_dtype=kv_dtype) as lm,
+        open_model(model, threads=threads, precise=precise, kv_dtype=kv_dtype, no_recovery=no_recovery) as lm,
         _opened(against, threads=threads, precise=precise) as source,
         tqdm(total=size, unit="B", unit_scale=True, leave=False, disable=True if as_json else None) as bar,
     ):

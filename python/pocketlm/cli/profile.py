@@ -8,7 +8,15 @@ from pathlib import Path
 
 import click
 
-from pocketlm.cli.common import human, json_option, options, print_json, threads_option
+from pocketlm.cli.common import (
+    adapter_of,
+    human,
+    json_option,
+    options,
+    print_json,
+    recovery_option,
+    threads_option,
+)
 
 
 @click.command(short_help="Show where bytes and time go, and what other bits would change.")
@@ -80,6 +88,7 @@ from pocketlm.cli.common import human, json_option, options, print_json, threads
         help="The processor's power at work, where no counter is readable.",
     ),
     threads_option,
+    recovery_option,
     click.option("--precise", is_flag=True, help="Do not round activations to 8 bits."),
     click.option("--no-cache", is_flag=True, help="Measure products anew for --html and --what-if."),
     json_option,
@@ -101,6 +110,7 @@ def command(
     watts: float | None,
     threads: int | None,
     precise: bool,
+    no_recovery: bool,
     no_cache: bool,
     as_json: bool,
 ) -> None:
@@ -132,6 +142,7 @@ def command(
         repeats=repeats,
         threads=threads,
         precise=precise,
+        adapter=adapter_of(no_recovery),
         sensitivities=sensitivities,
         watts=watts,
         cache=not no_cache,

@@ -6,7 +6,7 @@ the dtype of ``params``, norms and softmax in float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ from pocketlm.graph import (
 )
 
 Params = Mapping[str, jax.Array]
+Read = Callable[[Linear, jax.Array], jax.Array]  # what a product reads of its operand
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -43,9 +44,12 @@ ACTIVATIONS = {
 }
 
 
-def logits(graph: Graph, params: Params, ids: jax.Array) -> jax.Array:
-    """Logits [batch, tokens, vocabulary] of ids [batch, tokens]. Pure; meant for ``jit`` and ``grad``."""
-    return run(graph.ops, params, ids)
+def logits(graph: Graph, params: Params, ids: jax.Array, read: Read | None = None) -> jax.Array:
+    """Logits [batch, tokens, vocabulary] of ids [batch, tokens]. Pure; meant for ``jit`` and ``grad``.
+
+    ``read`` replaces what each product reads, to simulate quantized activations.
+    """
+    return run(graph.ops, params, ids, read)
 
 
 def hidden(graph: Graph, params: Params, ids: jax.Array) -> jax.Array:
@@ -53,7 +57,7 @@ def hidden(graph: Graph, params: Params, ids: jax.Array) -> jax.Array:
     return run(graph.ops[:-1], params, ids)
 
 
-def run(ops: tuple[Op, ...], params: Params, ids: jax.Array) -> jax.Array:
+def run(ops: tuple[Op, ...], params: Params, ids: jax.Array, read: Read | None = None) -> jax.Array:
     """The result of the last of ``ops``, which must be a prefix of a graph's operations."""
     values: list[jax.Array] = []
     cache: dict[int, tuple[jax.Array, jax.Array]] = {}
@@ -62,9 +66,14 @@ def run(ops: tuple[Op, ...], params: Params, ids: jax.Array) -> jax.Array:
         if index in fused:
             values.append(values[fused[index].x])  # its slices multiply for themselves
         elif isinstance(op, Slice) and op.x in fused:
-            values.append(linear(fused[op.x], params, values[op.x], op.start, op.start + op.width))
+            whole = fused[op.x]
+            x = values[op.x] if read is None else read(whole, values[op.x])
+            values.append(linear(whole, params, x, op.start, op.start + op.width))
         else:
-            values.append(apply(op, params, ids, cache, *(values[i] for i in op.inputs())))
+            inputs = [values[i] for i in op.inputs()]
+            if read is not None and isinstance(op, Linear):
+                inputs = [read(op, inputs[0])]
+            values.append(apply(op, params, ids, cache, *inputs))
     return values[-1]
 
 

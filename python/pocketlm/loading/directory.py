@@ -133,6 +133,13 @@ class DirectoryWriter:
             self._file.seek(self._layout.offsets[part] + offset)
             self._file.write(data)
 
+    def read(self, part: str, size: int) -> bytes:
+        """The first ``size`` bytes of a part, as they are in the file now."""
+        assert self._file is not None and self._layout is not None
+        with storage_errors(self.partial / SINGLE):
+            self._file.seek(self._layout.offsets[part])
+            return self._file.read(size)
+
     def flush(self) -> None:
         """Hands everything written to the operating system, so that a kill of this process cannot lose it."""
         assert self._file is not None

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketlm._core import WeightStore
-from pocketlm.errors import ConfigError, TemplateError
+from pocketlm.adapters.attach import attach
+from pocketlm.errors import ConfigError, ParameterError, TemplateError
 from pocketlm.families import build_graph
 from pocketlm.graph import Graph
 from pocketlm.loading import hub
@@ -28,10 +29,17 @@ from pocketlm.loading.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from pocketlm.adapters.files import Adapter
+
+ADAPTERS, RECOVERY = "adapters", "recovery"  # a model's directory of adapters, and the one that it attaches
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model whose files are open and whose weights fit its graph."""
+    """A model whose files are open and whose weights fit its graph.
+
+    ``graph`` and ``store`` include the recovery adapter, if one is attached.
+    """
 
     path: Path
     config: dict[str, Any]
@@ -40,6 +48,7 @@ class LoadedModel:
     generation_config: dict[str, Any]
     tokenizer_config: dict[str, Any]
     chat_template: str | None
+    adapter: Adapter | None = None
 
     @property
     def tokenizer_path(self) -> Path:
@@ -69,9 +78,15 @@ def locate(path_or_id: str | PathLike[str], revision: str | None = None) -> Path
 
 
 def open_model(
-    path_or_id: str | PathLike[str], *, revision: str | None = None, check_values: bool = True
+    path_or_id: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    check_values: bool = True,
+    adapter: str | None = RECOVERY,
 ) -> LoadedModel:
     """Opens a model directory (Hugging Face's form, dense or palettized by pocketlm) or a hub id.
+
+    The adapter in ``adapters/recovery``, if there is one, is attached, unless ``adapter`` is ``None``.
 
     Weights are mapped, not read, but for one scan for NaN and infinity (all of a dense tensor, the scales of
     a palettized one), which ``check_values=False`` leaves out.
@@ -82,9 +97,13 @@ def open_model(
         ConfigError: config.json is damaged or describes a model that is not supported.
         FileFormatError: a file of weights or its index is damaged.
         WeightError: a tensor is missing, left over, of wrong shape or type, or not finite.
-        UnsupportedError: the weights are not safetensors.
+        AdapterError: the recovery adapter does not fit the model.
+        UnsupportedError: the weights are not safetensors, or the adapter asks for what is not supported.
         TemplateError: the chat template cannot be read.
+        ParameterError: ``adapter`` is neither ``"recovery"`` nor ``None``.
     """
+    if adapter not in (RECOVERY, None):
+        raise ParameterError(f"adapter: must be {RECOVERY!r} or None, not {adapter!r:.60}")
     path = locate(path_or_id, revision)
     config_path = path / "config.json"
     config = read_json(config_path, ConfigError)
@@ -94,9 +113,23 @@ def open_model(
     chat_template = _chat_template(path, tokenizer_config)
     store = open_weights(path)
     check_weights(graph, store, str(path))
+    found = _recovery(path, graph, store) if adapter == RECOVERY else None
+    if found is not None:
+        graph = attach(graph, found.terms)
     if check_values:
         store.check_finite()
-    return LoadedModel(path, config, graph, store, generation_config, tokenizer_config, chat_template)
+    return LoadedModel(path, config, graph, store, generation_config, tokenizer_config, chat_template, found)
+
+
+def _recovery(path: Path, graph: Graph, store: WeightStore) -> Adapter | None:
+    # Imported here, since it reads files with this package's functions.
+    from pocketlm.adapters.files import open_adapter
+
+    directory = path / ADAPTERS / RECOVERY
+    with storage_errors(directory):
+        if not directory.exists():
+            return None
+    return open_adapter(require_directory(directory), graph, store)
 
 
 def _chat_template(path: Path, tokenizer_config: dict[str, Any]) -> str | None:

@@ -36,6 +36,10 @@ class Progress:
         """Counts ``amount`` more."""
         self._bar.update(amount)
 
+    def note(self, text: str) -> None:
+        """Shows ``text`` behind the bar."""
+        self._bar.set_postfix_str(text, refresh=False)
+
     def rows(self, width: int) -> Callable[[int], None]:
         """A callback for the rows done so far of a tensor with ``width`` columns."""
         seen = 0

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pocketlm._core import Palettized, palettize_tensor
 from pocketlm.errors import ParameterError
@@ -20,6 +20,7 @@ from pocketlm.palettize.budgets import Budgets
 from pocketlm.palettize.importance import Importance
 from pocketlm.palettize.progress import Progress
 from pocketlm.palettize.recipe import recipe_json
+from pocketlm.palettize.recovery import Recovery, recover_weights
 from pocketlm.palettize.report import Report, TensorReport, bits_per_weight
 from pocketlm.palettize.tensors import Output, outputs, palettes_metadata, write_dense, write_palettized
 from pocketlm.palettize.work import FORMAT_VERSION, Work
@@ -54,6 +55,10 @@ def palettize(
     validation: str | PathLike[str] | Iterable[str] | None = None,
     recipe: Mapping[str, Any] | str | PathLike[str] | None = None,
     recipe_out: str | PathLike[str] | None = None,
+    recover: int = 0,
+    recover_dtype: Literal["int8", "f16"] = "int8",
+    recover_train: int = 0,
+    recover_text: str | PathLike[str] | Iterable[str] | None = None,
     progress: bool = True,
     overwrite: bool = False,
     threads: int | None = None,
@@ -78,6 +83,13 @@ def palettize(
         recipe: kinds of single tensors (see :func:`pocketlm.palettize.recipe.read_recipe`), fixed by hand;
             budgets are then met with the others.
         recipe_out: a file for the recipe with what each choice costs, times on this machine included.
+        recover: average rank of an accuracy-recovery adapter, such as 16; 0 for none. Low-rank corrections of
+            the projections undo as much of the outputs' error over the calibration text as their bytes can
+            (docs/recovery.md). Budgets do not count its bytes, figures of size do.
+        recover_dtype: how the adapter is stored: ``"int8"``, or ``"f16"``, which PEFT reads too.
+        recover_train: tokens to learn from: the adapter, if there is one, codebooks, row scales and norms
+            learn to predict what the source predicts. Needs the extra ``train``.
+        recover_text: a text file, or texts, to learn from.
 
     Work that was interrupted is taken up again by the same call and ends in the same bytes; ``dst`` appears
     when it is complete. Memory stays near that of the largest tensor; with a text the palettized model is
@@ -87,7 +99,8 @@ def palettize(
         ParameterError: an argument is out of range, or ``dst`` exists and ``overwrite`` is not set.
         BudgetError: the budgets cannot be met; says the nearest that can.
         StorageError: the disk is full or read-only.
-        UnsupportedError: the model is palettized already.
+        UnsupportedError: the model is palettized already, or training lacks its packages.
+        AdapterError: the training's loss is not finite.
         All that :func:`pocketlm.loading.open_model` raises.
     """
     started = time.monotonic()
@@ -100,8 +113,21 @@ def palettize(
         kinds=kinds,
         embedding_bits=embedding_bits,
     )
+    recovery = Recovery(recover, recover_dtype, recover_train)
+    recovery.check(calibration, recover_text)
     target = as_path(dst, "dst")
-    work = Work(src, budgets, calibration, validation, recipe, _palettize_tensor, threads, progress)
+    work = Work(
+        src,
+        budgets,
+        calibration,
+        validation,
+        recipe,
+        _palettize_tensor,
+        threads,
+        progress,
+        recovery=recovery,
+        recover_text=recover_text,
+    )
     _check_places(work.model.path, target)
     with DirectoryWriter(target, work.key, overwrite=overwrite) as writer:
         plan = work.plan(writer, timed=recipe_out is not None)
@@ -112,7 +138,8 @@ def palettize(
         reports, resumed = _write(
             work.model, tensors, work.importance, writer, threads, progress, work.forms.work
         )
-        figures = bits_per_weight(reports)
+        recovered = recover_weights(work, tensors, writer, threads=threads, progress=progress)
+        figures = bits_per_weight(reports, recovered.bytes if recovered else 0)
         config = {**work.model.config, "pocketlm": _section(budgets, figures)}
         texts = {
             "config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
@@ -123,7 +150,8 @@ def palettize(
         if recipe_out is not None:
             plan.save(recipe_out)
         writer.finish(texts, _copies(work.model.path))
-    return Report(target, chosen, tuple(reports), *figures, time.monotonic() - started, resumed, plan)
+    seconds = time.monotonic() - started
+    return Report(target, chosen, tuple(reports), *figures, seconds, resumed, plan, recovered)
 
 
 def _palettize_tensor(*args: Any, **kwargs: Any) -> Palettized:

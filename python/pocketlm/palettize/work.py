@@ -18,6 +18,7 @@ from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.files import as_path, storage_errors
 from pocketlm.loading.safetensors import weight_files
 from pocketlm.palettize.budgets import Budgets
+from pocketlm.palettize.calibrate import read_calibration
 from pocketlm.palettize.forms import Forms
 from pocketlm.palettize.forms import Work as PalettizeTensor
 from pocketlm.palettize.held_out import hold_out, sequences
@@ -25,6 +26,7 @@ from pocketlm.palettize.importance import find_importance
 from pocketlm.palettize.plan import Plan
 from pocketlm.palettize.planner import Planner
 from pocketlm.palettize.recipe import candidates, read_recipe
+from pocketlm.palettize.recovery import Recovery, training_windows
 
 FORMAT_VERSION = 1
 
@@ -42,17 +44,23 @@ class Work:
         palettize: PalettizeTensor,
         threads: int | None,
         progress: bool,
+        *,
+        recovery: Recovery | None = None,
+        recover_text: str | PathLike[str] | Iterable[str] | None = None,
     ) -> None:
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise ParameterError(f"threads: must be a positive number, not {threads!r:.60}")
         self.budgets, self._threads, self._progress = budgets, threads, progress
-        self.model = open_model(src, check_values=False)
+        self.model = open_model(src, check_values=False, adapter=None)
         self.known = candidates(self.model.graph, self.model.store)
         self.fixed = read_recipe(recipe, self.known)
         calibration, texts = hold_out(calibration, validation)
-        self.importance = find_importance(calibration)
+        self.calibration = [] if calibration is None else read_calibration(calibration)
+        self.importance = find_importance(self.calibration or None)
         self.sequences = sequences(self.model, texts) if texts else []
         self.forms = Forms(self.model, self.importance, threads, palettize)
+        self.recovery = recovery or Recovery()
+        self.windows = training_windows(self.model, recover_text, self.recovery)
 
     @property
     def key(self) -> str:
@@ -71,6 +79,9 @@ class Work:
             self.fixed,
             texts,
         ]
+        if self.recovery != Recovery():
+            seen = "" if self.windows is None else hashlib.sha256(self.windows.tobytes()).hexdigest()
+            facts += [dataclasses.astuple(self.recovery), seen]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
     def plan(self, writer: DirectoryWriter, *, timed: bool) -> Plan:

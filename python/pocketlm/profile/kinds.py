@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pocketlm.adapters.attach import is_adapter
 from pocketlm.graph import Linear
 from pocketlm.kinds import PALETTES
 from pocketlm.palettize.recipe import KEEP, KINDS
@@ -22,7 +23,7 @@ def matrices(profile: Profile, progress: Callable[[int, int], object] | None) ->
     readers: dict[str, list[Row]] = {}
     for op in profile.graph.ops:
         row = rows[op.name]
-        if row.tensor is not None and row.op in ("linear", "embed"):
+        if row.tensor is not None and row.op in ("linear", "embed") and not is_adapter(op):
             readers.setdefault(row.tensor, []).append(row)
     shapes = [row.shape for row in profile.table if row.op == "linear" and row.shape is not None]
     dense = sorted({row.kind for row in profile.table if row.kind and row.kind not in PALETTES} | {KEPT_AS})

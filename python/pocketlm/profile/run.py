@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,6 +35,7 @@ def profile(
     sensitivities: Mapping[str, Mapping[str, float]] | str | PathLike[str] | None = None,
     watts: float | None = None,
     cache: bool = True,
+    adapter: Literal["recovery"] | None = "recovery",
 ) -> Profile:
     """Measures where a model's bytes and time go on this machine.
 
@@ -43,7 +44,7 @@ def profile(
         prompt: tokens of the prefill; 512 where the context has room.
         context: tokens in the cache when decoding; 256 where the context has room.
         repeats: prefills to measure, and twenty times as many decode steps.
-        threads, precise: as for :func:`pocketlm.load`; not with an LM, which has its own.
+        threads, precise, adapter: as for :func:`pocketlm.load`; not with an LM, which has its own.
         sensitivities: ``{tensor: {kind: nats per token}}`` or a JSON file of it; else ``sensitivity.json``
             in the model's directory, if there is one.
         watts: the processor's power while it works, where no counter can be read.
@@ -64,10 +65,10 @@ def profile(
 
         wanted = max(prompt or 0, (context or 0) + 1)
         long = wanted if wanted > 4096 else None
-        with load(model, threads=threads, precise=precise, context=long) as lm:
+        with load(model, threads=threads, precise=precise, context=long, adapter=adapter) as lm:
             return _profile(lm, prompt, context, repeats, sensitivities, watts, cache)
-    if threads is not None or precise:
-        raise ParameterError("threads and precise belong to the LM: give them to pocketlm.load")
+    if threads is not None or precise or adapter is None:
+        raise ParameterError("threads, precise and adapter belong to the LM: give them to pocketlm.load")
     return _profile(model, prompt, context, repeats, sensitivities, watts, cache)
 
 

@@ -141,7 +141,8 @@ def heading(profile: Profile) -> list[str]:
     return [
         f"{profile.model}: {about.parameters:,} parameters, {human(about.bytes)}, "
         f"{about.bits_per_weight_projections:.2f} bits per weight "
-        f"({about.bits_per_weight_all:.2f} of everything)",
+        f"({about.bits_per_weight_all:.2f} of everything)"
+        + (f", {human(about.adapter_bytes)} of it the recovery adapter" if about.adapter_bytes else ""),
         f"{machine.processor}, {machine.isa}, "
         f"{machine.threads} thread{'' if machine.threads == 1 else 's'}: memory "
         f"{human(machine.read_bandwidth)}/s, int8 {machine.int8_peak / 1e9:.0f} GMAC/s",

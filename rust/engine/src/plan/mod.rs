@@ -115,6 +115,8 @@ pub(crate) struct Factor {
     pub start: usize,
     /// All biases of the matrix.
     pub bias: Option<usize>,
+    /// A value of an earlier phase that is added before the epilogue, as wide as all outputs of the matrix.
+    pub plus: Option<View>,
     pub input: Input,
 }
 

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::common::{Build, Made, models};
+use crate::common::{Build, Made, adapted_llama, adapted_openelm, models};
 use crate::store::{DenseType, Kind};
 
 /// Every product reads whole rows of its input's buffer while others write: see `run::linear`.
@@ -18,6 +18,9 @@ fn check(name: &str, plan: &Plan) {
             [Some(part.factor), partner].into_iter().flatten()
         });
         for factor in factors {
+            if let Some(plus) = factor.plus {
+                assert!(parts.iter().all(|part| part.to.buffer != plus.buffer), "{name}: {parts:?}");
+            }
             if let Input::Float(view) = factor.input {
                 assert!(parts.iter().all(|part| part.to.buffer != view.buffer), "{name}: {parts:?}");
             }
@@ -51,6 +54,38 @@ fn no_product_writes_into_a_buffer_that_its_phase_reads() {
         for precise in [false, true] {
             let options = Options { max_rows: 8, precise, trace: false };
             check(&name, &Plan::new(&model.graph, &model.store, options).unwrap());
+        }
+    }
+}
+
+#[test]
+fn low_rank_terms_join_epilogues() {
+    for rank in [16, 40] {
+        for made in [Made::Dense(DenseType::F32), Made::Palette(Kind::P8)] {
+            let pairs = [
+                (adapted_llama(made, 2, 0), adapted_llama(made, 2, rank), 1),
+                (adapted_openelm(made, 0), adapted_openelm(made, rank), 0),
+            ];
+            for (bare, adapted, heads) in pairs {
+                let options = Options { max_rows: 8, precise: false, trace: false };
+                let [bare, adapted] =
+                    [bare, adapted].map(|model| Plan::new(&model.graph, &model.store, options).unwrap());
+                let products = |plan: &Plan| {
+                    plan.phases.iter().filter(|phase| matches!(phase, Phase::Linear(_))).count()
+                };
+                let attentions =
+                    adapted.phases.iter().filter(|phase| matches!(phase, Phase::Attention(_))).count();
+                // One phase more for each group of products: query, key and value; output; gate and up; down; and the head, where it
+                // has a term.
+                assert_eq!(products(&adapted), products(&bare) + 4 * attentions + heads);
+                let apart = |op: &RowOp| {
+                    matches!(op, RowOp::Add { .. } | RowOp::Gated { .. } | RowOp::Activate { .. })
+                };
+                for phase in &adapted.phases {
+                    assert!(!matches!(phase, Phase::Rows(ops) if ops.iter().any(apart)), "{phase:?}");
+                }
+                check("adapted", &adapted);
+            }
         }
     }
 }

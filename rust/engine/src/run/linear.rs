@@ -100,7 +100,7 @@ impl Step<'_, '_> {
         let to = View { start: part.to.start + outputs.start, width: count, ..part.to };
         for row in 0..rows {
             let y = &mut product[row * stride..][..count];
-            self.add_bias(&part.factor, &outputs, y)?;
+            self.add_terms(&part.factor, row, &outputs, y)?;
             // SAFETY: these outputs were claimed by this worker alone; nothing else of this phase reads or writes their place: the
             // planner puts no result into a buffer that a product of the phase reads, and a sum over its operand only if nothing
             // else reads that any more.
@@ -120,7 +120,7 @@ impl Step<'_, '_> {
                 }
                 Epilogue::Gated(up, activation) => {
                     let u = &mut partner[row * partner_stride..][..count];
-                    self.add_bias(up, &outputs, u)?;
+                    self.add_terms(up, row, &outputs, u)?;
                     self.kernels.gated(*activation, y, u, target)?;
                 }
             }
@@ -169,13 +169,23 @@ impl Step<'_, '_> {
         Ok(stride)
     }
 
-    fn add_bias(&self, factor: &Factor, outputs: &Range<usize>, y: &mut [f32]) -> Result<(), KernelError> {
-        match factor.bias {
-            Some(bias) => {
-                let bias = &self.plan.weights.vectors[bias];
-                self.kernels.add(y, &bias[factor.start + outputs.start..factor.start + outputs.end])
-            }
-            None => Ok(()),
+    /// Adds bias and earlier value, where there are such.
+    fn add_terms(
+        &self,
+        factor: &Factor,
+        row: usize,
+        outputs: &Range<usize>,
+        y: &mut [f32],
+    ) -> Result<(), KernelError> {
+        let start = factor.start + outputs.start;
+        if let Some(bias) = factor.bias {
+            self.kernels.add(y, &self.plan.weights.vectors[bias][start..start + outputs.len()])?;
         }
+        if let Some(plus) = factor.plus {
+            let view = View { start: plus.start + start, width: outputs.len(), ..plus };
+            // SAFETY: a value of an earlier phase, and the planner lets no product of this phase write into its place.
+            self.kernels.add(y, unsafe { self.arena.row(view, row) })?;
+        }
+        Ok(())
     }
 }

@@ -46,11 +46,13 @@ pub struct Build {
     random: Random,
     made: Made,
     count: usize,
+    /// Rank of a low-rank term beside each product that [`Build::linear`] makes; 0 for none.
+    pub rank: usize,
 }
 
 impl Build {
     pub fn new(made: Made, seed: u64) -> Self {
-        Self { ops: Vec::new(), store: WeightStore::new(), random: Random(seed), made, count: 0 }
+        Self { ops: Vec::new(), store: WeightStore::new(), random: Random(seed), made, count: 0, rank: 0 }
     }
 
     pub fn op(&mut self, kind: &str, width: usize, fields: Value) -> usize {
@@ -139,7 +141,17 @@ impl Build {
     pub fn linear(&mut self, x: usize, width: usize, bias: bool) -> usize {
         let weight = self.matrix(width, self.width(x));
         let bias = bias.then(|| self.vector(width, 0.0));
-        self.op("linear", width, json!({"x": x, "weight": weight, "bias": bias}))
+        let product = self.op("linear", width, json!({"x": x, "weight": weight, "bias": bias}));
+        if self.rank == 0 { product } else { self.low_rank(x, product) }
+    }
+
+    /// `product` plus a low-rank term of `x`, as an adapter adds it.
+    pub fn low_rank(&mut self, x: usize, product: usize) -> usize {
+        let (rank, width) = (self.rank, self.width(product));
+        let (a, b) = (self.matrix(rank, self.width(x)), self.matrix(width, rank));
+        let inner = self.op("linear", rank, json!({"x": x, "weight": a, "bias": null}));
+        let outer = self.op("linear", width, json!({"x": inner, "weight": b, "bias": null}));
+        self.add(product, outer)
     }
 
     pub fn slice(&mut self, x: usize, start: usize, width: usize) -> usize {
@@ -209,8 +221,14 @@ pub fn all_logits(engine: &Engine, sequence: &Sequence, ids: &[u32]) -> Vec<u32>
 
 /// Llama: grouped queries, rotary, gated SiLU, untied head.
 pub fn llama(made: Made, layers: usize) -> Model {
+    adapted_llama(made, layers, 0)
+}
+
+/// Llama with a low-rank term of a rank beside each product.
+pub fn adapted_llama(made: Made, layers: usize, rank: usize) -> Model {
     let (vocab, width, dim, heads, kv_heads, ffn) = (211, 96, 16, 6, 2, 272);
     let mut g = Build::new(made, 1);
+    g.rank = rank;
     let table = g.matrix(vocab, width);
     let mut x = g.op("embed", width, json!({"weight": table, "scale": 1.0}));
     for layer in 0..layers {
@@ -237,8 +255,14 @@ pub fn llama(made: Made, layers: usize) -> Model {
 
 /// OpenELM: layers of different shapes, fused projections, query and key norms, tied embedding.
 pub fn openelm(made: Made) -> Model {
+    adapted_openelm(made, 0)
+}
+
+/// OpenELM with a low-rank term of a rank beside each projection.
+pub fn adapted_openelm(made: Made, rank: usize) -> Model {
     let (vocab, width, dim) = (193, 128, 32);
     let mut g = Build::new(made, 2);
+    g.rank = rank;
     let table = g.matrix(vocab, width);
     let mut x = g.op("embed", width, json!({"weight": table, "scale": 1.0}));
     for (layer, (heads, kv_heads, ffn)) in [(4, 1, 256), (8, 2, 512), (4, 2, 80)].into_iter().enumerate() {
@@ -267,8 +291,14 @@ pub fn openelm(made: Made) -> Model {
 /// Every operation, in unusual company: learned positions, parallel residual, LayerNorms with and without weights, biases, partial and
 /// interleaved rotary, window, softcaps, clip, scale, post-norms, a shared cache, a value read several times.
 pub fn everything(made: Made) -> Model {
+    adapted_everything(made, 0)
+}
+
+/// [`everything`] with a low-rank term of a rank beside each product.
+pub fn adapted_everything(made: Made, rank: usize) -> Model {
     let (vocab, width, dim) = (101, 80, 20);
     let mut g = Build::new(made, 3);
+    g.rank = rank;
     let table = g.matrix(vocab + 3, width);
     let places = g.matrix(1024, width);
     let token = g.op("embed", width, json!({"weight": table, "scale": 2.5}));
@@ -337,6 +367,12 @@ pub fn models() -> Vec<(String, Model)> {
         all.push((format!("llama {made:?}"), llama(made, 2)));
         all.push((format!("openelm {made:?}"), openelm(made)));
         all.push((format!("everything {made:?}"), everything(made)));
+    }
+    for (made, rank) in [(Made::Dense(DenseType::Bf16), 16), (Made::Palette(Kind::P8), 5), (Made::Mixed, 33)]
+    {
+        all.push((format!("llama {made:?} rank {rank}"), adapted_llama(made, 2, rank)));
+        all.push((format!("openelm {made:?} rank {rank}"), adapted_openelm(made, rank)));
+        all.push((format!("everything {made:?} rank {rank}"), adapted_everything(made, rank)));
     }
     all
 }

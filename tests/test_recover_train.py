@@ -1,0 +1,257 @@
+"""Training behind palettization: learns, keeps to the format, resumes to the same bytes, and fails closed."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pocketlm
+from checkpoints import weights, write_checkpoint
+from independent.cases import llama, openelm
+from palettizing import QUIET, names
+from pocketlm import _core
+from pocketlm.errors import (
+    AdapterError,
+    FileFormatError,
+    MissingFileError,
+    ParameterError,
+    UnsupportedError,
+)
+from pocketlm.interpret import jax as interpreter
+from pocketlm.loading import open_model
+from pocketlm.palettize import distil, palettize, recover_train, student, training_text
+
+SMALL = {"num_hidden_layers": 1, "max_position_embeddings": 64}
+TEXT = [" ".join(f"w{i}" for i in np.random.default_rng(1).zipf(1.5, 4000) % 97)]
+OPTIONS: dict[str, Any] = {"calibration": TEXT, "recover_text": TEXT, "recover_train": 100_000, **QUIET}
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 30), st.sampled_from(["p2", "p2v", "p3", "p4"]), st.integers(0, 999)
+)
+@settings(max_examples=25)
+def test_codes_and_their_gradient(rows: int, cols: int, kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    store = _core.WeightStore()
+    store.add("w", rng.standard_normal((rows, cols)).astype(np.float32))
+    packed = _core.palettize_tensor(store, "w", kind)
+    made = _core.WeightStore()
+    made.add_palette("w", kind, (rows, cols), packed.codes, packed.codebook, packed.scale)
+    dense = made.dense("w")
+    codes = jnp.asarray(student.split_palette(dense, packed.scale, packed.codebook, kind))
+    book = jnp.asarray(packed.codebook, jnp.float32)
+    entries = np.asarray(student.unfold(codes, book, kind, cols))
+    np.testing.assert_array_equal(entries * packed.scale.astype(np.float32)[:, None], dense)
+    factors = rng.standard_normal((rows, cols)).astype(np.float32)
+    slope = jax.grad(lambda b: (student.unfold(codes, b, kind, cols) * factors).sum())(book)
+    # The sum is linear in the codebook: its slope is what one more in an entry adds.
+    for tile, entry in np.ndindex(book.shape):
+        more = student.unfold(codes, book.at[tile, entry].add(1), kind, cols)
+        assert float(slope[tile, entry]) == pytest.approx(((more - entries) * factors).sum(), abs=1e-3)
+
+
+def test_activations_are_read_as_the_engine_reads_them(tmp_path: Path) -> None:
+    config = llama(hidden_size=300, num_attention_heads=3, num_hidden_layers=1)
+    palettize(write_checkpoint(tmp_path / "src", config), tmp_path / "m", bits=4, **QUIET)
+    model = open_model(tmp_path / "m")
+    ids = np.random.default_rng(0).integers(0, 97, 20)
+    traced = _core.Engine(model.graph.to_json(), model.store, cache_tokens=64).trace(ids)
+    for op in model.graph.linears():
+        x = traced[model.graph.ops[op.x].name]
+        read = np.asarray(student.read_int8(op, jnp.asarray(x)))
+        y = read.astype(np.float64) @ model.store.dense(op.weight.name).T
+        assert np.abs(y - traced[op.name]).max() < 1e-5 * np.abs(y).max(), op.name
+    slopes = jax.grad(lambda v: (student.read_int8(op, v) * 3).sum())(jnp.ones((2, 300)))
+    np.testing.assert_array_equal(slopes, np.full((2, 300), 3.0))
+
+
+def test_the_divergence_is_that_of_kullback_and_leibler() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((3, 5, 11)).astype(np.float32) for _ in range(2))
+    p, q = (
+        np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (a.astype(np.float64), b.astype(np.float64))
+    )
+    expected = (p * np.log(p / q)).sum(-1).mean()
+    assert float(distil.divergence(jnp.asarray(a), jnp.asarray(b))) == pytest.approx(expected, rel=1e-4)
+    assert float(distil.divergence(jnp.asarray(a), jnp.asarray(a + 7))) == pytest.approx(0, abs=1e-6)
+
+
+def test_every_window_is_seen_once_in_each_pass() -> None:
+    windows = np.arange(7, dtype=np.uint32)[:, None]
+    stream = distil.batches(windows, 3, seed=1)
+    seen = np.concatenate([next(stream) for _ in range(7)]).ravel()
+    passes = seen.reshape(3, 7)
+    for one in passes:
+        assert sorted(one) == list(range(7))
+    assert not np.array_equal(passes[0], passes[1])
+
+
+@pytest.mark.parametrize("rank", [0, 16])
+@pytest.mark.parametrize("config", [llama(**SMALL), openelm(max_context_length=64)], ids=["llama", "openelm"])
+def test_training_helps_and_keeps_to_the_format(tmp_path: Path, config: dict[str, Any], rank: int) -> None:
+    source = write_checkpoint(
+        tmp_path / "src", config, {k: v.astype(np.float16) for k, v in weights(config).items()}
+    )
+    palettize(source, tmp_path / "plain", bits=2, calibration=TEXT, recover=rank, **QUIET)
+    report = palettize(source, tmp_path / "dst", bits=2, recover=rank, **OPTIONS)
+    assert report.recovery is not None
+    assert report.recovery.losses is not None
+    assert report.recovery.losses[1] < 0.9 * report.recovery.losses[0]
+    before, after = open_model(tmp_path / "plain"), open_model(tmp_path / "dst")
+    assert before.store.names() == after.store.names()
+    assert (after.adapter is not None) == (rank > 0)
+    changed = set()
+    for name in after.store.names():
+        one, two = before.store.info(name), after.store.info(name)
+        assert (one.kind, one.shape, one.bytes) == (two.kind, two.shape, two.bytes)
+        if not np.array_equal(before.store.dense(name), after.store.dense(name)):
+            changed.add(name)
+    embeddings = {op.weight.name for op in after.graph.ops if op.kind == "embed" or op.name == "head"}
+    assert changed == set(after.store.names()) - embeddings
+    original = open_model(source)
+    ids = jnp.asarray(np.random.default_rng(3).integers(0, 97, (4, 60)))
+
+    def loss(model: Any) -> float:
+        logits = []
+        for one in (original, model):
+            params = {n: jnp.asarray(one.store.dense(n)) for n in one.graph.weights()}
+            logits.append(interpreter.logits(one.graph, params, ids))
+        return float(distil.divergence(*logits))
+
+    assert loss(after) < 0.9 * loss(before)
+    with pocketlm.load(tmp_path / "dst") as lm:
+        assert np.isfinite(lm.logits([1, 2, 3])).all()
+
+
+def test_interrupted_training_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_checkpoint(tmp_path / "src", llama(**SMALL))
+    options = {**OPTIONS, "bits": 3, "recover": 16, "recover_train": 20_000}
+    whole = palettize(source, tmp_path / "whole", **options)
+    monkeypatch.setattr(distil, "SAVE_SECONDS", 0.0)
+    real = distil._save
+
+    def limited(path: Path, values: Any, done: int) -> None:
+        real(path, values, done)
+        if done in (1, 5):
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(distil, "_save", limited)
+            with pytest.raises(KeyboardInterrupt):
+                palettize(source, tmp_path / "dst", **options)
+        assert names(tmp_path)[0].startswith("dst.partial-")
+    with monkeypatch.context() as patch:  # while the results are being written
+        patch.setattr(recover_train, "_stored", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            palettize(source, tmp_path / "dst", **options)
+    again = palettize(source, tmp_path / "dst", **options)
+    assert again.recovery == whole.recovery
+    assert tree(tmp_path / "dst") == tree(tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_checkpoint(tmp_path / "src", llama(**SMALL))
+    monkeypatch.setattr(distil, "divergence", lambda a, b: (a - b).sum() * jnp.nan)
+    with pytest.raises(AdapterError, match="loss is nan at step 1"):
+        palettize(source, tmp_path / "dst", bits=3, **OPTIONS)
+    assert not (tmp_path / "dst").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recover_train": -1}, "recover_train"),
+        ({"recover_train": 1.5}, "recover_train"),
+        ({"recover_train": True}, "recover_train"),
+        ({"recover_text": None}, "recover_text"),
+        ({"recover_train": 0}, "recover_text"),
+        ({"recover_text": [""]}, "no text"),
+        ({"recover_text": ["w1 w2"]}, "tokens"),
+        ({"recover_text": [7]}, "recover_text"),
+    ],
+)
+def test_arguments_that_make_no_sense(source: Path, tmp_path: Path, change: Any, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        palettize(source, tmp_path / "dst", **{**OPTIONS, **change})
+    assert names(tmp_path) == ["src"]
+
+
+def test_without_the_extra_it_says_what_to_install(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "optax":
+            raise ImportError("No module named 'optax'", name="optax")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UnsupportedError, match=r"optax.*pocketlm\[train\]"):
+        palettize(source, tmp_path / "dst", **OPTIONS)
+
+
+def test_windows_of_files_and_texts(tmp_path: Path) -> None:
+    model = open_model(write_checkpoint(tmp_path / "m", llama()))
+    words = [f"w{i % 97}" for i in range(200_000)]
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(words))
+    few = training_text.read_windows(file, model, 1000)
+    assert few.shape == (4, 256)
+    many = training_text.read_windows(file, model, 10**6)
+    assert 700 < len(many) <= 200_000 // 256
+    for window in (*few, *many[::50]):
+        steps = np.diff(window.astype(int)) % 97
+        assert (steps != 1).sum() <= 2  # the text in order, but for a word that a piece's end cuts
+    whole = training_text.read_windows(["w1 " * 100, "w2 " * 412], model, 512)
+    np.testing.assert_array_equal(np.unique(whole, return_counts=True)[1], [100, 412])
+    file.write_text("é" * 300_000 + " w3" * 5000)  # pieces begin and end within characters
+    assert training_text.read_windows(file, model, 10**6).max() == 3
+    file.write_bytes(b"w1 w2 " * 50_000 + b"\xff" + b" w3" * 50_000)
+    with pytest.raises(FileFormatError, match="UTF-8.*at byte 300000"):
+        training_text.read_windows(file, model, 10**6)
+    with pytest.raises(MissingFileError, match="nowhere"):
+        training_text.read_windows(tmp_path / "nowhere", model, 100)
+
+
+def test_bfloat16_is_rounded_to_nearest() -> None:
+    values = np.array([1.0, 1.00390625, 1.01171875, -3.1415927, 65504.0], np.float32)
+    stored = np.frombuffer(recover_train._stored(values, "bf16"), np.uint16)
+    expected = np.asarray(jnp.asarray(values).astype(jnp.bfloat16)).view(np.uint16)
+    np.testing.assert_array_equal(stored, expected)
+
+
+def test_the_command_tells_of_both(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from pocketlm.cli.palettize import command
+
+    source = write_checkpoint(tmp_path / "src", llama(**SMALL))
+    (tmp_path / "text.txt").write_text(TEXT[0])
+    text = str(tmp_path / "text.txt")
+    arguments = ["--bits", "3", "--calibration", text, "--recover", "16", "--recover-train", "4k"]
+    run = CliRunner().invoke(
+        command, [str(source), str(tmp_path / "dst"), *arguments, "--recover-text", text]
+    )
+    assert run.exit_code == 0, run.output
+    assert "recovery adapter" in run.output
+    assert "divergence in training" in run.output
+    run = CliRunner().invoke(command, [str(source), str(tmp_path / "two"), *arguments, "--json"])
+    assert run.exit_code == 0, (run.output, run.exception)
+    found = json.loads(run.output)
+    assert found["adapter_bytes"] > 0
+    assert len(found["training_losses"]) == 2
