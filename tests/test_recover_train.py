@@ -222,7 +222,7 @@ def test_windows_of_files_and_texts(tmp_path: Path) -> None:
     file.write_text("é" * 300_000 + " w3" * 5000)  # pieces begin and end within characters
     assert training_text.read_windows(file, model, 10**6).max() == 3
     file.write_bytes(b"w1 w2 " * 50_000 + b"\xff" + b" w3" * 50_000)
-    with pytest.raises(FileFormatError, match="UTF-8.*at byte 300000"):
+    with pytest.raises(FileFormatError, match=r"UTF-8.*at byte 300000"):
         training_text.read_windows(file, model, 10**6)
     with pytest.raises(MissingFileError, match="nowhere"):
         training_text.read_windows(tmp_path / "nowhere", model, 100)

@@ -217,7 +217,7 @@ def _plan_figures(found: Plan) -> dict[str, Any]:
 
 
 def _print_figures(found: Plan, recipe_out: Path | None, bits_all: float, when: str = "") -> None:
-    """What was planned. ``bits_all`` counts an adapter too, ``when`` says when the divergence was measured."""
+    """What was planned. ``bits_all`` counts an adapter too, ``when`` says when divergence was measured."""
     click.echo(f"bits per weight, projections  {found.bits_per_weight_projections:.3f}")
     click.echo(f"bits per weight, everything   {bits_all:.3f}")
     kinds = [planned.kind for planned in found.tensors]

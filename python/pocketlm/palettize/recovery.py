@@ -101,8 +101,9 @@ def recover_weights(
     work: Work, tensors: list[Output], writer: DirectoryWriter, *, threads: int | None, progress: bool
 ) -> RecoveryReport | None:
     """What ``work`` asks for: writes ``adapters/recovery`` into the directory in the making, whose weights
-    are written, and trains both. ``None`` if nothing is asked for. The same call goes on where an interrupted one
-    stopped and ends in the same bytes.
+    are written, and trains both. ``None`` if nothing is asked for.
+
+    The same call goes on where an interrupted one stopped and ends in the same bytes.
     """
     recovery = work.recovery
     if not (recovery.rank or recovery.train):

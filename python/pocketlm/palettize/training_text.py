@@ -24,7 +24,7 @@ def read_windows(
     """Token ids [windows, length] of a text file or of texts; a window has 256 tokens, or the model's
     context.
 
-    There are no more than ``tokens`` ask for, spread evenly over the text. Of a large file only as many
+    There are no more than ``tokens`` asks for, spread evenly over the text. Of a large file only as many
     pieces are read as they need.
 
     Raises:
