@@ -116,6 +116,8 @@ def _calls(trace: Iterator[bytes], wanted: int) -> list[int]:
         if end is not None:
             counts[-1] += 1
         before = at
+    if end is not None:
+        raise ValueError("the trace ends within a call")
     return counts
 
 
@@ -143,6 +145,8 @@ def count_arm(level: str) -> tuple[Counts, Lines]:
     ) as process:
         assert process.stderr
         counts = _calls(iter(process.stderr), address)
+    if process.returncode:
+        raise CannotCountError(f"the emulator ended with exit code {process.returncode}")
     return _paired(lines, counts)
 
 

@@ -50,7 +50,8 @@ class Variant:
         if family not in self.peer.families:
             raise CannotRunError(f"{self.name} has no {family} models here")
         envs = self.args.out / "envs"
-        self.python = environment.python(self.peer, self.name, envs)
+        home = self.peer.runs_in or self.name
+        self.python = environment.python(adapter(home), home, envs)
         self.version = self.task("version")["version"]
         target = self.args.out / "converted" / checkpoint.name / (self.peer.forms_of or self.name)
         fields = {"variant": self.form, "target": str(target), "checkpoint": str(checkpoint)}

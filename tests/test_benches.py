@@ -73,7 +73,7 @@ def test_every_adapter_is_read_without_its_runtime() -> None:
         assert peer.title
         assert peer.variants
         assert peer.exact <= set(peer.variants)
-        for other in (peer.forms_of, peer.converts_in):
+        for other in (peer.forms_of, peer.converts_in, peer.runs_in):
             assert not other or adapters.adapter(other)
 
 

@@ -69,6 +69,8 @@ def test_calls_are_cut_out_of_a_trace() -> None:
     steps = [0x0C, 0x10, 0x40, 0x44, 0x80, 0x84, 0x48, 0x14, 0x40, 0x44, 0x48, 0x18]
     trace = [b"Trace 0: 0x7f00 [00000000/%016x/00000051/ff200000] name\n" % at for at in steps]
     assert instructions._calls(iter([b"IN: name\n", *trace]), 0x40) == [5, 3]
+    with pytest.raises(ValueError, match="ends within a call"):
+        instructions._calls(iter(trace[:-1]), 0x40)
 
 
 def test_a_program_that_fails_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ class Adapter(abc.ABC):
         exact: variants that hold the checkpoint's weights, so that logits must agree closely.
         families: the ``model_type`` of the checkpoints that ``convert`` understands.
         forms_of: the adapter whose converted models it uses, if not its own.
+        runs_in: the adapter in whose environment it runs, if not its own.
         converts_in: the adapter in whose environment ``convert`` runs, if not its own.
         has_logits: whether ``logits`` works. Where it does not, greedy tokens are compared instead.
         has_batches: whether ``batch`` works.
@@ -41,6 +42,7 @@ class Adapter(abc.ABC):
     exact: frozenset[str] = frozenset()
     families: frozenset[str] = frozenset({"llama"})
     forms_of: str = ""
+    runs_in: str = ""
     converts_in: str = ""
     has_logits: bool = True
     has_batches: bool = False

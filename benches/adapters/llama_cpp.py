@@ -39,6 +39,7 @@ class Peer(Adapter):
     }
     exact = frozenset({"F16"})
     families = frozenset({"llama", "openelm", "phi3"})
+    flash_attention = -1  # as it chooses, which is with
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:
         base, path = target / "F16.gguf", target / f"{variant}.gguf"
@@ -71,6 +72,7 @@ class Peer(Adapter):
             raise RuntimeError(f"llama.cpp could not load {path}")
         params = api.llama_context_default_params()
         params.n_ctx = -(-context // 256) * 256
+        params.flash_attn_type = self.flash_attention
         params.n_threads = params.n_threads_batch = threads
         self.context = api.llama_init_from_model(self.model, params)
         if not self.context:
