@@ -175,8 +175,11 @@ def differences(found: Counts, recorded: Counts) -> list[str]:
 def rates_table(levels: dict[str, Counts], lines: Lines) -> str:
     """Markdown: instructions per line by piece and level, then those of the step."""
     rates = {level: per_line(counts, lines) for level, counts in levels.items()}
-    pieces = next(iter(rates.values()))
-    rows = [[name, *(f"{found[name]:.2f}" for found in rates.values())] for name in pieces]
+    pieces = dict.fromkeys(name for found in rates.values() for name in found)
+    rows = [
+        [name, *(f"{found[name]:.2f}" if name in found else "-" for found in rates.values())]
+        for name in pieces
+    ]
     step = ["decode step, in all", *(f"{counts['decode step']:,}" for counts in levels.values())]
     return table(["instructions per 64-byte line", *levels], [*rows, step])
 

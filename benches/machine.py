@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-FLAGS = "avx2 avx_vnni avx512f avx512_vnni avx512_vbmi avx512_bf16 amx_int8 asimddp i8mm"
+FLAGS = "avx2 avx_vnni avx512f avx512_vnni avx512vbmi avx512_bf16 amx_int8 asimddp i8mm"
 
 
 def describe() -> dict[str, Any]:
