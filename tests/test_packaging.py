@@ -19,6 +19,10 @@ BASE = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependenc
 OPTIONAL = {
     Path("interpret/jax.py"): {"jax"},
     Path("lm_eval.py"): {"lm_eval"},
+    Path("palettize/distil.py"): {"jax", "optax"},
+    Path("palettize/recover_train.py"): {"jax"},
+    Path("palettize/recovery.py"): {"jax", "optax"},  # looks whether they are there
+    Path("palettize/student.py"): {"jax"},
     Path("profile/html.py"): {"plotly"},
 }
 

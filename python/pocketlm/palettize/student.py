@@ -37,12 +37,19 @@ def split_palette(
     if kind == "p2v":
         first, second = pairs(entries)
         keys = first.astype(np.int32) * 256 + second
-        books = books[:, : books.shape[1] // 2] * 256 + books[:, books.shape[1] // 2 :]
+        firsts = books[:, : books.shape[1] // 2]
+        books = firsts * 256 + books[:, books.shape[1] // 2 :]
     codes = np.empty(keys.shape, np.uint8)
     for tile, book in enumerate(books):
         rows = slice(tile * TILE, (tile + 1) * TILE)
         # Padding, and rows of scale 0, may have values that no code stands for.
         codes[rows] = np.minimum(np.searchsorted(book, keys[rows]), len(book) - 1)
+        if kind == "p2v":
+            # Of a pair whose second weight is padding only the first is known, and only that matters.
+            at = np.arange(first.shape[1])
+            alone = at // 4 * 8 + at % 4 + 4 >= dense.shape[1]
+            found = np.searchsorted(firsts[tile], first[rows][:, alone])
+            codes[rows, alone] = np.minimum(found, len(book) - 1)
     return codes
 
 
