@@ -59,9 +59,9 @@ def _pieces(path: Path, wanted: int) -> Iterator[str]:
         size = path.stat().st_size
         count = max(1, -(-min(wanted, size) // _PIECE))
         for index in range(count):
-            start = index * size // count
+            start, following = index * size // count, (index + 1) * size // count
             file.seek(start)
-            yield _decoded(path, file.read(_PIECE), start)
+            yield _decoded(path, file.read(min(_PIECE, following - start)), start)
 
 
 def _decoded(path: Path, data: bytes, start: int) -> str:
