@@ -123,7 +123,13 @@ def test_generate_json(loaded: Loaded) -> None:
     assert found["usage"]["total_tokens"] == found["usage"]["prompt_tokens"] + len(found["tokens"])
     assert {"ttft_seconds", "decode_tokens_per_second"} <= found["timings"].keys()
     assert len(found["logprobs"][0]["top"]) == 2
-    settings = {"threads": 2, "max_memory": 3 << 29, "precise": False, "kv_dtype": "int8"}
+    settings = {
+        "threads": 2,
+        "max_memory": 3 << 29,
+        "precise": False,
+        "kv_dtype": "int8",
+        "adapter": "recovery",
+    }
     assert loaded.calls == [("some/dir", settings)]
 
 

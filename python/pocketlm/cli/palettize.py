@@ -131,7 +131,8 @@ def command(
         pocketlm palettize path/to/llama-checkpoint my-model --bits 4
         pocketlm palettize path/to/model my-model --bits 3.5 --calibration t.txt
         pocketlm palettize path/to/model my-model --size 500MB --calibration t.txt
-        pocketlm palettize path/to/model my-model --bits 3 --calibration t.txt --recover 16
+        pocketlm palettize path/to/model my-model --bits 3 --calibration t.txt \\
+          --recover 16
         pocketlm palettize path/to/model --max-kl 0.02 --calibration t.txt \\
             --recipe-out recipe.json --dry-run
     """
