@@ -241,7 +241,9 @@ def test_commands_on_a_real_model(directory: Path, tmp_path: Path) -> None:
     assert len(json.loads(generated.stdout)["tokens"]) <= 5
     doctor = command("doctor", "--quick", "--json")
     assert doctor.returncode == 0, doctor.stderr
-    assert {"levels", "isa", "kernels", "threads", "problems"} <= json.loads(doctor.stdout).keys()
+    assert {"levels", "isa", "isa_notes", "kernels", "threads", "problems"} <= json.loads(
+        doctor.stdout
+    ).keys()
     assert any(row["chosen"] for row in json.loads(doctor.stdout)["kernels"])
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "current_isa",
     "int8_peak",
     "isa_levels",
+    "isa_notes",
     "kernel_registry",
     "measure_tensor",
     "palette_kinds",
@@ -255,6 +256,9 @@ def palette_kinds() -> list[tuple[str, int, int, tuple[int, int]]]:
 
 def isa_levels() -> list[tuple[str, bool]]:
     """Every instruction set that this build knows, and whether this machine can run it."""
+
+def isa_notes() -> list[str]:
+    """What a user should know of instruction sets that the processor has and that are not used."""
 
 def current_isa() -> str:
     """The instruction set in use: the best, or the one that ``POCKETLM_ISA`` names."""

@@ -33,6 +33,7 @@ def examine(*, quick: bool = False) -> dict[str, Any]:
         "libraries": {name: _version(name, problems) for name in LIBRARIES},
         "threads": _core.cpu_count(),
         "levels": dict(_core.isa_levels()),
+        "isa_notes": _core.isa_notes(),
         "isa": "none",
         "kernels": _core.kernel_registry(),
         "read_bandwidth_bytes_per_second": None if quick else _core.read_bandwidth(_core.cpu_count()),

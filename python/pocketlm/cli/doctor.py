@@ -52,6 +52,8 @@ def _show(found: dict[str, Any]) -> None:
     )
     click.echo(f"{'levels':<12} {levels}")
     click.echo(f"{'in use':<12} {found['isa']}")
+    for note in found["isa_notes"]:
+        click.echo(f"{'':<12} {note}")
     click.echo(f"{'libraries':<12} {', '.join(f'{k} {v}' for k, v in found['libraries'].items())}")
     click.echo("\nkernels in use")
     for row in found["kernels"]:

@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+use crate::arch::amx;
 use crate::error::KernelError;
 
 /// The environment variable that overrides the level.
@@ -21,22 +23,28 @@ pub enum Level {
     Avx512,
     /// AVX-512 as above and VBMI: byte permutation over 64 bytes.
     Avx512Vbmi,
+    /// AVX-512 as above and AMX: int8 products of whole tiles, for prefill.
+    Avx512Amx,
     /// AArch64 baseline.
     Neon,
     /// AArch64 with int8 dot products.
     NeonDotprod,
+    /// AArch64 with int8 dot products and int8 matrix products.
+    NeonI8mm,
 }
 
 impl Level {
     /// Every level of every architecture, lowest first within one architecture.
-    pub const ALL: [Level; 7] = [
+    pub const ALL: [Level; 9] = [
         Level::Scalar,
         Level::Avx2,
         Level::Avx2Vnni,
         Level::Avx512,
         Level::Avx512Vbmi,
+        Level::Avx512Amx,
         Level::Neon,
         Level::NeonDotprod,
+        Level::NeonI8mm,
     ];
 
     /// The name used by `POCKETLM_ISA` and in reports.
@@ -47,8 +55,10 @@ impl Level {
             Level::Avx2Vnni => "avx2vnni",
             Level::Avx512 => "avx512",
             Level::Avx512Vbmi => "avx512vbmi",
+            Level::Avx512Amx => "avx512amx",
             Level::Neon => "neon",
             Level::NeonDotprod => "neon-dotprod",
+            Level::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -65,7 +75,9 @@ impl Level {
             Level::Avx2 | Level::Neon => Some(Level::Scalar),
             Level::Avx2Vnni | Level::Avx512 => Some(Level::Avx2),
             Level::Avx512Vbmi => Some(Level::Avx512),
+            Level::Avx512Amx => Some(Level::Avx512Vbmi),
             Level::NeonDotprod => Some(Level::Neon),
+            Level::NeonI8mm => Some(Level::NeonDotprod),
         }
     }
 
@@ -109,6 +121,7 @@ fn x86(level: Level) -> bool {
         Level::Avx2Vnni => avx2 && has!("avxvnni"),
         Level::Avx512 => avx512,
         Level::Avx512Vbmi => avx512 && has!("avx512vbmi"),
+        Level::Avx512Amx => avx512 && has!("avx512vbmi") && amx::state() == &amx::State::Usable,
         _ => false,
     }
 }
@@ -119,8 +132,17 @@ fn arm(level: Level) -> bool {
     match level {
         Level::Neon => has!("neon"),
         Level::NeonDotprod => has!("neon") && has!("dotprod"),
+        Level::NeonI8mm => has!("neon") && has!("dotprod") && has!("i8mm"),
         _ => false,
     }
+}
+
+/// What a user should know of levels that the processor has and that are not used all the same.
+pub fn notes() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    return amx::state().note().into_iter().collect();
+    #[allow(unreachable_code)]
+    Vec::new()
 }
 
 /// The level in use: the best of this machine, or the one that `POCKETLM_ISA` names.

@@ -32,6 +32,12 @@ pub fn int8_products(level: Level, rounds: u64) -> u64 {
             unsafe { x86::avx512(rounds) };
             64
         }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Amx => {
+            // SAFETY: the level is available.
+            unsafe { crate::arch::amx::products(rounds) };
+            16 * 16 * 64 * 8 / CHAINS as u64
+        }
         #[cfg(target_arch = "aarch64")]
         Level::Neon => {
             // SAFETY: the level is available.
@@ -43,6 +49,12 @@ pub fn int8_products(level: Level, rounds: u64) -> u64 {
             // SAFETY: the level is available.
             unsafe { arm::dotprod(rounds) };
             16
+        }
+        #[cfg(target_arch = "aarch64")]
+        Level::NeonI8mm => {
+            // SAFETY: the level is available.
+            unsafe { arm::i8mm(rounds) };
+            32
         }
         _ => {
             scalar(rounds);
@@ -145,6 +157,24 @@ mod arm {
                 // SAFETY: arithmetic on registers; the function enables the instruction.
                 unsafe {
                     asm!("sdot {s:v}.4s, {w:v}.16b, {x:v}.16b", s = inout(vreg) next, w = in(vreg) w, x = in(vreg) x,
+                        options(pure, nomem, nostack, preserves_flags));
+                }
+                *sum = next;
+            }
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "neon,i8mm")]
+    pub fn i8mm(rounds: u64) {
+        let mut sums = [vdupq_n_s32(0); CHAINS];
+        let (w, x) = (black_box(vdupq_n_s8(3)), black_box(vdupq_n_s8(1)));
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                let mut next = *sum;
+                // SAFETY: arithmetic on registers; the function enables the instruction.
+                unsafe {
+                    asm!("smmla {s:v}.4s, {w:v}.16b, {x:v}.16b", s = inout(vreg) next, w = in(vreg) w, x = in(vreg) x,
                         options(pure, nomem, nostack, preserves_flags));
                 }
                 *sum = next;

@@ -170,10 +170,14 @@ static TABLE: &[&[Row]] = &[
     crate::arch::avx512::vnni::ROWS,
     #[cfg(target_arch = "x86_64")]
     crate::arch::avx512::vbmi::ROWS,
+    #[cfg(target_arch = "x86_64")]
+    crate::arch::amx::ROWS,
     #[cfg(target_arch = "aarch64")]
     crate::arch::neon::plain::ROWS,
     #[cfg(target_arch = "aarch64")]
     crate::arch::neon::dotprod::ROWS,
+    #[cfg(target_arch = "aarch64")]
+    crate::arch::i8mm::ROWS,
     crate::formats::EMBED_ROWS,
 ];
 

@@ -20,7 +20,9 @@ mod _core {
     #[pymodule_export]
     use crate::engine::{PyEngine, PySequence, PyStepResult};
     #[pymodule_export]
-    use crate::machine::{cpu_count, current_isa, int8_peak, isa_levels, kernel_registry, read_bandwidth};
+    use crate::machine::{
+        cpu_count, current_isa, int8_peak, isa_levels, isa_notes, kernel_registry, read_bandwidth,
+    };
     #[pymodule_export]
     use crate::palettize::{PyPalettized, measure_tensor, palettize_tensor};
     #[pymodule_export]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pocketlm_engine::EngineError;
 use pocketlm_engine::pool;
 use pocketlm_kernels::registry::{find, rows};
-use pocketlm_kernels::{KernelError, Level, level};
+use pocketlm_kernels::{KernelError, Level, cpu, level};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -21,6 +21,12 @@ pub(crate) fn isa_levels() -> Vec<(&'static str, bool)> {
 #[pyfunction]
 pub(crate) fn current_isa() -> PyResult<&'static str> {
     Ok(level().map_err(unsupported)?.name())
+}
+
+/// What a user should know of instruction sets that are here and not used.
+#[pyfunction]
+pub(crate) fn isa_notes() -> Vec<&'static str> {
+    cpu::notes()
 }
 
 /// Every kernel of this build: see `_core.pyi`.

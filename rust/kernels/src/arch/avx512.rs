@@ -11,8 +11,9 @@ use crate::formats::Kind;
 use crate::matmul::instances;
 
 /// With `VBMI`, `vpermb` looks codes up: it reads six bits of an index, so the table is repeated over 64 bytes and
-/// nothing needs masking. Without it, `vpshufb` wants clean nibbles.
-struct Avx512<const VBMI: bool>;
+/// nothing needs masking. Without it, `vpshufb` wants clean nibbles. `RAISE` is what weights are raised by: 128, or 0 for
+/// products that take them signed.
+pub(super) struct Avx512<const VBMI: bool, const RAISE: i32 = 128>;
 
 /// Hides where a table comes from. LLVM 22 does not end on `vpermb` of a table that it knows to repeat four bytes.
 ///
@@ -28,7 +29,7 @@ unsafe fn opaque(mut table: __m512i) -> __m512i {
     table
 }
 
-impl<const VBMI: bool> Avx512<VBMI> {
+impl<const VBMI: bool, const RAISE: i32> Avx512<VBMI, RAISE> {
     /// The entries of 64 codes.
     ///
     /// # Safety
@@ -75,7 +76,7 @@ impl<const VBMI: bool> Avx512<VBMI> {
     }
 }
 
-impl<const VBMI: bool> Dot for Avx512<VBMI> {
+impl<const VBMI: bool, const RAISE: i32> Dot for Avx512<VBMI, RAISE> {
     const PARTS: usize = 1;
     const BLOCK: usize = 6;
     type V = __m512i;
@@ -85,13 +86,13 @@ impl<const VBMI: bool> Dot for Avx512<VBMI> {
 
     #[inline(always)]
     fn bias<const KIND: usize>() -> i32 {
-        128
+        RAISE
     }
 
     dot_ops! {
         table<KIND>(codebook: *const i8) -> [__m512i; 2] = {
             let sixteen = |entries: *const i8| _mm512_broadcast_i32x4(_mm_loadu_si128(entries.cast()));
-            let raise = |entries| opaque(_mm512_xor_si512(entries, _mm512_set1_epi8(-128)));
+            let raise = |entries| opaque(_mm512_xor_si512(entries, _mm512_set1_epi8(RAISE as i8)));
             let one = match Kind::numbered(KIND) {
                 Kind::P2 => _mm512_set1_epi32(codebook.cast::<i32>().read_unaligned()),
                 Kind::P3 => _mm512_set1_epi64(codebook.cast::<i64>().read_unaligned()),
@@ -143,20 +144,22 @@ impl<const VBMI: bool> Dot for Avx512<VBMI> {
                     ]
                 }
                 Kind::P8 => {
-                    let raise = _mm512_set1_epi8(-128);
+                    let raise = _mm512_set1_epi8(RAISE as i8);
                     [0, 1, 2, 3].map(|q| _mm512_xor_si512(line(4 * HALF + q), raise))
                 }
             }
         };
         acts(p: *const i8) -> *const i8 = p;
-        dot1<KIND, Q>(sum: __m512i, w: __m512i, x: *const i8) -> __m512i =
-            _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(x.add(4 * Q).cast::<i32>().read_unaligned()));
+        dot1<KIND, Q>(sum: __m512i, w: __m512i, x: *const i8) -> __m512i = {
+            const { assert!(RAISE == 128, "`vpdpbusd` takes weights without sign") }
+            _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(x.add(4 * Q).cast::<i32>().read_unaligned()))
+        };
         sum(start: i32) -> __m512i = _mm512_set1_epi32(start);
         add(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
         load(p: *const u8) -> __m512i = _mm512_loadu_si512(p.cast());
         store(p: *mut u8, v: __m512i) = _mm512_storeu_si512(p.cast(), v);
         floats<KIND>(v: __m512i) -> [__m512; 4] = {
-            let signed = _mm512_xor_si512(v, _mm512_set1_epi8(-128));
+            let signed = _mm512_xor_si512(v, _mm512_set1_epi8(RAISE as i8));
             [
                 _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(signed))),
                 _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(_mm512_slli_epi32::<16>(signed))),

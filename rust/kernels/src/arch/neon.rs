@@ -167,7 +167,7 @@ impl Dot for Neon {
 }
 
 /// With `sdot`.
-struct NeonDotprod;
+pub(super) struct NeonDotprod;
 
 /// `sdot` by lane, as assembly: its intrinsic is not stable.
 macro_rules! sdot {

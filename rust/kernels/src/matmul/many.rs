@@ -11,12 +11,29 @@ use crate::formats::{Kind, Palette, TILE};
 use crate::quantized::{QuantRows, blocks};
 use crate::scratch::{CHUNK_ROWS, Scratch};
 
+/// How the products of a panel are computed, once its rows and tiles are chosen.
+pub(crate) trait Panels<D: Dot> {
+    /// The float sums of `rows` × the tiles that `V` vectors hold from `tile` on, block by block, row by row in `sums`.
+    ///
+    /// # Safety
+    /// Needs the instructions of `D` and of the type; the lengths must fit as `Kernels::matmul_palette` checks them, `rows` be
+    /// at most `CHUNK_ROWS`, and `panel` and `sums` be those of a [`Scratch`].
+    unsafe fn panels<const KIND: usize, const V: usize>(
+        w: &Palette<'_>,
+        x: &QuantRows<'_>,
+        tile: usize,
+        rows: Range<usize>,
+        panel: *mut u8,
+        sums: *mut f32,
+    );
+}
+
 /// All rows of x × the outputs of `tiles`.
 ///
 /// # Safety
-/// Needs the instructions of `D`; the lengths must fit as `Kernels::matmul_palette` checks them.
+/// Needs the instructions of `D` and `P`; the lengths must fit as `Kernels::matmul_palette` checks them.
 #[inline(always)]
-pub(crate) unsafe fn many<D: Dot, const KIND: usize>(
+pub(crate) unsafe fn many<D: Dot, P: Panels<D>, const KIND: usize>(
     w: &Palette<'_>,
     x: &QuantRows<'_>,
     tiles: Range<usize>,
@@ -39,13 +56,13 @@ pub(crate) unsafe fn many<D: Dot, const KIND: usize>(
             // SAFETY: as the caller promises; scratch memory holds a panel of 4 × 64 lines and CHUNK_ROWS × 64 sums.
             unsafe {
                 if const { D::PARTS == 2 } {
-                    panels::<D, KIND, 2>(w, x, at, rows.clone(), panel, sums);
+                    P::panels::<KIND, 2>(w, x, at, rows.clone(), panel, sums);
                 } else if const { D::PARTS == 4 } || count == 4 {
-                    panels::<D, KIND, 4>(w, x, at, rows.clone(), panel, sums);
+                    P::panels::<KIND, 4>(w, x, at, rows.clone(), panel, sums);
                 } else if count == 2 {
-                    panels::<D, KIND, 2>(w, x, at, rows.clone(), panel, sums);
+                    P::panels::<KIND, 2>(w, x, at, rows.clone(), panel, sums);
                 } else {
-                    panels::<D, KIND, 1>(w, x, at, rows.clone(), panel, sums);
+                    P::panels::<KIND, 1>(w, x, at, rows.clone(), panel, sums);
                 }
                 finish::<D>(w, at..at + count, &tiles, rows.clone(), sums, out);
             }
@@ -55,9 +72,26 @@ pub(crate) unsafe fn many<D: Dot, const KIND: usize>(
     }
 }
 
-/// The float sums of `rows` × the tiles that `V` vectors hold, block by block.
+/// Quad by quad, by the dot products of `D`.
+pub(crate) struct Quads;
+
+impl<D: Dot> Panels<D> for Quads {
+    #[inline(always)]
+    unsafe fn panels<const KIND: usize, const V: usize>(
+        w: &Palette<'_>,
+        x: &QuantRows<'_>,
+        tile: usize,
+        rows: Range<usize>,
+        panel: *mut u8,
+        sums: *mut f32,
+    ) {
+        // SAFETY: the caller keeps the contract of the trait.
+        unsafe { quads::<D, KIND, V>(w, x, tile, rows, panel, sums) }
+    }
+}
+
 #[inline(always)]
-unsafe fn panels<D: Dot, const KIND: usize, const V: usize>(
+unsafe fn quads<D: Dot, const KIND: usize, const V: usize>(
     w: &Palette<'_>,
     x: &QuantRows<'_>,
     tile: usize,
@@ -98,8 +132,12 @@ unsafe fn panels<D: Dot, const KIND: usize, const V: usize>(
 }
 
 /// Decodes one activation block of a tile into its columns of the panel: quad by quad, `V` vectors each.
+///
+/// # Safety
+/// Needs the instructions of `D`; the tile must have `groups` groups of 32 inputs from the block's start on, and the panel
+/// room for `V` vectors for each of their quads.
 #[inline(always)]
-unsafe fn decode<D: Dot, const KIND: usize, const V: usize>(
+pub(crate) unsafe fn decode<D: Dot, const KIND: usize, const V: usize>(
     w: &Palette<'_>,
     tile: usize,
     block: usize,

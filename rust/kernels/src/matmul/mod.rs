@@ -42,7 +42,7 @@ macro_rules! instances {
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn all<const KIND: usize>(
+        pub(crate) unsafe fn all<const KIND: usize>(
             w: &Palette<'_>,
             x: &QuantRows<'_>,
             tiles: Range<usize>,
@@ -50,7 +50,7 @@ macro_rules! instances {
             out: &mut [f32],
         ) {
             // SAFETY: the features are enabled here; the caller has checked the lengths.
-            unsafe { many::many::<$dot, KIND>(w, x, tiles, scratch, out) }
+            unsafe { many::many::<$dot, many::Quads, KIND>(w, x, tiles, scratch, out) }
         }
 
         #[target_feature(enable = $features)]
@@ -80,6 +80,21 @@ macro_rules! instances {
 }
 #[allow(unused_imports)]
 pub(crate) use instances;
+
+/// The rows of each kind of a level `LEVEL` that has kernels for many rows alone, `all::<KIND>`.
+#[allow(unused_macros)]
+macro_rules! many_rows {
+    ($($kind:ident)*) => {
+        &[$(Row {
+            kind: Kind::$kind.name(),
+            variant: "many",
+            level: LEVEL,
+            func: KernelFn::MatmulPalette(all::<{ Kind::$kind as usize }>),
+        }),*]
+    };
+}
+#[allow(unused_imports)]
+pub(crate) use many_rows;
 
 /// The rows of each kind, of functions and constructors as [`instances`] defines them.
 #[allow(unused_macros)]

@@ -8,7 +8,13 @@ use crate::quantized::{ACT_BLOCK, QuantRows, blocks};
 use crate::registry::{KernelFn, Row};
 use crate::scratch::Scratch;
 
-unsafe fn matmul(w: &Palette<'_>, x: &QuantRows<'_>, tiles: Range<usize>, _: &mut Scratch, out: &mut [f32]) {
+pub(crate) unsafe fn matmul(
+    w: &Palette<'_>,
+    x: &QuantRows<'_>,
+    tiles: Range<usize>,
+    _: &mut Scratch,
+    out: &mut [f32],
+) {
     let width = tiles.len() * TILE;
     let padded = w.cols.div_ceil(32) * 32;
     let n_blocks = blocks(w.cols);
