@@ -36,8 +36,74 @@ fn reading(k: &Kernels) {
     println!("streaming read of 256 MiB: {:.1} GB/s", data.len() as f64 * 4.0 / t / 1e9);
 }
 
+/// What multiply-adds from registers reach, for comparison with products of many rows: in float32 and, where the processor has
+/// them, as dot products of bf16.
+#[cfg(target_arch = "x86_64")]
+mod peak {
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    use pocketlm_kernels::simd::Simd;
+
+    /// Sums that wait for nothing: as many as registers allow beside the factors.
+    #[inline(always)]
+    fn multiply_add<S: Simd, const CHAINS: usize>(s: S, rounds: usize) {
+        let mut sums = [s.zero(); CHAINS];
+        let (a, b) = black_box((s.splat(0.5), s.splat(1.0)));
+        for _ in 0..rounds {
+            sums.iter_mut().for_each(|sum| *sum = s.fma(*sum, a, b));
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn avx2(rounds: usize) {
+        // SAFETY: the caller may call this only where the processor has the features.
+        multiply_add::<_, 6>(unsafe { pocketlm_kernels::simd::Avx2::new() }, rounds);
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    pub fn avx512(rounds: usize) {
+        // SAFETY: the caller may call this only where the processor has the features.
+        multiply_add::<_, 24>(unsafe { pocketlm_kernels::simd::Avx512::new() }, rounds);
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub fn bf16(rounds: usize) {
+        let mut sums = [_mm512_setzero_ps(); 24];
+        // SAFETY: both are 512 bits without invalid values: bf16 numbers 1.
+        let one: __m512bh =
+            black_box(unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi16(0x3f80)) });
+        for _ in 0..rounds {
+            sums.iter_mut().for_each(|sum| *sum = _mm512_dpbf16_ps(*sum, one, one));
+        }
+        black_box(sums);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn peaks(k: &Kernels) {
+    const ROUNDS: usize = 4096;
+    let wide = k.level() != Level::Avx2 && k.level() != Level::Avx2Vnni;
+    if k.level() != Level::Scalar {
+        // SAFETY: the kernels of a level exist only where the processor has it, and AVX2 is part of all.
+        let t = time(|| unsafe { if wide { peak::avx512(ROUNDS) } else { peak::avx2(ROUNDS) } });
+        let chains = if wide { 24 } else { 6 };
+        println!("multiply-adds from registers: {:.1} GFLOP/s", (ROUNDS * chains * 32) as f64 / t / 1e9);
+    }
+    if wide && is_x86_feature_detected!("avx512bf16") {
+        // SAFETY: the processor has the features.
+        let t = time(|| unsafe { peak::bf16(ROUNDS) });
+        println!("bf16 dot products from registers: {:.1} GFLOP/s", (ROUNDS * 24 * 64) as f64 / t / 1e9);
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn peaks(_: &Kernels) {}
+
 fn dense(k: &Kernels) {
     reading(k);
+    peaks(k);
     for dtype in DenseType::ALL {
         let (rows, cols) = (32_768, 2048);
         let bytes: Vec<u8> = match dtype {
@@ -63,7 +129,7 @@ fn dense(k: &Kernels) {
         let t = time(|| k.matmul_dense(&w, &x, 1, cols, 0..rows, &mut out).unwrap());
         let size = (rows * cols * dtype.size()) as f64;
         println!("matmul_dense {} m=1 {rows}x{cols} (cache): {:.1} GB/s", dtype.name(), size / t / 1e9);
-        for m in [4, 16, 512] {
+        for m in [2, 4, 7, 16, 512] {
             let rows = 1024;
             let x = values(m * cols);
             let mut out = vec![0.0; m * rows];

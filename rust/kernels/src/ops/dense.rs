@@ -105,7 +105,7 @@ fn tile<S: Simd, E: Element, const M: usize, const N: usize>(
     }
 }
 
-/// All rows × `N` outputs, `M` rows at a time.
+/// All rows × `N` outputs, `M` rows at a time, then two where there are more than one left.
 #[inline(always)]
 fn panel<S: Simd, E: Element, const M: usize, const N: usize>(
     s: S,
@@ -115,15 +115,23 @@ fn panel<S: Simd, E: Element, const M: usize, const N: usize>(
     width: usize,
 ) {
     let mut row = 0;
-    while row + M <= m {
-        let x = &view.x[row * view.stride..];
-        tile::<S, E, M, N>(s, View { x, ..view }, &mut out[row * width..], width);
-        row += M;
-    }
     while row < m {
-        let x = &view.x[row * view.stride..];
-        tile::<S, E, 1, N>(s, View { x, ..view }, &mut out[row * width..], width);
-        row += 1;
+        let view = View { x: &view.x[row * view.stride..], ..view };
+        let out = &mut out[row * width..];
+        row += match m - row {
+            1 => {
+                tile::<S, E, 1, N>(s, view, out, width);
+                1
+            }
+            left if left < M => {
+                tile::<S, E, 2, N>(s, view, out, width);
+                2
+            }
+            _ => {
+                tile::<S, E, M, N>(s, view, out, width);
+                M
+            }
+        };
     }
 }
 
