@@ -18,4 +18,5 @@ for cpu in ${ARM_CPUS:-cortex-a72 neoverse-n1 max,sve=off}; do
     [ -n "$here" ] || { echo "test-arm: the tests do not say what they exercise" >&2 && exit 1; }
     lacking=$(comm -12 <(sort <<<"$lacking") <(sort <<<"$here"))
 done
+lacking=${lacking//$'\n'/, }
 echo "== NEON levels not exercised: ${lacking:-none}"
