@@ -108,13 +108,14 @@ class Bench:
         if not self.args.calibration:
             return None
         from pocketlm.loading import open_model
-        from pocketlm.palettize import calibrate
+        from pocketlm.palettize.calibrate import calibrate
+        from pocketlm.palettize.text import read_windows
 
         model = open_model(self.args.model)
-        length = calibrate.chunk_length(model.graph)
-        runs = calibrate.chunks(model, calibrate.read_calibration(self.args.calibration), length)
-        with calibrate.engine_trace(model, length, self.args.threads) as trace:
-            moments = calibrate.second_moments(model.graph, model.store, trace, runs)
+        windows = read_windows(self.args.calibration, model)
+        stored = calibrate(model, windows, self.out / "calibration", threads=self.args.threads)
+        names = [name for name in stored.tensors if stored.multiplies(name)]
+        moments = {name: np.diagonal(stored.second_moment(name)) for name in names}
         path = self.out / "importance.npz"
         np.savez(path, **moments)  # type: ignore[arg-type]
         return path

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pocketlm.palettize import palettize, run
+from pocketlm.palettize import compensate, palettize, run
 
 QUIET: dict[str, Any] = {"progress": False}
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -28,15 +28,18 @@ def interrupted(
 ) -> Path:
     """Stops at the tensor number ``after``; returns the partial directory."""
     count = itertools.count()
-    real: Callable[..., Any] = run.palettize_tensor
 
-    def limited(*args: Any, **kwargs: Any) -> Any:
-        if next(count) == after:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
+    def limited(real: Callable[..., Any]) -> Callable[..., Any]:
+        def work(*args: Any, **kwargs: Any) -> Any:
+            if next(count) == after:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        return work
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "palettize_tensor", limited)
+        for module, name in ((run, "palettize_tensor"), (compensate, "compensate_tensor")):
+            patch.setattr(module, name, limited(getattr(module, name)))
         with pytest.raises(KeyboardInterrupt):
             palettize(source, target, **options, **QUIET)
     assert not target.exists()

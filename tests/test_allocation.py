@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,18 @@ from hypothesis import strategies as st
 from checkpoints import write_checkpoint
 from independent.cases import openelm
 from palettizing import QUIET, UP, content, interrupted, names
-from pocketlm._core import palettize_tensor
+from pocketlm._core import compensate_tensor, palettize_tensor
 from pocketlm.errors import BudgetError, FileFormatError, MissingFileError, ParameterError
 from pocketlm.kinds import BEST, BITS
 from pocketlm.loading import open_model
-from pocketlm.palettize import damage, palettize, plan, run
+from pocketlm.palettize import compensate, damage, palettize, plan, run
 from pocketlm.palettize.allocate import Choice, Item, Rest, allocate
 from pocketlm.palettize.budgets import Budgets
 from pocketlm.palettize.damage import measure_damages, products, sample
 from pocketlm.palettize.divergence import Divergence
 from pocketlm.palettize.forms import Forms
 from pocketlm.palettize.held_out import hold_out, sequences
-from pocketlm.palettize.importance import find_importance
+from pocketlm.palettize.importance import Importance, Statistics
 from pocketlm.palettize.recipe import KEEP, KINDS, Candidate, candidates, read_recipe
 from profiles import quick
 
@@ -223,7 +224,7 @@ def test_long_runs_take_fewer_tokens(source: Path, monkeypatch: pytest.MonkeyPat
 def parts(source: Path) -> tuple[Any, list[Candidate], Forms, Divergence]:
     model = open_model(source)
     known = candidates(model.graph, model.store)
-    forms = Forms(model, find_importance(None), 1, palettize_tensor)
+    forms = Forms(model, Importance(model, Statistics()), 1, palettize_tensor)
     return model, known, forms, Divergence(model, sequences(model, [TEXT]), 1)
 
 
@@ -357,11 +358,15 @@ def test_what_was_made_to_measure_is_not_made_again(
 ) -> None:
     made: list[tuple[str, str]] = []
 
-    def counted(store: Any, name: str, kind: str, **options: Any) -> Any:
-        made.append((name, kind))
-        return palettize_tensor(store, name, kind, **options)
+    def counted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def count(store: Any, name: str, kind: str, *args: Any, **options: Any) -> Any:
+            made.append((name, kind))
+            return work(store, name, kind, *args, **options)
 
-    monkeypatch.setattr(run, "palettize_tensor", counted)
+        return count
+
+    monkeypatch.setattr(run, "palettize_tensor", counted(palettize_tensor))
+    monkeypatch.setattr(compensate, "compensate_tensor", counted(compensate_tensor))
     report = palettize(source, tmp_path / "dst", kinds="4", calibration=[TEXT], **QUIET)
     assert sorted(made) == sorted(report.recipe.items())
 

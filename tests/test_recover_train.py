@@ -21,14 +21,14 @@ from palettizing import QUIET, names
 from pocketlm import _core
 from pocketlm.errors import (
     AdapterError,
-    FileFormatError,
     MissingFileError,
     ParameterError,
     UnsupportedError,
 )
 from pocketlm.interpret import jax as interpreter
 from pocketlm.loading import open_model
-from pocketlm.palettize import distil, palettize, recover_train, student, training_text
+from pocketlm.palettize import distil, palettize, recover_train, recovery, student
+from pocketlm.palettize.recovery import Recovery
 
 SMALL = {"num_hidden_layers": 1, "max_position_embeddings": 64}
 ONE: dict[str, Any] = {
@@ -214,27 +214,17 @@ def test_without_the_extra_it_says_what_to_install(
         palettize(source, tmp_path / "dst", **OPTIONS)
 
 
-def test_windows_of_files_and_texts(tmp_path: Path) -> None:
+def test_it_learns_from_windows_of_the_text_it_was_given(tmp_path: Path) -> None:
     model = open_model(write_checkpoint(tmp_path / "m", llama()))
-    words = [f"w{i % 97}" for i in range(200_000)]
-    file = tmp_path / "text.txt"
-    file.write_text(" ".join(words))
-    few = training_text.read_windows(file, model, 1000)
-    assert few.shape == (4, 256)
-    many = training_text.read_windows(file, model, 10**6)
-    assert 700 < len(many) <= 200_000 // 256
-    for window in (*few, *many[::50]):
-        steps = np.diff(window.astype(int)) % 97
-        assert (steps != 1).sum() <= 2  # the text in order, but for a word that a piece's end cuts
-    whole = training_text.read_windows(["w1 " * 100, "w2 " * 412], model, 512)
-    np.testing.assert_array_equal(np.unique(whole, return_counts=True)[1], [100, 412])
-    file.write_text("é" * 300_000 + " w3" * 5000)  # pieces begin and end within characters
-    assert training_text.read_windows(file, model, 10**6).max() == 3
-    file.write_bytes(b"w1 w2 " * 50_000 + b"\xff" + b" w3" * 50_000)
-    with pytest.raises(FileFormatError, match=r"UTF-8.*at byte 300000"):
-        training_text.read_windows(file, model, 10**6)
+    words = [f"w{i % 97}" for i in range(20_000)]
+    windows = recovery.training_windows(model, [" ".join(words)], Recovery(train=1100))
+    assert windows is not None
+    assert windows.shape == (4, recovery.TRAINING_WINDOW)
+    assert ((np.diff(windows.astype(int)) % 97) == 1).all()
+    with pytest.raises(ParameterError, match=r"recover_text: .* 3 tokens"):
+        recovery.training_windows(model, ["w1 w2 w3"], Recovery(train=1100))
     with pytest.raises(MissingFileError, match="nowhere"):
-        training_text.read_windows(tmp_path / "nowhere", model, 100)
+        recovery.training_windows(model, tmp_path / "nowhere", Recovery(train=1100))
 
 
 def test_bfloat16_is_rounded_to_nearest() -> None:

@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 __all__ = [
     "Continuation",
     "Engine",
+    "Hessian",
     "Palettized",
     "Sampler",
+    "SecondMoment",
     "Sequence",
     "StepResult",
     "TensorInfo",
     "WeightStore",
     "__version__",
+    "compensate_tensor",
     "cpu_count",
     "current_isa",
     "int8_peak",
@@ -164,9 +167,16 @@ class Engine:
         ``attention``, ``output``), its ``members`` (pairs of an operation's name and its share in the work:
         bytes of the weights for products, about the elements touched for work on rows; 0 for what rides along
         in an epilogue), and whether it is in the ``tail``, which runs on rows whose logits are asked for."""
-    def trace(self, ids: AbstractSequence[int] | NDArray[Any]) -> dict[str, NDArray[np.float32]]:
-        """Result [tokens, width] of every operation of a prefill, by name; bit for bit what a step
-        computes."""
+    def trace(
+        self, ids: AbstractSequence[int] | NDArray[Any], names: AbstractSequence[str] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Result [tokens, width] of every operation of a prefill, or of those in ``names``, by name; bit for
+        bit what a step computes.
+
+        Raises:
+            ParameterError: a name is not that of an operation.
+            As :meth:`step`.
+        """
     def close(self) -> None:
         """Gives all memory back; later uses raise ParameterError."""
 
@@ -371,6 +381,10 @@ class Palettized:
     def error(self) -> float: ...
     @property
     def energy(self) -> float: ...
+    @staticmethod
+    def join(parts: AbstractSequence[Palettized]) -> Palettized:
+        """Parts of consecutive rows as one; all but the last have whole tiles. Raises ParameterError where
+        there are none, or kinds differ."""
 
 def palettize_tensor(
     store: WeightStore,
@@ -392,6 +406,74 @@ def palettize_tensor(
         WeightError: not a matrix, a value not finite or too large for half-precision scales, or importance
         that
             does not fit.
+    """
+
+@final
+class SecondMoment:
+    """A sum of products of inputs in the making, Σ_t s_t x_t x_tᵀ, float32, of ``width`` inputs.
+
+    Raises:
+        ParameterError: there are no inputs.
+        MemoryLimitError: there is no memory for their products.
+    """
+
+    def __new__(cls, width: int) -> SecondMoment: ...
+    def add(
+        self,
+        x: NDArray[np.float32],
+        weights: NDArray[np.float32] | None = None,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        """Adds the products of ``x`` [tokens, width], each token's times its weight [tokens].
+
+        The result depends on how tokens are divided among calls, but neither on ``threads`` nor on the
+        machine. Raises ParameterError where a shape does not fit, or after :meth:`finish`.
+        """
+    def finish(self, factor: float) -> NDArray[np.float32]:
+        """The moment [width, width] times ``factor``, symmetric. The object is empty afterwards."""
+
+@final
+class Hessian:
+    """A second moment ``moment`` [inputs, inputs], damped and factored for :func:`compensate_tensor`.
+
+    ``damping`` times the mean of its diagonal is added to the diagonal; a moment of zeros becomes the
+    identity. ``kind`` is that of the codes. The result depends neither on ``threads`` nor on the machine.
+
+    Raises:
+        ParameterError: not square, symmetric, finite and positive semidefinite, or ``damping`` not positive.
+        MemoryLimitError: there is no memory for the factors.
+    """
+
+    def __new__(
+        cls, moment: NDArray[np.float32], kind: str, *, damping: float, threads: int | None = None
+    ) -> Hessian: ...
+    @property
+    def size(self) -> int:
+        """Number of inputs."""
+
+def compensate_tensor(
+    store: WeightStore,
+    name: str,
+    kind: str,
+    hessian: Hessian,
+    *,
+    rows: tuple[int, int],
+    row_weights: NDArray[np.float32],
+    transposed: bool = False,
+    threads: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Palettized:
+    """Palettizes rows of a dense matrix so that its outputs, not its weights, come out close.
+
+    ``rows`` are the first row, a multiple of 16, and the one behind the last. Codes make up for each other's
+    errors under the inputs' second moment H: what is lowered, and reported as ``error``, is Σ_r weight_r (w_r
+    - ŵ_r) H (w_r - ŵ_r)ᵀ with ``row_weights`` [rows], all positive; ``energy`` is the same of ŵ = 0. For the
+    rest see :func:`palettize_tensor`.
+
+    Raises:
+        WeightError: not a matrix, or a value not finite or too large for half-precision scales.
+        ParameterError: rows, row weights or the number of inputs do not fit.
     """
 
 def measure_tensor(

@@ -52,8 +52,21 @@ if TYPE_CHECKING:
     click.option(
         "--calibration",
         type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Text of the kind that the model is for: rounding then spares what matters there.",
+        metavar="PATH",
+        help="Text of the kind that the model is for, or a stored calibration: codes then make up for each "
+        "other's errors on such text, which loses far less.",
+    ),
+    click.option(
+        "--calibration-out",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Store what the text told about the model, for further runs with other bits.",
+    ),
+    click.option(
+        "--compensation/--no-compensation",
+        default=True,
+        show_default=True,
+        help="Whether codes make up for each other's errors where there is a calibration.",
     ),
     click.option(
         "--validation",

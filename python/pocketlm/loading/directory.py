@@ -36,7 +36,7 @@ class DirectoryWriter:
     def __init__(self, destination: Path, key: str, *, overwrite: bool = False) -> None:
         self.destination = destination
         self.partial = destination.with_name(f"{destination.name}.partial-{key}")
-        self.scratch: list[str] = []  # files of the partial directory that are not part of the model
+        self.scratch: list[str] = []  # entries of the partial directory that are not part of the model
         self._overwrite = overwrite
         self._file: BinaryIO | None = None
         self._journal: BinaryIO | None = None
@@ -178,8 +178,9 @@ class DirectoryWriter:
             self._file.close()
             self._rename()
             # Last, so that a kill before the rename leaves all that a resumption needs.
-            for name in (*self.scratch, JOURNAL):
-                (self.destination / name).unlink(missing_ok=True)
+            for name in self.scratch:
+                _remove(self.destination / name)
+            (self.destination / JOURNAL).unlink(missing_ok=True)
             _sync_directory(self.destination)
 
     def _rename(self) -> None:
@@ -216,6 +217,14 @@ class DirectoryWriter:
             # A line cut short by a kill would garble the next one.
             self._journal.truncate(good)
         return done
+
+
+def _remove(path: Path) -> None:
+    """Deletes a file or a directory, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _lock(file: BinaryIO) -> bool:

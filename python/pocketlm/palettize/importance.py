@@ -1,66 +1,86 @@
-"""Importance of a model's input channels, found once and kept with the unfinished work."""
+"""Statistics of a model's inputs: stored ones, or found once and kept with the unfinished work."""
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 from collections.abc import Iterable
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketlm.errors import ParameterError
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.directory import DirectoryWriter
-from pocketlm.loading.files import storage_errors
-from pocketlm.palettize.calibrate import chunk_length, chunks, engine_trace, read_calibration, second_moments
-from pocketlm.palettize.progress import Progress
+from pocketlm.loading.files import as_path, storage_errors
+from pocketlm.palettize.calibrate import calibrate, work_key
+from pocketlm.palettize.calibration import Calibration, identify
 from pocketlm.palettize.recipe import Candidate
+from pocketlm.palettize.text import read_windows
 
-_FILE = "importance.npz"
+_DIRECTORY = "calibration"
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What is to be known of a model's inputs: from a text file, texts or a stored ``calibration``, to be
+    kept in the directory ``out``, and whether codes make up for each other's errors by it."""
+
+    calibration: str | PathLike[str] | Iterable[str] | None = None
+    out: str | PathLike[str] | None = None
+    compensation: bool = True
 
 
 class Importance:
-    """What :meth:`of` gives is ``None`` (all inputs alike) unless there are calibration texts."""
+    """What :meth:`of` gives is ``None`` (all inputs alike) unless there is a calibration.
 
-    def __init__(self, texts: list[str]) -> None:
-        self._texts = texts
-        self._moments: dict[str, NDArray[np.float32]] = {}
-        self.digest = hashlib.sha256("\0".join(texts).encode()).hexdigest() if texts else ""
+    Attributes:
+        digest: tells one calibration, and what is made of it, from another; empty without.
+        calibration: the stored statistics, once :meth:`prepare` has run.
+        compensation: whether codes make up for each other's errors.
+    """
 
-    def prepare(
-        self, model: LoadedModel, writer: DirectoryWriter, *, threads: int | None, progress: bool
-    ) -> None:
-        """Runs the texts through the model, or takes up what an earlier run found."""
-        if not self._texts:
+    def __init__(self, model: LoadedModel, statistics: Statistics) -> None:
+        self.calibration: Calibration | None = None
+        self.compensation = statistics.compensation and statistics.calibration is not None
+        self._model = model
+        self._out = None if statistics.out is None else as_path(statistics.out, "calibration_out")
+        self._windows: NDArray[np.uint32] | None = None
+        self._key = ""
+        given = statistics.calibration
+        if given is None:
+            if self._out is not None:
+                raise ParameterError("calibration_out: there is no calibration to store")
+        elif isinstance(given, str | PathLike) and _is_stored(as_path(given, "calibration")):
+            if self._out is not None:
+                raise ParameterError("calibration_out: the calibration is stored already")
+            self.calibration = Calibration.open(given)
+            self.calibration.check(model)
+            self._key = self.calibration.key
+        else:
+            self._windows = read_windows(given, model)
+            self._key = work_key(identify(model), self._windows)
+        self.digest = f"{self._key} {self.compensation}" if self._key else ""
+
+    def prepare(self, writer: DirectoryWriter, *, threads: int | None, progress: bool) -> None:
+        """Runs the text through the model, or takes up what an earlier run found."""
+        if self._windows is None:
             return
-        writer.scratch.append(_FILE)
-        path = writer.partial / _FILE
-        if writer.note("importance") is not None and path.exists():
-            with storage_errors(path), np.load(path) as saved:
-                self._moments = {name: saved[name] for name in saved.files}
-            return
-        length = chunk_length(model.graph)
-        runs = list(chunks(model, self._texts, length))
-        with (
-            engine_trace(model, length, threads) as trace,
-            Progress("calibrating", sum(map(len, runs)), progress, unit="tokens") as bar,
-        ):
-
-            def counted() -> Iterable[list[int]]:
-                for run in runs:
-                    yield run
-                    bar.add(len(run))
-
-            self._moments = second_moments(model.graph, model.store, trace, counted())
-        with storage_errors(path), path.open("wb") as file:
-            np.savez(file, **self._moments)  # type: ignore[arg-type]
-        writer.record("importance", {})
+        target = self._out
+        if target is None:
+            writer.scratch += [_DIRECTORY, f"{_DIRECTORY}.partial-{self._key[:12]}"]
+            target = writer.partial / _DIRECTORY
+            writer.record("calibrating", {})  # there is something to resume
+        self.calibration = calibrate(self._model, self._windows, target, threads=threads, progress=progress)
 
     def of(self, tensor: Candidate) -> NDArray[np.float32] | None:
         """E[x²] of the tensor's inputs. An embedding that is looked up, not multiplied, has none."""
-        return self._moments.get(tensor.name)
+        if self.calibration is None or not self.calibration.multiplies(tensor.name):
+            return None
+        return np.ascontiguousarray(np.diagonal(self.calibration.second_moment(tensor.name)))
 
 
-def find_importance(calibration: str | PathLike[str] | Iterable[str] | None) -> Importance:
-    """Importance from a text file or texts; none without."""
-    return Importance([] if calibration is None else read_calibration(calibration))
+def _is_stored(path: Path) -> bool:
+    with storage_errors(path):
+        return path.is_dir()

@@ -18,8 +18,8 @@ from pocketlm.loading import LoadedModel
 from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.files import storage_errors
 from pocketlm.loading.safetensors import SINGLE
+from pocketlm.palettize.calibration import Calibration
 from pocketlm.palettize.lowrank import factors, spectrum, weighted_error
-from pocketlm.palettize.moments import Moments
 from pocketlm.palettize.progress import Progress
 from pocketlm.palettize.ranks import SPREAD, Site, allocate_ranks
 from pocketlm.palettize.recovery import Recovery
@@ -49,7 +49,7 @@ class Corrections:
 def correct(
     model: LoadedModel,
     tensors: list[Output],
-    moments: Moments,
+    moments: Calibration,
     recovery: Recovery,
     writer: DirectoryWriter,
     *,
@@ -98,7 +98,7 @@ def _correct(
     written: WeightStore,
     tensor: Output,
     index: int,
-    moments: Moments,
+    moments: Calibration,
     recovery: Recovery,
     writer: DirectoryWriter,
 ) -> Path:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_RANK = 512
 MAX_TOKENS = 1 << 40
+TRAINING_WINDOW = 256  # tokens of a sequence to learn from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +111,12 @@ def recover_weights(
         return None
     # Imported here, since reports and arguments need none of it.
     from pocketlm.adapters.write import write_adapter
-    from pocketlm.palettize.moments import traced_moments
     from pocketlm.palettize.recover import Corrections, correct
 
     found = Corrections({}, {}, {})
     if recovery.rank:
-        moments = traced_moments(work.model, tensors, work.calibration, writer, threads, progress)
+        moments = work.importance.calibration
+        assert moments is not None  # since Recovery.check has passed, and the plan is made
         found = correct(work.model, tensors, moments, recovery, writer, progress=progress)
     pairs: dict[str, Pair] = found.pairs
     losses = None
@@ -135,7 +136,7 @@ def training_windows(
     """Token ids [windows, length] to learn from, spread evenly over the text; none without training."""
     if not recovery.train:
         return None
-    from pocketlm.palettize.training_text import read_windows
+    from pocketlm.palettize.text import read_windows
 
     assert text is not None
-    return read_windows(text, model, recovery.train)
+    return read_windows(text, model, recovery.train, window=TRAINING_WINDOW, argument="recover_text")

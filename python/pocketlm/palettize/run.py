@@ -17,7 +17,7 @@ from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.files import as_path, storage_errors
 from pocketlm.loading.layout import plan_layout
 from pocketlm.palettize.budgets import Budgets
-from pocketlm.palettize.importance import Importance
+from pocketlm.palettize.importance import Importance, Statistics
 from pocketlm.palettize.progress import Progress
 from pocketlm.palettize.recipe import recipe_json
 from pocketlm.palettize.recovery import Recovery, recover_weights
@@ -52,6 +52,8 @@ def palettize(
     kinds: str | Iterable[str | int] | None = None,
     embedding_bits: int | None = None,
     calibration: str | PathLike[str] | Iterable[str] | None = None,
+    calibration_out: str | PathLike[str] | None = None,
+    compensation: bool = True,
     validation: str | PathLike[str] | Iterable[str] | None = None,
     recipe: Mapping[str, Any] | str | PathLike[str] | None = None,
     recipe_out: str | PathLike[str] | None = None,
@@ -77,7 +79,10 @@ def palettize(
         kinds: to choose from, by name or by bits (``"2,4"``); all by default.
         embedding_bits: of embedding and head. They are free where a budget other than ``bits`` is given,
             else 8.
-        calibration: a text file, or texts: makes errors count by the activations that they meet.
+        calibration: a text file, texts, or a stored calibration: tells what inputs the products meet.
+        calibration_out: a directory to keep the calibration in, for further runs.
+        compensation: whether codes make up for each other's errors, which loses far less. Without it, each
+            error counts by the size of its input alone.
         validation: a text file, or texts, that judge; else the end of the calibration text, which is then
             left out of the calibration. With neither, kinds are chosen by each tensor's own error.
         recipe: kinds of single tensors (see :func:`pocketlm.palettize.recipe.read_recipe`), fixed by hand;
@@ -116,10 +121,11 @@ def palettize(
     recovery = Recovery(recover, recover_dtype, recover_train)
     recovery.check(calibration, recover_text)
     target = as_path(dst, "dst")
+    statistics = Statistics(calibration, calibration_out, compensation)
     work = Work(
         src,
         budgets,
-        calibration,
+        statistics,
         validation,
         recipe,
         _palettize_tensor,

@@ -18,11 +18,11 @@ from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.files import as_path, storage_errors
 from pocketlm.loading.safetensors import weight_files
 from pocketlm.palettize.budgets import Budgets
-from pocketlm.palettize.calibrate import read_calibration
+from pocketlm.palettize.compensate import compensated
 from pocketlm.palettize.forms import Forms
 from pocketlm.palettize.forms import Work as PalettizeTensor
 from pocketlm.palettize.held_out import hold_out, sequences
-from pocketlm.palettize.importance import find_importance
+from pocketlm.palettize.importance import Importance, Statistics
 from pocketlm.palettize.plan import Plan
 from pocketlm.palettize.planner import Planner
 from pocketlm.palettize.recipe import candidates, read_recipe
@@ -38,7 +38,7 @@ class Work:
         self,
         src: str | PathLike[str],
         budgets: Budgets,
-        calibration: str | PathLike[str] | Iterable[str] | None,
+        statistics: Statistics,
         validation: str | PathLike[str] | Iterable[str] | None,
         recipe: Mapping[str, Any] | str | PathLike[str] | None,
         palettize: PalettizeTensor,
@@ -54,11 +54,10 @@ class Work:
         self.model = open_model(src, check_values=False, adapter=None)
         self.known = candidates(self.model.graph, self.model.store)
         self.fixed = read_recipe(recipe, self.known)
-        calibration, texts = hold_out(calibration, validation)
-        self.calibration = [] if calibration is None else read_calibration(calibration)
-        self.importance = find_importance(self.calibration or None)
+        calibration, texts = hold_out(statistics.calibration, validation)
+        self.importance = Importance(self.model, dataclasses.replace(statistics, calibration=calibration))
         self.sequences = sequences(self.model, texts) if texts else []
-        self.forms = Forms(self.model, self.importance, threads, palettize)
+        self.forms = Forms(self.model, self.importance, threads, compensated(self.importance, palettize))
         self.recovery = recovery or Recovery()
         self.windows = training_windows(self.model, recover_text, self.recovery)
 
@@ -99,7 +98,7 @@ class Work:
             timed=timed,
             progress=self._progress,
         )
-        self.importance.prepare(self.model, writer, threads=self._threads, progress=self._progress)
+        self.importance.prepare(writer, threads=self._threads, progress=self._progress)
         try:
             return planner.plan()
         except BudgetError:
@@ -113,6 +112,8 @@ def plan(
     recipe: Mapping[str, Any] | str | PathLike[str] | None = None,
     recipe_out: str | PathLike[str] | None = None,
     calibration: str | PathLike[str] | Iterable[str] | None = None,
+    calibration_out: str | PathLike[str] | None = None,
+    compensation: bool = True,
     validation: str | PathLike[str] | Iterable[str] | None = None,
     threads: int | None = None,
     progress: bool = True,
@@ -126,7 +127,8 @@ def plan(
         As ``palettize``; ParameterError also for an argument that it does not have.
     """
     limits = Budgets.of(**budgets)
-    work = Work(src, limits, calibration, validation, recipe, palettize_tensor, threads, progress)
+    statistics = Statistics(calibration, calibration_out, compensation)
+    work = Work(src, limits, statistics, validation, recipe, palettize_tensor, threads, progress)
     if recipe_out is None:
         with tempfile.TemporaryDirectory() as folder, DirectoryWriter(Path(folder) / "x", "") as writer:
             return work.plan(writer, timed=True)

@@ -68,7 +68,8 @@ impl EngineError {
         Self::Graph { site: shorten(site), reason: reason.into() }
     }
 
-    pub(crate) fn parameter(name: &str, reason: impl Into<String>) -> Self {
+    /// [`EngineError::Parameter`].
+    pub fn parameter(name: &str, reason: impl Into<String>) -> Self {
         Self::Parameter { name: name.into(), reason: reason.into() }
     }
 }

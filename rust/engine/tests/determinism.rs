@@ -160,7 +160,7 @@ fn a_trace_ends_with_the_logits() {
         let vocab = model.graph.vocab_size;
         let engine = model.engine(&options);
         let prompt = ids(50, vocab, 30);
-        let traced = engine.trace(&prompt).unwrap();
+        let traced = engine.trace(&prompt, None).unwrap();
         assert_eq!(traced.len(), model.graph.ops.len());
         for (op, traced) in model.graph.ops.iter().zip(&traced) {
             assert_eq!((op.name.as_str(), op.width), (traced.name.as_str(), traced.width));
@@ -168,5 +168,8 @@ fn a_trace_ends_with_the_logits() {
         }
         let last: Vec<u32> = traced[traced.len() - 1].values.iter().map(|x| x.to_bits()).collect();
         assert_same(&name, "trace", vocab, &chunked(&engine, &prompt, &[96]), &last);
+        let names: Vec<String> = [traced[1].name.clone(), traced[0].name.clone()].into();
+        assert_eq!(engine.trace(&prompt, Some(&names)).unwrap(), traced[..2]);
+        assert!(engine.trace(&prompt, Some(&["nowhere".into()])).is_err());
     }
 }

@@ -103,7 +103,7 @@ fn a_trace_beyond_max_memory_is_refused() {
     let needed = model.engine(&options(1)).memory().total();
     let with = |room: u64| {
         let engine = model.engine(&EngineOptions { max_memory: Some(needed + room), ..options(1) });
-        engine.trace(&ids(400, 211, 2)).map(|traced| traced.len())
+        engine.trace(&ids(400, 211, 2), None).map(|traced| traced.len())
     };
     assert!(matches!(with(0), Err(EngineError::Memory { .. })));
     // Results alone take more than this: 400 tokens, and more than 2,000 channels.

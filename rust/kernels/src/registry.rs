@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use crate::cpu::Level;
 use crate::formats::{Dense, Palette};
-use crate::ops::{Attention, KvBlockMut, LogitStats, Norm};
+use crate::ops::{Attention, KvBlockMut, LogitStats, Norm, Outer};
 use crate::quantized::{QuantRowMut, QuantRows};
 use crate::scratch::Scratch;
 
@@ -91,6 +91,12 @@ kernel_ops! {
     LogitMaxima, "logit_maxima", LogitMaximaFn;
     /// Exponentials of logits.
     LogitTerms, "logit_terms", LogitTermsFn;
+    /// Sum of outer products in float32. Variant "rows", as of the next.
+    OuterF32, "outer_f32", OuterF32Fn;
+    /// The same in float64.
+    OuterF64, "outer_f64", OuterF64Fn;
+    /// A multiple of a float32 row added to a float64 row.
+    AddScaled, "add_scaled", AddScaledFn;
 }
 
 /// `(weights, activations, tiles, scratch, out)`; out is row-major `[rows of x, 16 × number of tiles]`.
@@ -137,6 +143,13 @@ pub type AttentionMergeFn = unsafe fn(&[f32], usize, usize, usize, usize, &mut [
 pub type LogitMaximaFn = unsafe fn(&[f32], &mut [f32], &mut LogitStats);
 /// `(logits, maximum, temperature, terms, sums)`.
 pub type LogitTermsFn = unsafe fn(&[f32], f32, f32, &mut [f32], &mut [f32]);
+
+/// `(factors, sum, elements from one row of the sum to the next)`.
+pub type OuterF32Fn = unsafe fn(&Outer<'_, f32>, &mut [f32], usize);
+/// As [`OuterF32Fn`].
+pub type OuterF64Fn = unsafe fn(&Outer<'_, f64>, &mut [f64], usize);
+/// `(y, factor, x)`.
+pub type AddScaledFn = unsafe fn(&mut [f64], f64, &[f32]);
 
 /// One kernel.
 #[derive(Debug, Clone, Copy)]

@@ -250,9 +250,15 @@ impl PyEngine {
     }
 
     /// The result of every operation of a prefill: see `_core.pyi`.
-    fn trace<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
+    #[pyo3(signature = (ids, names=None))]
+    fn trace<'py>(
+        &self,
+        py: Python<'py>,
+        ids: &Bound<'py, PyAny>,
+        names: Option<Vec<String>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
         let ids = token_ids(ids)?;
-        let traced = py.detach(|| self.engine.trace(&ids)).map_err(to_python)?;
+        let traced = py.detach(|| self.engine.trace(&ids, names.as_deref())).map_err(to_python)?;
         let found = PyDict::new(py);
         for op in traced {
             found.set_item(op.name, PyArray1::from_vec(py, op.values).reshape([ids.len(), op.width])?)?;

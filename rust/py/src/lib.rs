@@ -4,6 +4,7 @@ mod continuation;
 mod engine;
 mod errors;
 mod machine;
+mod moment;
 mod palettize;
 mod sampler;
 mod store;
@@ -24,7 +25,9 @@ mod _core {
         cpu_count, current_isa, int8_peak, isa_levels, isa_notes, kernel_registry, read_bandwidth,
     };
     #[pymodule_export]
-    use crate::palettize::{PyPalettized, measure_tensor, palettize_tensor};
+    use crate::moment::{PyHessian, PySecondMoment};
+    #[pymodule_export]
+    use crate::palettize::{PyPalettized, compensate_tensor, measure_tensor, palettize_tensor};
     #[pymodule_export]
     use crate::sampler::PySampler;
     #[pymodule_export]

@@ -1,13 +1,17 @@
 //! Palettizing of one weight, for `pocketlm.palettize`.
 
+use std::sync::Arc;
+
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pocketlm_engine::EngineError;
-use pocketlm_engine::palettize::{Palettized, Source, measure, palettize};
+use pocketlm_engine::palettize::{Palettized, Source, compensate, measure, palettize};
 use pocketlm_engine::pool::thread_count;
 use pocketlm_engine::store::Tensor;
+use pocketlm_kernels::Kind;
 use pyo3::prelude::*;
 
 use crate::errors::to_python;
+use crate::moment::PyHessian;
 use crate::store::{PyWeightStore, palette_kind};
 
 /// The parts of a palettized weight and its weighted squared error.
@@ -22,6 +26,32 @@ pub(crate) struct PyPalettized {
     scale: Py<PyAny>,
     error: f64,
     energy: f64,
+}
+
+#[pymethods]
+impl PyPalettized {
+    /// Parts of consecutive rows as one.
+    #[staticmethod]
+    fn join(py: Python<'_>, parts: Vec<PyRef<'_, Self>>) -> PyResult<Self> {
+        let Some(first) = parts.first() else {
+            return Err(to_python(EngineError::parameter("parts", "are none")));
+        };
+        if parts.iter().any(|part| part.kind != first.kind) {
+            return Err(to_python(EngineError::parameter("parts", "are of different kinds")));
+        }
+        let numpy = py.import("numpy")?;
+        let joined = |arrays: Vec<&Py<PyAny>>| -> PyResult<Py<PyAny>> {
+            Ok(numpy.call_method1("concatenate", (arrays,))?.unbind())
+        };
+        Ok(Self {
+            kind: first.kind.clone(),
+            codes: joined(parts.iter().map(|part| &part.codes).collect())?,
+            codebook: joined(parts.iter().map(|part| &part.codebook).collect())?,
+            scale: joined(parts.iter().map(|part| &part.scale).collect())?,
+            error: parts.iter().map(|part| part.error).sum(),
+            energy: parts.iter().map(|part| part.energy).sum(),
+        })
+    }
 }
 
 /// Palettizes tensor `name` of `store`: see `_core.pyi`.
@@ -43,6 +73,35 @@ pub(crate) fn palettize_tensor(
         work(py, store, name, importance, transposed, threads, progress, |source, threads, go_on| {
             palettize(source, kind, threads, go_on)
         })?;
+    parts(py, kind_name, kind, result)
+}
+
+/// Palettizes rows of tensor `name` of `store` for inputs of a second moment: see `_core.pyi`.
+#[pyfunction]
+#[pyo3(signature = (store, name, kind, hessian, *, rows, row_weights, transposed=false, threads=None, progress=None))]
+pub(crate) fn compensate_tensor(
+    py: Python<'_>,
+    store: &PyWeightStore,
+    name: &str,
+    kind: &str,
+    hessian: &PyHessian,
+    rows: (usize, usize),
+    row_weights: PyReadonlyArray1<'_, f32>,
+    transposed: bool,
+    threads: Option<usize>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<PyPalettized> {
+    let kind_name = kind;
+    let kind = palette_kind(kind)?;
+    let hessian = Arc::clone(&hessian.inner);
+    let row_weights: Vec<f32> = row_weights.as_array().iter().copied().collect();
+    let result = work(py, store, name, None, transposed, threads, progress, |source, threads, go_on| {
+        compensate(source, kind, rows.0..rows.1, &hessian, &row_weights, threads, go_on)
+    })?;
+    parts(py, kind_name, kind, result)
+}
+
+fn parts(py: Python<'_>, kind_name: &str, kind: Kind, result: Palettized) -> PyResult<PyPalettized> {
     let Palettized { codes, codebook, scale, fit } = result;
     let tiles = scale.len().div_ceil(pocketlm_kernels::TILE);
     let scale: Vec<u16> = scale.iter().map(|s| s.to_bits()).collect();

@@ -1,18 +1,27 @@
 //! Palettizes a whole weight: tiles spread over the thread pool, results independent of the number of threads.
 
+mod factor;
+mod fitter;
+mod moment;
 mod source;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_compensated;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use half::f16;
-use pocketlm_kernels::cluster::{ClusterError, Fit, Fitter, Target};
-use pocketlm_kernels::formats::pack;
-use pocketlm_kernels::{Kind, TILE};
+use pocketlm_kernels::cluster::Fit;
+use pocketlm_kernels::{Kernels, Kind, TILE};
 
+pub use factor::Factored;
+pub use moment::SecondMoment;
 pub use source::Source;
+
+use fitter::{Fitter, Slot};
 
 use crate::error::EngineError;
 use crate::pool::ThreadPool;
@@ -20,18 +29,29 @@ use crate::pool::ThreadPool;
 /// Tiles that each thread takes from one dispatch to the pool. Between dispatches other users of the pool have their turn,
 /// and the caller may cancel.
 const TILES_PER_DISPATCH: usize = 32;
+/// The same where a tile takes up to a second.
+const LARGE_TILES_PER_DISPATCH: usize = 4;
 
 /// The parts of a palettized weight, as files hold them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Palettized {
     /// `[tiles, bytes_per_tile]`.
     pub codes: Vec<u8>,
-    /// `[tiles, kind.codebook_len()]`.
+    /// `[tiles, 2^bits]`; empty for p8.
     pub codebook: Vec<i8>,
     /// `[outputs]`.
     pub scale: Vec<f16>,
     /// The weighted squared error.
     pub fit: Fit,
+}
+
+/// How the tiles of a weight are fitted.
+#[derive(Debug, Clone, Copy)]
+enum Method<'a> {
+    /// Every weight by itself.
+    Single,
+    /// Errors of the weights of a row together; each row's counts by its weight.
+    Compensated(&'a Factored, &'a [f32]),
 }
 
 /// Palettizes `source`. `go_on` is asked now and then with the number of rows done; if it says no, the result is `None`.
@@ -44,8 +64,47 @@ pub fn palettize(
     threads: usize,
     go_on: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Option<Palettized>, EngineError> {
+    fit_rows(source, kind, 0..source.rows(), Method::Single, threads, go_on)
+}
+
+/// Palettizes rows of `source`, which begin with a tile, for inputs of the second moment in `hessian`: the fit is that of
+/// Σ_r weight_r (w_r - ŵ_r) H (w_r - ŵ_r)ᵀ. `row_weights` has one positive number for each of the rows; the importance of `source` is
+/// not used.
+///
+/// # Errors
+/// As [`palettize`], and when the rows or the numbers of inputs or of weights do not fit, or a weight of a row is not positive.
+pub fn compensate(
+    source: &Source<'_>,
+    kind: Kind,
+    rows: Range<usize>,
+    hessian: &Factored,
+    row_weights: &[f32],
+    threads: usize,
+    go_on: &mut dyn FnMut(usize) -> bool,
+) -> Result<Option<Palettized>, EngineError> {
+    let bad = |reason: String| Err(EngineError::parameter("compensation", reason));
+    if rows.start >= rows.end || rows.end > source.rows() || !rows.start.is_multiple_of(TILE) {
+        return bad(format!("rows {rows:?} of {}; they must begin with a tile of {TILE}", source.rows()));
+    }
+    if hessian.size() != source.cols() {
+        return bad(format!("a second moment of {} inputs for {}", hessian.size(), source.cols()));
+    }
+    if row_weights.len() != rows.len() || !row_weights.iter().all(|w| *w > 0.0 && w.is_finite()) {
+        return bad("row_weights must be one positive number for each row".into());
+    }
+    fit_rows(source, kind, rows, Method::Compensated(hessian, row_weights), threads, go_on)
+}
+
+fn fit_rows(
+    source: &Source<'_>,
+    kind: Kind,
+    of: Range<usize>,
+    method: Method<'_>,
+    threads: usize,
+    go_on: &mut dyn FnMut(usize) -> bool,
+) -> Result<Option<Palettized>, EngineError> {
     source.check()?;
-    let (rows, cols) = (source.rows(), source.cols());
+    let (rows, cols) = (of.len(), source.cols());
     let overflow = |_| source.error(format!("shape [{rows}, {cols}] overflows"));
     let tile_bytes = kind.bytes_per_tile(cols).map_err(overflow)?;
     let mut result = Palettized {
@@ -62,10 +121,10 @@ pub fn palettize(
         .enumerate()
         .map(|(tile, (codes, scale))| {
             let codebook = codebooks.next().unwrap_or_default();
-            Mutex::new(Slot { tile, codes, codebook, scale, fit: Ok(Fit::default()) })
+            Mutex::new(Slot { tile: of.start / TILE + tile, codes, codebook, scale, fit: Ok(Fit::default()) })
         })
         .collect();
-    let finished = run(source, kind, threads, &slots, go_on)?;
+    let finished = run(source, kind, of, method, threads, &slots, go_on)?;
     result.fit = total(source, slots)?;
     Ok(finished.then_some(result))
 }
@@ -88,74 +147,42 @@ pub fn measure(
         Mutex::new(Slot { tile, codes: &mut [], codebook: &mut [], scale: &mut [], fit: Ok(Fit::default()) })
     };
     let slots: Vec<_> = (step / 2..tiles).step_by(step).map(slot).collect();
-    let finished = run(source, kind, threads, &slots, go_on)?;
+    let finished = run(source, kind, 0..source.rows(), Method::Single, threads, &slots, go_on)?;
     let fit = total(source, slots)?;
     Ok(finished.then_some(fit))
-}
-
-/// Where the results of a tile go. Slices are empty where only the error is wanted.
-struct Slot<'a> {
-    tile: usize,
-    codes: &'a mut [u8],
-    codebook: &'a mut [i8],
-    scale: &'a mut [f16],
-    fit: Result<Fit, String>,
 }
 
 fn run(
     source: &Source<'_>,
     kind: Kind,
+    of: Range<usize>,
+    method: Method<'_>,
     threads: usize,
     slots: &[Mutex<Slot<'_>>],
     go_on: &mut dyn FnMut(usize) -> bool,
 ) -> Result<bool, EngineError> {
     let threads = threads.max(1);
+    let kernels = Kernels::best().map_err(|error| EngineError::Unsupported(error.to_string()))?;
+    let each = if matches!(method, Method::Single) { TILES_PER_DISPATCH } else { LARGE_TILES_PER_DISPATCH };
     let mut done = 0;
-    for batch in slots.chunks(threads * TILES_PER_DISPATCH) {
+    // Kept from one dispatch to the next for their scratch.
+    let fitters: Vec<Mutex<Fitter<'_>>> =
+        (0..threads).map(|_| Mutex::new(Fitter::new(kernels, kind, &of, method))).collect();
+    for batch in slots.chunks(threads.saturating_mul(each)) {
         let next = AtomicUsize::new(0);
-        ThreadPool::global().run(threads, |_| {
-            let mut fitter = Fitter::new(kind);
+        ThreadPool::global().run(threads, |team| {
+            let mut fitter = fitters[team.index()].lock().unwrap_or_else(PoisonError::into_inner);
             while let Some(slot) = batch.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-                slot.fit = fit(source, kind, &mut fitter, &mut slot);
+                slot.fit = fitter.fit(source, &mut slot);
             }
         })?;
         done += batch.len();
-        if !go_on(source.rows().min(done * TILE)) {
+        if !go_on(of.len().min(done * TILE)) {
             return Ok(false);
         }
     }
     Ok(true)
-}
-
-fn fit(source: &Source<'_>, kind: Kind, fitter: &mut Fitter, slot: &mut Slot<'_>) -> Result<Fit, String> {
-    let weights = source.tile(slot.tile);
-    let cols = source.cols();
-    let rows = weights.len() / cols;
-    let target =
-        Target::new(rows, cols, &weights, source.importance(slot.tile)).map_err(|error| error.to_string())?;
-    let mut codes = vec![0; rows * kind.codes_per_row(cols)];
-    let mut codebook = vec![0; kind.codebook_len()];
-    let mut scale = [f16::ZERO; TILE];
-    let outcome = fitter.fit(&target, &mut codes, &mut codebook, &mut scale[..rows]);
-    let fit = outcome.map_err(|error| place(error, slot.tile * TILE))?;
-    if !slot.codes.is_empty() {
-        slot.codes.copy_from_slice(&pack(kind, rows, cols, &codes).map_err(|error| error.to_string())?);
-        slot.codebook.copy_from_slice(&codebook);
-        slot.scale.copy_from_slice(&scale[..rows]);
-    }
-    Ok(fit)
-}
-
-fn place(error: ClusterError, first_row: usize) -> String {
-    match error {
-        ClusterError::NotFinite { row, col } => {
-            format!("the value at [{}, {col}] is not finite", first_row + row)
-        }
-        ClusterError::TooLarge { row } => {
-            format!("row {} holds values too large for f16 scales", first_row + row)
-        }
-    }
 }
 
 fn total(source: &Source<'_>, slots: Vec<Mutex<Slot<'_>>>) -> Result<Fit, EngineError> {

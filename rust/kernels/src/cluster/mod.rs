@@ -4,6 +4,7 @@
 //! depend on nothing but the arguments: no randomness, no instruction set.
 
 mod codebook;
+mod compensate;
 mod int8;
 mod pairs;
 mod plane;
@@ -12,6 +13,7 @@ mod tests;
 mod tile;
 
 pub use codebook::{Grid, Histogram, MAX_CODES, Solver};
+pub use compensate::{CompensateError, Compensator, Hessian, Order, compensate_int8};
 pub use int8::fit_int8;
 pub use pairs::PairClusterer;
 pub use tile::Clusterer;

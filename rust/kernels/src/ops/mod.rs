@@ -8,6 +8,7 @@ mod instantiate;
 
 pub(crate) mod activation;
 mod api;
+mod api_outer;
 mod api_rows;
 pub(crate) mod attention;
 mod attention_tiles;
@@ -19,6 +20,7 @@ pub(crate) mod logits;
 pub(crate) mod math;
 mod merge;
 pub(crate) mod norm;
+pub(crate) mod outer;
 pub(crate) mod quantize;
 pub(crate) mod rope;
 mod table;
@@ -28,6 +30,7 @@ pub use attention::Attention;
 pub use kv_block::{KvBlock, KvBlockMut, KvType};
 pub use logits::{LogitStats, MAXIMA_BLOCK, TERMS_BLOCK};
 pub use norm::{Norm, NormKind};
+pub use outer::Outer;
 pub(crate) use table::FloatOps;
 
 use crate::registry::Row;
@@ -49,6 +52,7 @@ pub(crate) const ROWS: &[&[Row]] = &[
     logits::ROWS,
     merge::ROWS,
     norm::ROWS,
+    outer::ROWS,
     quantize::ROWS,
     rope::ROWS,
 ];

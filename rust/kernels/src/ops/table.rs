@@ -5,9 +5,9 @@ use crate::cpu::Level;
 use crate::formats::{DenseType, Kind};
 use crate::kernels::by_kind;
 use crate::registry::{
-    ActivateFn, AddFn, AddNormQuantizeFn, AttentionMergeFn, AttentionSplitFn, ClipFn, EmbedDenseFn, GatedFn,
-    GatedQuantizeFn, KvWriteFn, LogitMaximaFn, LogitTermsFn, MatmulDenseFn, MatmulPaletteF32Fn, NormHeadsFn,
-    QuantizeFn, RopeFn, ScaleFn, SoftcapFn, pick,
+    ActivateFn, AddFn, AddNormQuantizeFn, AddScaledFn, AttentionMergeFn, AttentionSplitFn, ClipFn,
+    EmbedDenseFn, GatedFn, GatedQuantizeFn, KvWriteFn, LogitMaximaFn, LogitTermsFn, MatmulDenseFn,
+    MatmulPaletteF32Fn, NormHeadsFn, OuterF32Fn, OuterF64Fn, QuantizeFn, RopeFn, ScaleFn, SoftcapFn, pick,
 };
 
 /// One function pointer for each float operation, kind and variant.
@@ -37,6 +37,9 @@ pub(crate) struct FloatOps {
     pub attention_merge: AttentionMergeFn,
     pub logit_maxima: LogitMaximaFn,
     pub logit_terms: LogitTermsFn,
+    pub outer_f32: OuterF32Fn,
+    pub outer_f64: OuterF64Fn,
+    pub add_scaled: AddScaledFn,
 }
 
 macro_rules! by_activation {
@@ -84,6 +87,9 @@ impl FloatOps {
             attention_merge: pick!(level, AttentionMerge, "f32", "rows"),
             logit_maxima: pick!(level, LogitMaxima, "f32", "row"),
             logit_terms: pick!(level, LogitTerms, "f32", "row"),
+            outer_f32: pick!(level, OuterF32, "f32", "rows"),
+            outer_f64: pick!(level, OuterF64, "f64", "rows"),
+            add_scaled: pick!(level, AddScaled, "f64", "row"),
         })
     }
 }

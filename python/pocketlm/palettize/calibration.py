@@ -1,0 +1,174 @@
+"""What calibration found out about a model, as it lies on the disk.
+
+A directory with ``calibration.json`` and one file for each matrix of statistics. The largest are [inputs,
+inputs], so they are read when asked for and not kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketlm.errors import FileFormatError, MissingFileError, ParameterError
+from pocketlm.loading import LoadedModel
+from pocketlm.loading.files import as_path, read_json, require_directory, storage_errors
+
+MANIFEST = "calibration.json"
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Rows ``start`` to ``stop`` of a tensor, the second moment [inputs, inputs] that their errors meet, and
+    how much each row's error counts beside the others' [stop - start]."""
+
+    start: int
+    stop: int
+    moment: NDArray[np.float32]
+    row_weights: NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """A stored calibration.
+
+    Attributes:
+        path: its directory.
+        model: which model it is of (see :func:`identify`).
+        key: a hexadecimal number that says what was computed: of which model, from which text, how.
+        tokens: how many tokens it is from.
+        tensors: for each tensor its shape [outputs, inputs] and the files of its statistics.
+    """
+
+    path: Path
+    model: str
+    key: str
+    tokens: int
+    tensors: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> Calibration:
+        """The calibration in a directory.
+
+        Raises:
+            MissingFileError: there is none.
+            FileFormatError: it is damaged, unfinished or of another version.
+        """
+        directory = require_directory(as_path(path, "calibration"))
+        file = directory / MANIFEST
+        with storage_errors(file):
+            if not file.exists():
+                raise MissingFileError(f"{directory}: holds no {MANIFEST}, so no calibration")
+        facts = read_json(file)
+        if facts.get("pocketlm_calibration") != VERSION:
+            raise FileFormatError(
+                f"{file}: is of version {facts.get('pocketlm_calibration')!r:.60}, not {VERSION}"
+            )
+        try:
+            found = cls(
+                directory,
+                str(facts["model"]),
+                str(facts["key"]),
+                int(facts["tokens"]),
+                dict(facts["tensors"]),
+            )
+            for entry in found.tensors.values():
+                _names(file, entry["inputs"])
+                _, _ = map(int, entry["shape"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{file}: damaged ({error!r:.200})") from error
+        return found
+
+    def check(self, model: LoadedModel) -> None:
+        """Refuses the calibration of another model.
+
+        Raises:
+            ParameterError: it is that of other weights or another architecture.
+        """
+        if self.model != identify(model):
+            raise ParameterError(
+                f"calibration: {self.path} was made from another model than {model.path}; calibrate anew"
+            )
+
+    def multiplies(self, tensor: str) -> bool:
+        """Whether the tensor is one that something is multiplied with, so that it has a second moment."""
+        return bool(self._entry(tensor)["inputs"])
+
+    def second_moment(self, tensor: str) -> NDArray[np.float32]:
+        """H = XᵀX / n of the inputs X [tokens, inputs] of a tensor, float32 [inputs, inputs], symmetric.
+
+        Of a tensor that several operations read it is the sum over them. An embedding that is the head too
+        has that of the head's inputs.
+
+        Raises:
+            ParameterError: the tensor is not part of this calibration, or is only looked up.
+            FileFormatError, MissingFileError: a file is damaged or missing; names it.
+        """
+        inputs = self._entry(tensor)["inputs"]
+        if not inputs:
+            raise ParameterError(
+                f"calibration: tensor {tensor!r:.200} is only looked up, it multiplies nothing"
+            )
+        width = int(self._entry(tensor)["shape"][1])
+        total = self._load(inputs[0], (width, width))
+        for name in inputs[1:]:
+            total = total + self._load(name, (width, width))
+        return total
+
+    def groups(self, tensor: str) -> Iterator[Group]:
+        """What the error of a tensor is measured by, group of rows by group; one moment at a time is read.
+
+        Raises:
+            As :meth:`second_moment`.
+        """
+        rows = int(self._entry(tensor)["shape"][0])
+        yield Group(0, rows, self.second_moment(tensor), np.ones(rows, np.float32))
+
+    def _entry(self, tensor: str) -> Mapping[str, Any]:
+        if tensor not in self.tensors:
+            raise ParameterError(f"calibration: {self.path} knows no tensor {tensor!r:.200}")
+        return self.tensors[tensor]
+
+    def _load(self, name: str, shape: Sequence[int]) -> NDArray[np.float32]:
+        return load_array(self.path / name, shape)
+
+
+def load_array(path: Path, shape: Sequence[int]) -> NDArray[np.float32]:
+    """A float32 array of one ``.npy`` file.
+
+    Raises:
+        MissingFileError, StorageError: it cannot be read.
+        FileFormatError: it holds something else, or numbers that are not finite.
+    """
+    with storage_errors(path):
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise FileFormatError(f"{path}: damaged ({error!s:.200})") from error
+    if array.dtype != np.float32 or array.shape != tuple(shape):
+        raise FileFormatError(
+            f"{path}: holds {array.dtype} {list(array.shape)}, expected float32 {list(shape)}"
+        )
+    if not np.isfinite(array).all():
+        raise FileFormatError(f"{path}: holds numbers that are not finite")
+    return np.asarray(array, np.float32)
+
+
+def identify(model: LoadedModel) -> str:
+    """A hexadecimal number that says which model this is: its weights' bytes and its graph."""
+    graph = hashlib.sha256(model.graph.to_json().encode()).hexdigest()[:16]
+    return f"{model.store.fingerprint()}-{graph}"
+
+
+def _names(file: Path, names: object) -> None:
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and Path(name).name == name and name for name in names
+    ):
+        raise FileFormatError(f"{file}: damaged (a list of file names is {names!r:.100})")

@@ -1,0 +1,71 @@
+"""The hidden state of all tokens at the border of two segments, as a tensor on the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketlm.loading.files import storage_errors
+from pocketlm.palettize.segments import HIDDEN, Segment
+
+
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """float32 [tokens, width], a safetensors file whose one tensor an engine maps."""
+
+    path: Path
+    tokens: int
+    width: int
+    start: int
+
+    @classmethod
+    def create(cls, directory: Path, border: int, tokens: int, width: int) -> Hidden:
+        """A new file without rows, in place of an old one; :meth:`append` adds them."""
+        shape = {"dtype": "F32", "shape": [tokens, width], "data_offsets": [0, 4 * tokens * width]}
+        header = json.dumps({HIDDEN: shape}).encode()
+        header += b" " * (-len(header) % 64)
+        made = cls(_path(directory, border), tokens, width, 8 + len(header))
+        with storage_errors(made.path):
+            made.path.unlink(missing_ok=True)
+            with made.path.open("wb") as file:
+                file.write(len(header).to_bytes(8, "little") + header)
+        return made
+
+    @classmethod
+    def open(cls, directory: Path, border: int, segment: Segment, tokens: int) -> Hidden:
+        """The file that the segment before ``segment`` left."""
+        width = segment.graph.ops[segment.start - 1].width
+        path = _path(directory, border)
+        with storage_errors(path):
+            size = path.stat().st_size
+        return cls(path, tokens, width, size - 4 * tokens * width)
+
+    @classmethod
+    def is_there(cls, directory: Path, border: int) -> bool:
+        """Whether the segments up to ``border`` left their result."""
+        return _path(directory, border).exists()
+
+    def append(self, values: NDArray[np.float32]) -> None:
+        """Adds rows behind those that are there."""
+        with storage_errors(self.path), self.path.open("ab") as file:
+            file.write(np.ascontiguousarray(values, "<f4").data)
+
+    def rows(self, first: int, count: int) -> NDArray[np.float32]:
+        """Rows ``first`` to ``first + count``."""
+        with storage_errors(self.path), self.path.open("rb") as file:
+            file.seek(self.start + 4 * self.width * first)
+            data = np.fromfile(file, "<f4", count * self.width)
+        return data.reshape(count, self.width)
+
+    def remove(self) -> None:
+        """Deletes the file."""
+        with storage_errors(self.path):
+            self.path.unlink(missing_ok=True)
+
+
+def _path(directory: Path, border: int) -> Path:
+    return directory / f"hidden-{border:04d}.safetensors"

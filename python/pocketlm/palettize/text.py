@@ -1,0 +1,128 @@
+"""Text as windows of token ids, spread evenly over what is given."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from collections.abc import Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketlm.errors import FileFormatError, ParameterError
+from pocketlm.loading import LoadedModel
+from pocketlm.loading.files import as_path, storage_errors
+from pocketlm.tokenizer import Tokenizer
+
+TOKENS = 65536  # some times the channels of the widest input
+WINDOW = 1024
+_WHOLE_BYTES = 16 << 20  # of a larger file only pieces are read
+_PIECE_BYTES = 24  # for each token of a piece: hardly any token is longer
+_OR_STORED = {"calibration": " or of a stored calibration"}
+_PIECE = 1 << 16  # characters tokenized at a time
+
+
+def read_windows(
+    given: str | PathLike[str] | Iterable[str],
+    model: LoadedModel,
+    tokens: int = TOKENS,
+    *,
+    window: int = WINDOW,
+    argument: str = "calibration",
+) -> NDArray[np.uint32]:
+    """Token ids [windows, window] of a text file, or of texts one behind the other, that were ``given`` as
+    ``argument``.
+
+    A window has ``window`` tokens, or the model's context if that is less, the token that begins a text
+    first where the model has one. There are at most ``tokens`` tokens in all, in windows spread evenly over
+    the text; of a file over 16 MiB only the pieces that these need are read.
+
+    Raises:
+        MissingFileError, StorageError, FileFormatError: the file cannot be read, or is not UTF-8.
+        ParameterError: there is no text, or not enough for one window.
+        TokenizerError: the model's tokenizer is missing or damaged.
+    """
+    tokenizer = Tokenizer.of(model)
+    length = min(window, model.graph.context_length)
+    count = max(1, tokens // length)
+    begin = [tokenizer.bos] if tokenizer.adds_bos and tokenizer.bos is not None else []
+    own = max(1, length - len(begin))
+    match given:
+        case str() | PathLike():
+            path = as_path(given, argument)
+            with storage_errors(path):
+                size = path.stat().st_size if path.is_file() else 0
+            if size > max(_WHOLE_BYTES, 2 * count * own * _PIECE_BYTES):
+                return _checked(argument, begin, list(_spread(path, size, count, own, tokenizer)))
+            texts = [_read(path)]
+        case _:
+            texts = list(given)
+    if not all(isinstance(text, str) for text in texts):
+        raise ParameterError(
+            f"{argument}: must be the path of a text file{_OR_STORED.get(argument, '')}, or texts"
+        )
+    if not any(text.strip() for text in texts):
+        raise ParameterError(f"{argument}: there is no text")
+    ids = np.array([i for text in texts for i in _tokens(tokenizer, text)], np.uint32)
+    there = len(ids) // own
+    if not there:
+        raise ParameterError(f"{argument}: the text has {len(ids)} tokens, a window needs {own}")
+    count = min(count, there)
+    firsts = [i * there // count * own for i in range(count)]
+    return _checked(argument, begin, [ids[first : first + own] for first in firsts])
+
+
+def digest(windows: NDArray[np.uint32]) -> str:
+    """A hexadecimal number that says which windows these are."""
+    return hashlib.sha256(repr(windows.shape).encode() + windows.astype("<u4").tobytes()).hexdigest()
+
+
+def _checked(argument: str, begin: list[int], windows: list[NDArray[np.uint32]]) -> NDArray[np.uint32]:
+    if not windows:
+        raise ParameterError(f"{argument}: the text has no piece that fills a window")
+    head = np.array(begin, np.uint32)
+    return np.stack([np.concatenate([head, window]) for window in windows])
+
+
+def _tokens(tokenizer: Tokenizer, text: str) -> Iterator[int]:
+    for start in range(0, len(text), _PIECE):
+        yield from tokenizer.encode(text[start : start + _PIECE], bos=False)
+
+
+def _read(path: Path) -> str:
+    with storage_errors(path):
+        data = path.read_bytes()
+    return _decode(path, data, 0)
+
+
+def _decode(path: Path, data: bytes, offset: int) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path}: not UTF-8 ({error.reason} at byte {offset + error.start})") from error
+
+
+def _spread(
+    path: Path, size: int, count: int, own: int, tokenizer: Tokenizer
+) -> Iterator[NDArray[np.uint32]]:
+    """Windows from ``count`` places of a large file. A place whose piece gives too few tokens has none."""
+    for index in range(count):
+        start = index * size // count
+        with storage_errors(path), path.open("rb") as file:
+            file.seek(start)
+            data = file.read(own * _PIECE_BYTES)
+        # A character that begins before the piece is left out, and one that ends behind it.
+        lead = next((i for i, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0) if start else 0
+        last = start + len(data) == size
+        try:
+            text = codecs.getincrementaldecoder("utf-8")().decode(data[lead:], final=last)
+        except UnicodeDecodeError as error:
+            at = start + lead + error.start
+            raise FileFormatError(f"{path}: not UTF-8 ({error.reason} at byte {at})") from error
+        if start:
+            text = text[text.find("\n") + 1 :] if "\n" in text[: len(text) // 2] else text
+        ids = tokenizer.encode(text, bos=False)[:own]
+        if len(ids) == own:
+            yield np.array(ids, np.uint32)

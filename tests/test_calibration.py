@@ -1,0 +1,251 @@
+"""Statistics of a model's inputs: right, complete, resumable, and of this model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from checkpoints import weights, write_checkpoint
+from independent.cases import llama, openelm
+from palettizing import QUIET, content, interrupted, names
+from pocketlm._core import Engine
+from pocketlm.errors import (
+    FileFormatError,
+    MissingFileError,
+    ParameterError,
+    StorageError,
+    TokenizerError,
+    WeightError,
+)
+from pocketlm.families import build_graph
+from pocketlm.graph import Linear
+from pocketlm.loading import open_model
+from pocketlm.palettize import calibrate as module
+from pocketlm.palettize import palettize
+from pocketlm.palettize.calibrate import calibrate
+from pocketlm.palettize.calibration import MANIFEST, Calibration
+from pocketlm.palettize.hidden import Hidden
+from pocketlm.palettize.segments import segments
+from pocketlm.palettize.text import read_windows
+
+CONFIGS = {"llama": llama(), "tied": llama(tie_word_embeddings=True), "openelm": openelm()}
+TEXT = " ".join(f"w{i * 7 % 97}" for i in range(1500))
+
+
+def some_windows(vocab: int, count: int = 5, length: int = 12) -> Any:
+    return np.random.default_rng(1).integers(0, vocab, (count, length)).astype(np.uint32)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_moments_are_those_of_what_the_whole_model_computes(tmp_path: Path, config: dict[str, Any]) -> None:
+    model = open_model(write_checkpoint(tmp_path / "src", config))
+    windows = some_windows(config["vocab_size"])
+    found = calibrate(model, windows, tmp_path / "cal", progress=False, threads=2)
+    engine = Engine(model.graph.to_json(), model.store, cache_tokens=64, precise=True)
+    traces = [engine.trace(window) for window in windows]
+    for op in model.graph.ops:
+        if isinstance(op, Linear):
+            # The parts of the model compute the very same numbers; only the sums are rounded to float32.
+            x = np.concatenate([trace[model.graph.ops[op.x].name] for trace in traces]).astype(np.float64)
+            moment = found.second_moment(op.weight.name)
+            bound = 1e-6 * (np.abs(x).T @ np.abs(x)) / len(x)
+            assert (np.abs(moment - x.T @ x / len(x)) <= bound).all()
+            np.testing.assert_array_equal(moment, moment.T)
+    assert found.tokens == windows.size
+    tied = config.get("tie_word_embeddings", False) or "share_input_output_layers" in config
+    if not tied:
+        assert not found.multiplies("model.embed_tokens.weight")
+        with pytest.raises(ParameterError, match=r"embed_tokens.*looked up"):
+            found.second_moment("model.embed_tokens.weight")
+
+
+def test_segments_cover_the_graph_and_end_where_one_value_passes() -> None:
+    for config in CONFIGS.values():
+        graph = build_graph(config)
+        parts = segments(graph)
+        assert [part.start for part in parts[1:]] == [part.stop for part in parts[:-1]]
+        assert (parts[0].start, parts[-1].stop) == (0, len(graph.ops))
+        assert len(parts) > config.get("num_hidden_layers", config.get("num_transformer_layers", 0))
+        for part in parts[1:]:
+            crossing = {i for op in graph.ops[part.start :] for i in op.inputs() if i < part.start}
+            assert crossing == {part.start - 1}
+
+
+def test_threads_and_interruptions_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_model(write_checkpoint(tmp_path / "src", llama()))
+    windows = some_windows(llama()["vocab_size"])
+    calibrate(model, windows, tmp_path / "whole", progress=False, threads=1)
+    real = Hidden.append
+    for stop in (3, 8, 12):
+        count = 0
+
+        def limited(self: Hidden, values: Any, stop: int = stop) -> None:
+            nonlocal count
+            count += 1
+            if count == stop:
+                raise KeyboardInterrupt
+            real(self, values)
+
+        monkeypatch.setattr(Hidden, "append", limited)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(model, windows, tmp_path / "cal", progress=False)
+        monkeypatch.setattr(Hidden, "append", real)
+        assert not (tmp_path / "cal").exists()
+    seen: list[int] = []
+    run = module._run
+    monkeypatch.setattr(module, "_run", lambda *args: (seen.append(args[5]), run(*args)))
+    calibrate(model, windows, tmp_path / "cal", progress=False, threads=3)
+    assert 0 not in seen  # what was finished is not computed again
+    assert content(tmp_path / "cal") == content(tmp_path / "whole")
+    assert names(tmp_path) == ["cal", "src", "whole"]
+    before = len(seen)
+    assert calibrate(model, windows, tmp_path / "cal", progress=False).tokens == windows.size
+    assert len(seen) == before  # what is there is opened
+    with pytest.raises(ParameterError, match="another"):
+        calibrate(model, windows[:2], tmp_path / "cal", progress=False)
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    arrays = weights(llama())
+    for name in ("gate", "up"):
+        arrays[f"model.layers.0.mlp.{name}_proj.weight"] *= 1e25  # their products overflow
+    model = open_model(write_checkpoint(tmp_path / "src", arrays=arrays))
+    with pytest.raises(WeightError, match=r"layers\.\d.*not finite"):
+        calibrate(model, some_windows(90), tmp_path / "cal", progress=False)
+    assert not (tmp_path / "cal").exists()
+
+
+def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_model(write_checkpoint(tmp_path / "src"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(StorageError, match=r"needs .* bytes"):
+        calibrate(model, some_windows(90), tmp_path / "cal", progress=False)
+    assert not (tmp_path / "cal").exists()
+
+
+def test_palettize_keeps_its_calibration_with_the_unfinished_work(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    options: dict[str, Any] = {"bits": 3.5, **QUIET}
+    palettize(source, tmp_path / "plain", **options)
+    palettize(source, tmp_path / "list", calibration=[TEXT], threads=1, **options)
+    from_file = {"bits": 3.5, "calibration": tmp_path / "text.txt"}
+    partial = interrupted(source, tmp_path / "file", monkeypatch, 4, **from_file)
+    assert (partial / "calibration" / MANIFEST).exists()
+    palettize(source, tmp_path / "file", calibration=tmp_path / "text.txt", **options)
+    assert content(tmp_path / "file") == content(tmp_path / "list")
+    assert content(tmp_path / "file")["model.safetensors"] != content(tmp_path / "plain")["model.safetensors"]
+
+
+def test_a_stored_calibration_is_as_good_as_the_text(source: Path, tmp_path: Path) -> None:
+    stored = tmp_path / "kept" / "cal"
+    # A stored calibration has no text of which the end could judge, so both are judged by the same.
+    options: dict[str, Any] = {"bits": 4, "kinds": "4", "validation": ["w1 w2 w3"], **QUIET}
+    palettize(source, tmp_path / "a", calibration=[TEXT], calibration_out=stored, **options)
+    assert Calibration.open(stored).tokens > 0
+    palettize(source, tmp_path / "b", calibration=stored, **options)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    palettize(source, tmp_path / "e", calibration=stored, compensation=False, **options)
+    weights_of = [content(tmp_path / name)["model.safetensors"] for name in ("a", "e")]
+    assert weights_of[0] != weights_of[1]
+    for given, message in (
+        ({"calibration_out": tmp_path / "c"}, "no calibration"),
+        ({"calibration": stored, "calibration_out": tmp_path / "c"}, "stored already"),
+        ({"calibration": ["w3 " * 99 + TEXT], "calibration_out": stored}, "another"),
+    ):
+        with pytest.raises(ParameterError, match=message):
+            palettize(source, tmp_path / "d", **given, **QUIET)
+    other = write_checkpoint(tmp_path / "other", arrays=weights(llama(), seed=1))
+    with pytest.raises(ParameterError, match="another model"):
+        palettize(other, tmp_path / "d", calibration=stored, **QUIET)
+    assert not (tmp_path / "d").exists()
+
+
+def test_damaged_calibrations_are_refused(source: Path, tmp_path: Path) -> None:
+    model = open_model(source)
+    stored = tmp_path / "cal"
+    calibrate(model, some_windows(90), stored, progress=False)
+    name = "model.layers.1.mlp.up_proj.weight"
+    facts = json.loads((stored / MANIFEST).read_text())
+    (moment,) = facts["tensors"][name]["inputs"]
+    with pytest.raises(ParameterError, match="nothing"):
+        Calibration.open(stored).second_moment("nothing")
+
+    def damaged(change: Any) -> Calibration:
+        shutil.rmtree(tmp_path / "bad", ignore_errors=True)
+        shutil.copytree(stored, tmp_path / "bad")
+        change(tmp_path / "bad")
+        return Calibration.open(tmp_path / "bad")
+
+    whole = np.load(stored / moment)
+    wrong = whole.copy()
+    wrong[0, 0] = np.nan
+    for change in (
+        lambda d: (d / moment).write_bytes((d / moment).read_bytes()[:-5]),
+        lambda d: (d / moment).write_bytes(b""),
+        lambda d: (d / moment).write_bytes(b"\x93NUMPY garbage"),
+        lambda d: np.save(d / moment, whole[1:]),
+        lambda d: np.save(d / moment, whole.astype(np.float64)),
+        lambda d: np.save(d / moment, wrong),
+    ):
+        with pytest.raises(FileFormatError, match=moment):
+            damaged(change).second_moment(name)
+    with pytest.raises(MissingFileError, match=moment):
+        damaged(lambda d: (d / moment).unlink()).second_moment(name)
+    for text in ("", "[]", "{", '{"pocketlm_calibration": 2}', '{"pocketlm_calibration": 1}'):
+        with pytest.raises(FileFormatError, match=MANIFEST):
+            damaged(lambda d, text=text: (d / MANIFEST).write_text(text))
+    for inputs in (["../up.npy"], "x", [7], None):
+        bad = json.loads(json.dumps(facts))
+        bad["tensors"][name]["inputs"] = inputs
+        with pytest.raises(FileFormatError, match=MANIFEST):
+            damaged(lambda d, bad=bad: (d / MANIFEST).write_text(json.dumps(bad)))
+    with pytest.raises(MissingFileError, match=MANIFEST):
+        damaged(lambda d: (d / MANIFEST).unlink())
+
+
+def test_texts_that_are_none(source: Path, tmp_path: Path) -> None:
+    for bad, message in (
+        ([], "no text"),
+        ([""], "no text"),
+        ([7], "texts"),
+        (["w1 w2 w3"], "3 tokens, a window needs"),
+    ):
+        with pytest.raises(ParameterError, match=f"calibration.*{message}"):
+            palettize(source, tmp_path / "x", calibration=bad, **QUIET)  # type: ignore[arg-type]
+    with pytest.raises(MissingFileError, match="nothing"):
+        palettize(source, tmp_path / "x", calibration=tmp_path / "nothing", **QUIET)
+    (tmp_path / "latin").write_bytes(b"caf\xe9 " * 10)
+    with pytest.raises(FileFormatError, match=r"latin: not UTF-8.*byte 3"):
+        palettize(source, tmp_path / "x", calibration=tmp_path / "latin", **QUIET)
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(TokenizerError, match="tokenizer"):
+        palettize(source, tmp_path / "x", calibration=[TEXT], **QUIET)
+    assert names(tmp_path) == ["latin", "src"]
+
+
+def test_windows_are_spread_over_the_text(source: Path, tmp_path: Path) -> None:
+    model = open_model(source)
+    length = min(1024, model.graph.context_length)
+    text = " ".join(f"w{i % 90}" for i in range(20 * length))
+    windows = read_windows([text], model, tokens=4 * length)
+    assert windows.shape == (4, length)
+    starts = [int(window[0]) for window in windows]
+    assert starts == [i * 20 // 4 * length % 90 for i in range(4)]
+    # Of a large file only the places of the windows are read: this one would not fit into memory.
+    file = tmp_path / "large.txt"
+    line = ("日本 " * 20 + " ".join(f"w{i % 90}" for i in range(length * 2)) + "\n").encode()
+    with file.open("wb") as out:
+        out.write(line * (-(-(20 << 20) // len(line))))
+        out.truncate(8 << 30)  # takes no space on the disk; zeros are words that nobody knows
+    found = read_windows(file, model, tokens=4 * length)
+    assert found.shape[1] == length
+    file.write_bytes(b"w1 " * (9 << 20) + b"\xff" * 64 + b" w2" * (1 << 20))
+    with pytest.raises(FileFormatError, match="not UTF-8"):
+        read_windows(file, model, tokens=4096 * length)
