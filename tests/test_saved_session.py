@@ -123,6 +123,16 @@ def test_damage_is_noticed(lm: pocketlm.LM, file: Path, data: st.DataObject) -> 
         path.unlink()
 
 
+def test_every_byte_of_the_header_counts(lm: pocketlm.LM, file: Path) -> None:
+    whole = file.read_bytes()
+    path = file.with_name("flipped.safetensors")
+    for at in range(8 + int.from_bytes(whole[:8], "little")):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises((FileFormatError, ParameterError)):
+            lm.session(restore=path)
+    path.unlink()
+
+
 def test_a_session_is_restored_into_its_own_kind_of_cache(directory: Path, tmp_path: Path) -> None:
     path = tmp_path / "talk.safetensors"
     with pocketlm.load(directory, kv_dtype="int8") as lm, lm.session("Be brief.", PARAMS) as chat:

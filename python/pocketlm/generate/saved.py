@@ -24,7 +24,7 @@ from pocketlm.generate.engine import BLOCK
 from pocketlm.loading.files import storage_errors
 from pocketlm.loading.layout import Part, plan_layout
 
-_FORMAT = "1"
+_FORMAT = "2"
 _ROLES = ("system", "user", "assistant")
 
 
@@ -57,7 +57,7 @@ def write(path: Path, saved: Saved, model: str) -> None:
         "version": __version__,
         "model": model,
         "transcript": transcript,
-        "checksum": _checksum(model, transcript, tokens, saved.cache),
+        "checksum": _checksum(__version__, model, transcript, tokens, saved.cache),
     }
     parts = [Part("tokens", "I32", (len(saved.tokens),))]
     parts.append(Part("cache", "F16", (blocks, len(saved.cache) // 2 // max(blocks, 1))))
@@ -99,7 +99,8 @@ def read(path: Path, model: str) -> Saved:
     if missing or store.names() != ["cache", "tokens"]:
         raise FileFormatError(f"{path}: damaged: parts are missing")
     cache, tokens = (store.raw(name).tobytes() for name in ("cache", "tokens"))
-    if facts["checksum"] != _checksum(facts["model"], facts["transcript"], tokens, cache):
+    said = (facts[name] for name in ("version", "model", "transcript"))
+    if facts["checksum"] != _checksum(*said, tokens, cache):
         raise FileFormatError(f"{path}: damaged: the checksum does not match")
     if facts["model"] != model:
         raise ParameterError(
@@ -122,9 +123,9 @@ def _messages(path: Path, text: str) -> tuple[tuple[str, str], ...]:
     return messages
 
 
-def _checksum(model: str, transcript: str, tokens: bytes, cache: bytes) -> str:
+def _checksum(version: str, model: str, transcript: str, tokens: bytes, cache: bytes) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    parts: Sequence[bytes] = (model.encode(), transcript.encode(), tokens, cache)
+    parts: Sequence[bytes] = (version.encode(), model.encode(), transcript.encode(), tokens, cache)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
