@@ -49,8 +49,8 @@ bench: $(VENV)/.dev $(VENV)/.built ## kernels, then end to end
 	$(BIN)/pocketlm palettize benches/out/llama-3.2-1b benches/out/llama-3.2-1b-p4 --bits 4
 	$(BIN)/pocketlm bench benches/out/llama-3.2-1b-p4
 
-bundle: $(VENV)/.built ## palettize the story model anew into the package
-	$(BIN)/pocketlm palettize models/pocketlm-stories python/pocketlm/assets/pocketlm-stories --bits 4 --overwrite
+bundle: $(VENV)/.dev $(VENV)/.built ## palettize the story model anew into the package; DATA=the folder of training texts
+	$(BIN)/python -m training.bundle --data $(DATA)
 
 wheel: $(VENV)/.base ## build the wheel into dist/ and say how large it is
 	$(BIN)/maturin build --release --out dist

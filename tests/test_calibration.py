@@ -29,6 +29,7 @@ from pocketlm.palettize import calibrate as module
 from pocketlm.palettize import palettize
 from pocketlm.palettize.calibrate import calibrate
 from pocketlm.palettize.calibration import MANIFEST, Calibration
+from pocketlm.palettize.divergence import Divergence
 from pocketlm.palettize.hidden import Hidden
 from pocketlm.palettize.segments import segments
 from pocketlm.palettize.text import read_windows
@@ -165,6 +166,39 @@ def test_a_stored_calibration_is_as_good_as_the_text(source: Path, tmp_path: Pat
     with pytest.raises(ParameterError, match="another model"):
         palettize(other, tmp_path / "d", calibration=stored, **QUIET)
     assert not (tmp_path / "d").exists()
+
+
+def test_a_stored_calibration_keeps_what_kinds_cost(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, runs = tmp_path / "cal", []
+    of = Divergence.of
+
+    def counted(self: Divergence, store: Any) -> float:
+        runs.append(store)
+        return of(self, store)
+
+    monkeypatch.setattr(Divergence, "of", counted)
+    options: dict[str, Any] = {"validation": ["w1 w2 w3 " * 20], **QUIET}
+    palettize(source, tmp_path / "a", bits=3, calibration=[TEXT], calibration_out=stored, **options)
+    first = len(runs)
+    palettize(source, tmp_path / "b", bits=3.5, calibration=stored, **options)
+    assert len(runs) == first + 1  # the whole model's
+    (file,) = stored.glob("measured-*.jsonl")
+    lines = file.read_text().splitlines()
+    assert len(lines) == first - 1
+    broken = [
+        "{",
+        '{"name": "damage x"}',
+        "7",
+        json.dumps({"name": json.loads(lines[0])["name"], "kl": None}),
+    ]
+    file.write_text("\n".join([*broken, *lines[1:], lines[0][:-9].replace('"kl"', '"kl": NaN, "x"')]))
+    palettize(source, tmp_path / "c", bits=3.5, calibration=stored, **options)
+    assert len(runs) == first + 3  # the line that was lost, and the whole model's
+    assert content(tmp_path / "b") == content(tmp_path / "c")
+    palettize(source, tmp_path / "d", bits=3.5, calibration=stored, validation=["w9 w8 " * 20], **QUIET)
+    assert len(runs) == 2 * first + 3  # other text, other costs
 
 
 def test_damaged_calibrations_are_refused(source: Path, tmp_path: Path) -> None:

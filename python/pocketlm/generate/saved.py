@@ -99,15 +99,15 @@ def read(path: Path, model: str) -> Saved:
     if missing or store.names() != ["cache", "tokens"]:
         raise FileFormatError(f"{path}: damaged: parts are missing")
     cache, tokens = (store.raw(name).tobytes() for name in ("cache", "tokens"))
-    said = (facts[name] for name in ("version", "model", "transcript"))
-    if facts["checksum"] != _checksum(*said, tokens, cache):
+    version, transcript = facts["version"], facts["transcript"]
+    if facts["checksum"] != _checksum(version, facts["model"], transcript, tokens, cache):
         raise FileFormatError(f"{path}: damaged: the checksum does not match")
     if facts["model"] != model:
         raise ParameterError(
             f"restore: {path} was saved from another model or other weights, or with another kv_dtype"
         )
-    messages = _messages(path, facts["transcript"])
-    if facts["version"] != __version__ or len(tokens) % 4:
+    messages = _messages(path, transcript)
+    if version != __version__ or len(tokens) % 4:
         return Saved(messages, (), b"")
     return Saved(messages, tuple(np.frombuffer(tokens, "<i4").tolist()), cache)
 

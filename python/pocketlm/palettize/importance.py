@@ -39,6 +39,7 @@ class Importance:
         digest: tells one calibration, and what is made of it, from another; empty without.
         calibration: the stored statistics, once :meth:`prepare` has run.
         compensation: whether codes make up for each other's errors.
+        kept: the directory that the statistics stay in; none if they go with the unfinished work.
     """
 
     def __init__(self, model: LoadedModel, statistics: Statistics) -> None:
@@ -46,6 +47,7 @@ class Importance:
         self.compensation = statistics.compensation and statistics.calibration is not None
         self._model = model
         self._out = None if statistics.out is None else as_path(statistics.out, "calibration_out")
+        self.kept = self._out
         self._windows: NDArray[np.uint32] | None = None
         self._key = ""
         given = statistics.calibration
@@ -57,6 +59,7 @@ class Importance:
                 raise ParameterError("calibration_out: the calibration is stored already")
             self.calibration = Calibration.open(given)
             self.calibration.check(model)
+            self.kept = self.calibration.path
             self._key = self.calibration.key
         else:
             self._windows = read_windows(given, model)

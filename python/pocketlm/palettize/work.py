@@ -18,11 +18,12 @@ from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.files import as_path, storage_errors
 from pocketlm.loading.safetensors import weight_files
 from pocketlm.palettize.budgets import Budgets
-from pocketlm.palettize.compensate import compensated
+from pocketlm.palettize.compensate import DAMPING, compensated
 from pocketlm.palettize.forms import Forms
 from pocketlm.palettize.forms import Work as PalettizeTensor
 from pocketlm.palettize.held_out import hold_out, sequences
 from pocketlm.palettize.importance import Importance, Statistics
+from pocketlm.palettize.measured import Measured
 from pocketlm.palettize.plan import Plan
 from pocketlm.palettize.planner import Planner
 from pocketlm.palettize.recipe import candidates, read_recipe
@@ -84,7 +85,8 @@ class Work:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
     def plan(self, writer: DirectoryWriter, *, timed: bool) -> Plan:
-        """Measures and chooses; ``writer`` keeps what is measured."""
+        """Measures and chooses; ``writer`` keeps what is measured, and so does a stored calibration."""
+        notes = Measured(writer)
         planner = Planner(
             self.model,
             self.known,
@@ -92,13 +94,17 @@ class Work:
             self.budgets,
             self.importance,
             self.sequences,
-            writer,
+            notes,
             self.forms,
             threads=self._threads,
             timed=timed,
             progress=self._progress,
         )
         self.importance.prepare(writer, threads=self._threads, progress=self._progress)
+        if self.importance.kept is not None:
+            facts = FORMAT_VERSION, DAMPING, self.importance.digest, self.sequences
+            digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+            notes.keep_in(self.importance.kept / f"measured-{digest}.jsonl")
         try:
             return planner.plan()
         except BudgetError:
