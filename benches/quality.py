@@ -3,16 +3,20 @@ on the same held-out tokens in the same windows.
 
     python benches/quality.py --text held-out.txt --calibration training.txt
 
-Importance comes from the same calibration text on both sides. Each side runs its own files the way that it
-runs them for users, rounding of activations included. Ratios to the source are paired by window, with
-standard errors.
+The calibration text is the same on both sides; its end is left out of it and tells pocketlm what each kind
+costs. Beside each of llama.cpp's types stands our model of as many bits. Each side runs its own files the way
+that it runs them for users, rounding of activations included. Ratios to the source are paired by window,
+with standard errors.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +32,11 @@ from benches import environment, machine, quality_report
 from benches.adapters import adapter
 from pocketlm.evaluate.perplexity import window_nll
 from pocketlm.evaluate.windows import Window, windows
+from pocketlm.loading import open_model
+from pocketlm.palettize.calibrate import calibrate
+from pocketlm.palettize.calibration import Calibration
+from pocketlm.palettize.held_out import hold_out
+from pocketlm.palettize.text import read_windows
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("2", "2.5", "3", "3.5", "4", "5", "8")
@@ -68,21 +77,24 @@ class Bench:
         self.windows = [window for cut in self.texts.values() for window in cut]
         if not all(self.texts.values()):
             raise SystemExit("--text: a file holds no text")
+        self.stored = self.calibrate()
 
     def ours(self, spec: str) -> Row:
         """A row of pocketlm: ``16`` for the source, bits with options of ``pocketlm palettize``
-        (``3.5,embedding-bits=4``), or ``name=path`` of a model that is there already."""
+        (``3.5,embedding-bits=4``; ``all4.5`` for bits of everything), or ``name=path`` of a model that is
+        there already."""
         first, *options = spec.split(",")
         name, _, path = first.partition("=")
         if path:
             return self.score_ours(name, Path(path))
         if first == "16":
             return self.score_ours("16", self.args.model)
-        target = self.out / f"pocketlm-{spec.replace('=', '-').replace(',', '_')}"
+        target = self.out / f"pocketlm-{re.sub('[=,/]', '_', spec)}"
         command = [str(Path(sys.executable).with_name("pocketlm")), "palettize", str(self.args.model)]
-        command += [str(target), "--overwrite", "--bits", first]
-        if self.args.calibration:
-            command += ["--calibration", str(self.args.calibration)]
+        budget = ["--bits-all", first[3:]] if first.startswith("all") else ["--bits", first]
+        command += [str(target), "--overwrite", *budget]
+        if self.stored is not None:
+            command += ["--calibration", str(self.stored), "--validation", str(self.out / "judge.txt")]
         for option in options:
             key, _, value = option.partition("=")
             command += [f"--{key}", *([value] if value else [])]
@@ -103,17 +115,24 @@ class Bench:
             projections, everything = info.bits_per_weight_projections, info.bits_per_weight_all
             return Row("pocketlm", name, projections, everything, info.bytes, found)
 
-    def importance(self) -> Path | None:
-        """Mean squares of the inputs of every matrix over the calibration text, in a file."""
+    def calibrate(self) -> Path | None:
+        """The statistics of the calibration text, in a directory; what judges is in ``judge.txt``."""
         if not self.args.calibration:
             return None
-        from pocketlm.loading import open_model
-        from pocketlm.palettize.calibrate import calibrate
-        from pocketlm.palettize.text import read_windows
-
         model = open_model(self.args.model)
-        windows = read_windows(self.args.calibration, model)
-        stored = calibrate(model, windows, self.out / "calibration", threads=self.args.threads)
+        text, judges = hold_out(self.args.calibration, None)
+        (self.out / "judge.txt").write_text("\n".join(judges))
+        target = self.out / "calibration"
+        shutil.rmtree(target, ignore_errors=True)
+        assert text is not None
+        calibrate(model, read_windows(text, model), target, threads=self.args.threads)
+        return target
+
+    def importance(self) -> Path | None:
+        """Mean squares of the inputs of every matrix over the calibration text, in a file."""
+        if self.stored is None:
+            return None
+        stored = Calibration.open(self.stored)
         names = [name for name in stored.tensors if stored.multiplies(name)]
         moments = {name: np.diagonal(stored.second_moment(name)) for name in names}
         path = self.out / "importance.npz"
@@ -190,6 +209,11 @@ def parse() -> argparse.Namespace:
         "--theirs", nargs="*", default=list(THEIRS), metavar="TYPE",
         help=f"llama.cpp's types; TYPE{PLAIN} without the importance matrix",
     )  # fmt: skip
+    parser.add_argument(
+        "--matched", nargs="*", default=[""], metavar="OPTIONS",
+        help="beside each of llama.cpp's types, our models of as many bits with these options of "
+        "`pocketlm palettize` (recover-train=400k,recover-text=FILE); one without options by default",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "benches" / "out")
     args = parser.parse_args()
@@ -223,6 +247,10 @@ def main() -> None:
         for name in args.theirs:
             rows.append(bench.theirs(name))
             print(report.line(rows[-1]), flush=True)
+            bits = math.floor(1000 * rows[-1].bits_all) / 1000
+            for options in args.matched:
+                rows.append(bench.ours(f"all{bits}" + (options and f",{options}")))
+                print(report.line(rows[-1]), flush=True)
     stem = bench.out / f"quality-{args.model.name}"
     settings = {"context": args.context, "limit": args.limit, "calibration": args.calibration is not None}
     kept = {"machine": machine.describe(), "date": time.strftime("%Y-%m-%d"), "settings": settings}
