@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 Item = tuple[CacheSequence | None, list[int], Any, Logits, Continuation | None]
 
 
-class Job:
+class Job(ABC):
     """Tokens to run through the engine. The scheduler alone changes it, except for ``cancelled``.
 
     Attributes:
@@ -56,9 +57,9 @@ class Job:
         """What to run next, at most ``rows`` tokens of the prompt."""
         return self.sequence, self.prompt[self.done : self.done + rows], None, self.logits, None
 
+    @abstractmethod
     def accept(self, count: int, result: StepResult) -> None:
         """Takes the result of the last item, which had ``count`` tokens."""
-        raise NotImplementedError
 
     def held(self) -> list[int]:
         """The token ids that the sequence holds."""
