@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pocketlm.palettize import palettize
@@ -72,9 +72,15 @@ def main() -> None:
     )
     parser.add_argument("--bits", type=float, default=3.5, help="of the projections (3.5)")
     parser.add_argument("--tokens", type=int, default=800_000, help="to learn from (800000)")
+    parser.add_argument("--texts", type=Path, help="write the texts into this folder, and do no more")
     parser.add_argument("--recover", type=int, default=0, help="average rank of an adapter (0: none)")
     args = parser.parse_args()
     texts = draw(read_train(args.data)[0], args.tokens)
+    if args.texts:
+        args.texts.mkdir(parents=True, exist_ok=True)
+        for name, pieces in asdict(texts).items():
+            (args.texts / f"{name}.txt").write_text("\n\n".join(pieces))
+        return
     report = palettize(
         args.model,
         args.out,
