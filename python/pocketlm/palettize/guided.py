@@ -26,7 +26,7 @@ from pocketlm.palettize.hidden import GRADIENT, Hidden
 from pocketlm.palettize.progress import Progress
 from pocketlm.palettize.segments import Segment
 
-GROUPS = 1  # of a projection's rows
+GROUPS = 2  # of a projection's rows; more gain little, and each takes 4 inputs² bytes
 SEED = 0  # of the labels
 _TILE = 16
 _TOKENS = 1024  # of a batch
