@@ -232,7 +232,7 @@ def test_damaged_calibrations_are_refused(source: Path, tmp_path: Path) -> None:
             damaged(change).second_moment(name)
     with pytest.raises(MissingFileError, match=moment):
         damaged(lambda d: (d / moment).unlink()).second_moment(name)
-    for text in ("", "[]", "{", '{"pocketlm_calibration": 2}', '{"pocketlm_calibration": 1}'):
+    for text in ("", "[]", "{", '{"pocketlm_calibration": 1}', '{"pocketlm_calibration": 2}'):
         with pytest.raises(FileFormatError, match=MANIFEST):
             damaged(lambda d, text=text: (d / MANIFEST).write_text(text))
     for inputs in (["../up.npy"], "x", [7], None):

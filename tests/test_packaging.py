@@ -20,8 +20,9 @@ OPTIONAL = {
     Path("interpret/jax.py"): {"jax"},
     Path("lm_eval.py"): {"lm_eval"},
     Path("palettize/distil.py"): {"jax", "optax"},
+    Path("palettize/extra.py"): {"jax", "optax"},  # looks whether they are there
+    Path("palettize/fisher.py"): {"jax"},
     Path("palettize/recover_train.py"): {"jax"},
-    Path("palettize/recovery.py"): {"jax", "optax"},  # looks whether they are there
     Path("palettize/student.py"): {"jax"},
     Path("profile/html.py"): {"plotly"},
 }

@@ -69,6 +69,12 @@ if TYPE_CHECKING:
         help="Whether codes make up for each other's errors where there is a calibration.",
     ),
     click.option(
+        "--guided",
+        is_flag=True,
+        help="Count each output's error by the gradient of the loss there: calibration takes some times as "
+        "long (extra train).",
+    ),
+    click.option(
         "--validation",
         type=click.Path(path_type=Path),
         metavar="FILE",

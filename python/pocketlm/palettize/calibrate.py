@@ -4,14 +4,14 @@ The mean square error of an output with weights ŵ for w is (w - ŵ) H (w - ŵ)�
 moment of its inputs (the Hessian of the layer-wise problem; Frantar and Alistarh, arXiv 2208.11420). A moment
 has the square of the inputs' number of elements, so one part of the model at a time is run over all of the
 text (:mod:`pocketlm.palettize.segments`); between parts the hidden state of all tokens lies on the disk.
-Each finished part is kept, and an interrupted calibration goes on behind it.
+A guided calibration goes through the parts once more, backwards (:mod:`pocketlm.palettize.guided`). Each
+finished part is kept, and an interrupted calibration goes on behind it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,20 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlm._core import Engine, SecondMoment, WeightStore
-from pocketlm.errors import ParameterError, StorageError, WeightError
-from pocketlm.graph import Embed, Graph, Linear
+from pocketlm.errors import ParameterError, WeightError
+from pocketlm.graph import Embed, Linear
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.check import stored_name
 from pocketlm.loading.files import storage_errors
 from pocketlm.loading.safetensors import open_weights
+from pocketlm.palettize import guided
 from pocketlm.palettize.calibration import MANIFEST, VERSION, Calibration, identify
 from pocketlm.palettize.hidden import Hidden
 from pocketlm.palettize.progress import Progress
 from pocketlm.palettize.segments import HIDDEN, Segment, segments
 from pocketlm.palettize.text import digest
-
-_JOURNAL = "journal.json"
-_SPARE_BYTES = 16 << 20
+from pocketlm.palettize.unfinished import JOURNAL, check_room, done_before, moment_file, replace
 
 
 def calibrate(
@@ -42,22 +41,26 @@ def calibrate(
     windows: NDArray[np.uint32],
     target: Path,
     *,
+    groups: int = 0,
     threads: int | None = None,
     progress: bool = True,
 ) -> Calibration:
     """Second moments of ``model`` over ``windows`` [windows, tokens], stored in the new directory ``target``.
 
+    With ``groups``, so many groups of each projection's rows get moments weighted by the loss's gradients
+    too (extra ``train``).
+
     Work happens in ``TARGET.partial-<key>`` and is taken up again by the same call; ``target`` appears when
     it is complete. If it is there already and holds the same, it is opened. Memory stays near that of the
-    largest part of the model (a layer's attention or feed-forward) with its moments.
+    largest part of the model (a layer's attention or feed-forward, with ``groups`` a layer) with its moments.
 
     Raises:
         ParameterError: ``target`` exists and holds something else.
         StorageError: the disk is full or read-only.
-        WeightError: the model gives numbers that are not finite.
+        WeightError: the model, or a gradient, gives numbers that are not finite.
     """
     who = identify(model)
-    key = work_key(who, windows)
+    key = work_key(who, windows, groups)
     with storage_errors(target):
         exists = target.exists()
     if exists:
@@ -67,40 +70,46 @@ def calibrate(
         return found
     partial = target.with_name(f"{target.name}.partial-{key[:12]}")
     parts = segments(model.graph)
+    wholes = guided.joined(parts) if groups else []
     with storage_errors(partial):
         partial.mkdir(parents=True, exist_ok=True)
-    done = _done(partial)
-    _check_room(partial, model.graph, parts[done:], windows.size)
-    with Progress("calibrating", windows.size * len(parts), progress, unit="tokens") as bar:
-        bar.add(windows.size * done)
+    done, back = done_before(partial, parts, wholes)
+    check_room(partial, model.graph, parts, wholes, (done, back), windows.size, groups)
+    kept = {at for at, _ in wholes}
+    with Progress("calibrating", windows.size * (len(parts) + len(wholes)), progress, unit="tokens") as bar:
+        bar.add(windows.size * (done + back))
         for index in range(done, len(parts)):
             hidden = Hidden.open(partial, index, parts[index], windows.size) if index else None
             _run(model, parts[index], windows, partial, hidden, index, threads, bar)
-            _replace(partial / _JOURNAL, {"parts": index + 1})
-            if hidden is not None:
+            replace(partial / JOURNAL, {"parts": index + 1, "back": 0})
+            if hidden is not None and index not in kept:
                 hidden.remove()
+        for index in range(back, len(wholes)):
+            at, whole = wholes[-1 - index]
+            behind = wholes[-index][0] if index else len(parts)
+            guided.run_back(model, at, whole, behind, windows, partial, groups, threads, bar)
+            replace(partial / JOURNAL, {"parts": len(parts), "back": index + 1})
+            Hidden.remove_at(partial, at, behind)
     facts = {
         "pocketlm_calibration": VERSION,
         "model": who,
         "key": key,
         "tokens": int(windows.size),
-        "tensors": _tensors(model),
+        "guided": groups,
+        "tensors": _tensors(model, groups),
     }
-    _replace(partial / MANIFEST, facts)
+    replace(partial / MANIFEST, facts)
     with storage_errors(target):
-        (partial / _JOURNAL).unlink(missing_ok=True)
+        Hidden.remove_all(partial)
+        (partial / JOURNAL).unlink(missing_ok=True)
         partial.rename(target)
     return Calibration.open(target)
 
 
-def work_key(model: str, windows: NDArray[np.uint32]) -> str:
+def work_key(model: str, windows: NDArray[np.uint32], groups: int = 0) -> str:
     """Tells one calibration from another: its model (see :func:`identify`) and all that decides about it."""
-    return hashlib.sha256(json.dumps([VERSION, model, digest(windows)]).encode()).hexdigest()
-
-
-def moment_file(graph: Graph, op: Linear) -> str:
-    """The file with the second moment of what ``op`` reads; products of the same input share it."""
-    return f"moment-{op.x:05d}.npy"
+    facts = [VERSION, model, digest(windows), groups, guided.SEED]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _run(
@@ -175,41 +184,24 @@ def _release(model: LoadedModel, store: WeightStore, segment: Segment) -> None:
         store.release(HIDDEN)
 
 
-def _tensors(model: LoadedModel) -> dict[str, dict[str, Any]]:
+def _tensors(model: LoadedModel, groups: int) -> dict[str, dict[str, Any]]:
     """What the manifest says of each matrix."""
     found: dict[str, dict[str, Any]] = {}
-    for op in model.graph.ops:
-        if isinstance(op, Linear | Embed):
-            entry = found.setdefault(
-                stored_name(model.store, op.weight), {"shape": list(op.weight.shape), "inputs": []}
-            )
-            if isinstance(op, Linear):
-                entry["inputs"].append(moment_file(model.graph, op))
+    for index, op in enumerate(model.graph.ops):
+        if not isinstance(op, Linear | Embed):
+            continue
+        name = stored_name(model.store, op.weight)
+        entry = found.setdefault(name, {"shape": list(op.weight.shape), "inputs": []})
+        if isinstance(op, Linear):
+            entry["inputs"].append(moment_file(model.graph, op))
+            if groups:
+                cuts = guided.row_groups(op.weight.shape[0], groups)
+                kept = entry.setdefault("groups", [{"rows": cut, "moments": []} for cut in cuts])
+                for number, group in enumerate(kept):
+                    group["moments"].append(guided.group_file(index, number))
+                entry.setdefault("row_weights", []).append(guided.rows_file(index))
+    looked_up = {stored_name(model.store, op.weight) for op in model.graph.ops if isinstance(op, Embed)}
+    for name in looked_up & set(found):
+        if "row_weights" in found[name]:
+            found[name]["row_weights"] = []  # of rows that are looked up as well, products tell half
     return found
-
-
-def _check_room(partial: Path, graph: Graph, parts: list[Segment], tokens: int) -> None:
-    widths = {op.x: graph.ops[op.x].width for part in parts for op in part.ops if isinstance(op, Linear)}
-    states = sorted(4 * tokens * part.ops[-1].width for part in parts[:-1])
-    needed = sum(4 * width * width for width in widths.values()) + sum(states[-2:]) + _SPARE_BYTES
-    with storage_errors(partial):
-        free = shutil.disk_usage(partial).free
-    if free < needed:
-        raise StorageError(f"{partial}: calibration needs {needed} bytes, the disk has {free} free")
-
-
-def _done(partial: Path) -> int:
-    """How many parts an earlier run has finished."""
-    try:
-        done = json.loads((partial / _JOURNAL).read_text())["parts"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-    return done if isinstance(done, int) and (done == 0 or Hidden.is_there(partial, done)) else 0
-
-
-def _replace(path: Path, facts: dict[str, Any]) -> None:
-    """Writes a small file so that a kill leaves the old one or the new one."""
-    new = path.with_name(path.name + ".new")
-    with storage_errors(path):
-        new.write_text(json.dumps(facts, indent=1) + "\n")
-        new.replace(path)

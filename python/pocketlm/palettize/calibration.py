@@ -21,7 +21,9 @@ from pocketlm.loading import LoadedModel
 from pocketlm.loading.files import as_path, read_json, require_directory, storage_errors
 
 MANIFEST = "calibration.json"
-VERSION = 1
+VERSION = 2
+_TILE = 16  # rows
+_LEAST = 1e-3  # of a row's weight, beside the mean of its group: no row may become anything at all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Calibration:
         model: which model it is of (see :func:`identify`).
         key: a hexadecimal number that says what was computed: of which model, from which text, how.
         tokens: how many tokens it is from.
+        guided: into how many groups at most the rows of a tensor are divided, each with a second moment
+            weighted by the loss's gradients; 0 if there are none.
         tensors: for each tensor its shape [outputs, inputs] and the files of its statistics.
     """
 
@@ -51,6 +55,7 @@ class Calibration:
     model: str
     key: str
     tokens: int
+    guided: int
     tensors: Mapping[str, Mapping[str, Any]]
 
     @classmethod
@@ -77,11 +82,14 @@ class Calibration:
                 str(facts["model"]),
                 str(facts["key"]),
                 int(facts["tokens"]),
+                int(facts["guided"]),
                 dict(facts["tensors"]),
             )
             for entry in found.tensors.values():
                 _names(file, entry["inputs"])
-                _, _ = map(int, entry["shape"])
+                rows, _ = map(int, entry["shape"])
+                if found.guided and entry["inputs"]:
+                    _check_groups(file, entry, rows)
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{file}: damaged ({error!r:.200})") from error
         return found
@@ -125,11 +133,42 @@ class Calibration:
     def groups(self, tensor: str) -> Iterator[Group]:
         """What the error of a tensor is measured by, group of rows by group; one moment at a time is read.
 
+        Plain ones are one group with H = E[x xᵀ]. Guided ones (arXiv 2505.07004) are H_g = E[s x xᵀ], s being
+        the mean over the group of the squared gradients of the loss with respect to the outputs, and weights
+        of rows are proportional to the mean squares of their own gradients, with mean 1 in a group (a
+        thousandth at least). Rows of an embedding that is the head too weigh the same, for they are looked
+        up as well.
+
         Raises:
             As :meth:`second_moment`.
         """
-        rows = int(self._entry(tensor)["shape"][0])
-        yield Group(0, rows, self.second_moment(tensor), np.ones(rows, np.float32))
+        entry = self._entry(tensor)
+        rows, width = map(int, entry["shape"])
+        if not self.guided or not entry["inputs"]:
+            yield Group(0, rows, self.second_moment(tensor), np.ones(rows, np.float32))
+            return
+        squares = np.zeros(rows)
+        for name in entry["row_weights"]:
+            squares += self._load(name, (rows,))
+        for group in entry["groups"]:
+            start, stop = group["rows"]
+            moment = self._load(group["moments"][0], (width, width))
+            for name in group["moments"][1:]:
+                moment = moment + self._load(name, (width, width))
+            yield Group(start, stop, moment, _row_weights(squares[start:stop]))
+
+    def importance(self, tensor: str) -> NDArray[np.float32]:
+        """What an error of each input's weight counts, [inputs]: E[x²], or of guided moments the mean of
+        their diagonals over the rows.
+
+        Raises:
+            As :meth:`second_moment`.
+        """
+        rows, width = map(int, self._entry(tensor)["shape"])
+        total = np.zeros(width)
+        for group in self.groups(tensor):
+            total += (group.stop - group.start) / rows * np.diagonal(group.moment)
+        return total.astype(np.float32)
 
     def _entry(self, tensor: str) -> Mapping[str, Any]:
         if tensor not in self.tensors:
@@ -161,10 +200,31 @@ def load_array(path: Path, shape: Sequence[int]) -> NDArray[np.float32]:
     return np.asarray(array, np.float32)
 
 
+def _row_weights(squares: NDArray[np.float64]) -> NDArray[np.float32]:
+    mean = squares.mean()
+    if not mean:
+        return np.ones(len(squares), np.float32)
+    return np.asarray(np.maximum(squares / mean, _LEAST), np.float32)
+
+
 def identify(model: LoadedModel) -> str:
     """A hexadecimal number that says which model this is: its weights' bytes and its graph."""
     graph = hashlib.sha256(model.graph.to_json().encode()).hexdigest()[:16]
     return f"{model.store.fingerprint()}-{graph}"
+
+
+def _check_groups(file: Path, entry: Mapping[str, Any], rows: int) -> None:
+    """Groups must follow one another and cover the rows; only the last may end inside a tile."""
+    _names(file, entry["row_weights"])
+    last = 0
+    for group in entry["groups"]:
+        start, stop = map(int, group["rows"])
+        if start != last or stop <= start or start % _TILE or not group["moments"]:
+            raise ValueError(f"groups of rows {entry['groups']}")
+        _names(file, group["moments"])
+        last = stop
+    if last != rows:
+        raise ValueError(f"groups of {last} rows, not {rows}")
 
 
 def _names(file: Path, names: object) -> None:

@@ -1,4 +1,5 @@
-"""The hidden state of all tokens at the border of two segments, as a tensor on the disk."""
+"""The hidden state of all tokens at the border of two segments, or the loss's gradient with respect to it, as
+a tensor on the disk."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from pocketlm.loading.files import storage_errors
 from pocketlm.palettize.segments import HIDDEN, Segment
 
+STATE, GRADIENT = "hidden", "gradient"
+
 
 @dataclasses.dataclass(frozen=True)
 class Hidden:
@@ -23,12 +26,12 @@ class Hidden:
     start: int
 
     @classmethod
-    def create(cls, directory: Path, border: int, tokens: int, width: int) -> Hidden:
+    def create(cls, directory: Path, border: int, tokens: int, width: int, what: str = STATE) -> Hidden:
         """A new file without rows, in place of an old one; :meth:`append` adds them."""
         shape = {"dtype": "F32", "shape": [tokens, width], "data_offsets": [0, 4 * tokens * width]}
         header = json.dumps({HIDDEN: shape}).encode()
         header += b" " * (-len(header) % 64)
-        made = cls(_path(directory, border), tokens, width, 8 + len(header))
+        made = cls(_path(directory, border, what), tokens, width, 8 + len(header))
         with storage_errors(made.path):
             made.path.unlink(missing_ok=True)
             with made.path.open("wb") as file:
@@ -36,18 +39,33 @@ class Hidden:
         return made
 
     @classmethod
-    def open(cls, directory: Path, border: int, segment: Segment, tokens: int) -> Hidden:
-        """The file that the segment before ``segment`` left."""
+    def open(cls, directory: Path, border: int, segment: Segment, tokens: int, what: str = STATE) -> Hidden:
+        """The file of the border before ``segment``."""
         width = segment.graph.ops[segment.start - 1].width
-        path = _path(directory, border)
+        path = _path(directory, border, what)
         with storage_errors(path):
             size = path.stat().st_size
         return cls(path, tokens, width, size - 4 * tokens * width)
 
     @classmethod
-    def is_there(cls, directory: Path, border: int) -> bool:
-        """Whether the segments up to ``border`` left their result."""
-        return _path(directory, border).exists()
+    def is_there(cls, directory: Path, border: int, what: str = STATE) -> bool:
+        """Whether the segments up to ``border``, or those behind it, left their result."""
+        return _path(directory, border, what).exists()
+
+    @staticmethod
+    def remove_at(directory: Path, border: int, behind: int) -> None:
+        """Deletes the state of a border and the gradient of one behind it, between which the way back is
+        done."""
+        for path in (_path(directory, border, STATE), _path(directory, behind, GRADIENT)):
+            with storage_errors(path):
+                path.unlink(missing_ok=True)
+
+    @staticmethod
+    def remove_all(directory: Path) -> None:
+        """Deletes what a run that was killed before it could do so has left."""
+        for what in (STATE, GRADIENT):
+            for path in directory.glob(f"{what}-*.safetensors"):
+                path.unlink(missing_ok=True)
 
     def append(self, values: NDArray[np.float32]) -> None:
         """Adds rows behind those that are there."""
@@ -67,5 +85,5 @@ class Hidden:
             self.path.unlink(missing_ok=True)
 
 
-def _path(directory: Path, border: int) -> Path:
-    return directory / f"hidden-{border:04d}.safetensors"
+def _path(directory: Path, border: int, what: str) -> Path:
+    return directory / f"{what}-{border:04d}.safetensors"

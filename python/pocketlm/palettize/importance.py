@@ -16,6 +16,8 @@ from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.files import as_path, storage_errors
 from pocketlm.palettize.calibrate import calibrate, work_key
 from pocketlm.palettize.calibration import Calibration, identify
+from pocketlm.palettize.extra import require_training
+from pocketlm.palettize.guided import GROUPS
 from pocketlm.palettize.recipe import Candidate
 from pocketlm.palettize.text import read_windows
 
@@ -25,11 +27,13 @@ _DIRECTORY = "calibration"
 @dataclasses.dataclass(frozen=True)
 class Statistics:
     """What is to be known of a model's inputs: from a text file, texts or a stored ``calibration``, to be
-    kept in the directory ``out``, and whether codes make up for each other's errors by it."""
+    kept in the directory ``out``, whether codes make up for each other's errors by it, and whether the
+    loss's gradients tell what each error counts (``guided``; a stored one may be so anyway)."""
 
     calibration: str | PathLike[str] | Iterable[str] | None = None
     out: str | PathLike[str] | None = None
     compensation: bool = True
+    guided: bool = False
 
 
 class Importance:
@@ -50,8 +54,13 @@ class Importance:
         self.kept = self._out
         self._windows: NDArray[np.uint32] | None = None
         self._key = ""
+        self._groups = 0
         given = statistics.calibration
+        if not isinstance(statistics.guided, bool):
+            raise ParameterError(f"guided: must be True or False, not {statistics.guided!r:.60}")
         if given is None:
+            if statistics.guided:
+                raise ParameterError("guided: there is no calibration to guide")
             if self._out is not None:
                 raise ParameterError("calibration_out: there is no calibration to store")
         elif isinstance(given, str | PathLike) and _is_stored(as_path(given, "calibration")):
@@ -60,10 +69,17 @@ class Importance:
             self.calibration = Calibration.open(given)
             self.calibration.check(model)
             self.kept = self.calibration.path
+            if statistics.guided and not self.calibration.guided:
+                raise ParameterError(
+                    f"guided: the calibration in {self.calibration.path} is not; calibrate anew from a text"
+                )
             self._key = self.calibration.key
         else:
+            if statistics.guided:
+                require_training("guided")
+                self._groups = GROUPS
             self._windows = read_windows(given, model)
-            self._key = work_key(identify(model), self._windows)
+            self._key = work_key(identify(model), self._windows, self._groups)
         self.digest = f"{self._key} {self.compensation}" if self._key else ""
 
     def prepare(self, writer: DirectoryWriter, *, threads: int | None, progress: bool) -> None:
@@ -75,13 +91,16 @@ class Importance:
             writer.scratch += [_DIRECTORY, f"{_DIRECTORY}.partial-{self._key[:12]}"]
             target = writer.partial / _DIRECTORY
             writer.record("calibrating", {})  # there is something to resume
-        self.calibration = calibrate(self._model, self._windows, target, threads=threads, progress=progress)
+        self.calibration = calibrate(
+            self._model, self._windows, target, groups=self._groups, threads=threads, progress=progress
+        )
 
     def of(self, tensor: Candidate) -> NDArray[np.float32] | None:
-        """E[x²] of the tensor's inputs. An embedding that is looked up, not multiplied, has none."""
+        """What an error of each input's weight counts: E[x²], weighted by gradients where the calibration is
+        guided. An embedding that is looked up, not multiplied, has none."""
         if self.calibration is None or not self.calibration.multiplies(tensor.name):
             return None
-        return np.ascontiguousarray(np.diagonal(self.calibration.second_moment(tensor.name)))
+        return self.calibration.importance(tensor.name)
 
 
 def _is_stored(path: Path) -> bool:

@@ -8,8 +8,9 @@ from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
 from pocketlm.adapters.config import stored_bytes
-from pocketlm.errors import ParameterError, UnsupportedError
+from pocketlm.errors import ParameterError
 from pocketlm.loading.model import ADAPTERS, RECOVERY
+from pocketlm.palettize.extra import require_training
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,14 +71,7 @@ class Recovery:
         if text is not None and not self.train:
             raise ParameterError("recover_text: is for recover_train, which is not asked for")
         if self.train:
-            try:
-                import jax  # noqa: F401
-                import optax  # noqa: F401
-            except ImportError as error:
-                raise UnsupportedError(
-                    f"recover_train: needs {error.name}; install pocketlm with the extra 'train': "
-                    "pip install 'pocketlm[train]'"
-                ) from error
+            require_training("recover_train", optimiser=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,6 +54,7 @@ def palettize(
     calibration: str | PathLike[str] | Iterable[str] | None = None,
     calibration_out: str | PathLike[str] | None = None,
     compensation: bool = True,
+    guided: bool = False,
     validation: str | PathLike[str] | Iterable[str] | None = None,
     recipe: Mapping[str, Any] | str | PathLike[str] | None = None,
     recipe_out: str | PathLike[str] | None = None,
@@ -83,6 +84,9 @@ def palettize(
         calibration_out: a directory to keep the calibration in, for further runs.
         compensation: whether codes make up for each other's errors, which loses far less. Without it, each
             error counts by the size of its input alone.
+        guided: whether the loss's gradients tell what each output's error counts (docs/allocation.md). Needs
+            a calibration that is to be made, or a stored one that is guided, which is used so in any case;
+            to make one takes some times as long, and the extra ``train``.
         validation: a text file, or texts, that judge; else the end of the calibration text, which is then
             left out of the calibration. With neither, kinds are chosen by each tensor's own error.
         recipe: kinds of single tensors (see :func:`pocketlm.palettize.recipe.read_recipe`), fixed by hand;
@@ -98,13 +102,14 @@ def palettize(
 
     Work that was interrupted is taken up again by the same call and ends in the same bytes; ``dst`` appears
     when it is complete. Memory stays near that of the largest tensor; with a text the palettized model is
-    held too. Results depend neither on ``threads`` nor on the machine, but for ``tokens_per_second``.
+    held too. Results depend neither on ``threads`` nor on the machine, but for ``tokens_per_second``
+    and what is computed by JAX (``guided``, ``recover_train``).
 
     Raises:
         ParameterError: an argument is out of range, or ``dst`` exists and ``overwrite`` is not set.
         BudgetError: the budgets cannot be met; says the nearest that can.
         StorageError: the disk is full or read-only.
-        UnsupportedError: the model is palettized already, or training lacks its packages.
+        UnsupportedError: the model is palettized already, or ``guided`` or training lack their packages.
         AdapterError: the training's loss is not finite.
         All that :func:`pocketlm.loading.open_model` raises.
     """
@@ -121,7 +126,7 @@ def palettize(
     recovery = Recovery(recover, recover_dtype, recover_train)
     recovery.check(calibration, recover_text)
     target = as_path(dst, "dst")
-    statistics = Statistics(calibration, calibration_out, compensation)
+    statistics = Statistics(calibration, calibration_out, compensation, guided)
     work = Work(
         src,
         budgets,

@@ -120,6 +120,7 @@ def plan(
     calibration: str | PathLike[str] | Iterable[str] | None = None,
     calibration_out: str | PathLike[str] | None = None,
     compensation: bool = True,
+    guided: bool = False,
     validation: str | PathLike[str] | Iterable[str] | None = None,
     threads: int | None = None,
     progress: bool = True,
@@ -133,7 +134,7 @@ def plan(
         As ``palettize``; ParameterError also for an argument that it does not have.
     """
     limits = Budgets.of(**budgets)
-    statistics = Statistics(calibration, calibration_out, compensation)
+    statistics = Statistics(calibration, calibration_out, compensation, guided)
     work = Work(src, limits, statistics, validation, recipe, palettize_tensor, threads, progress)
     if recipe_out is None:
         with tempfile.TemporaryDirectory() as folder, DirectoryWriter(Path(folder) / "x", "") as writer:
