@@ -19,6 +19,7 @@ BASE = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependenc
 OPTIONAL = {
     Path("interpret/jax.py"): {"jax"},
     Path("lm_eval.py"): {"lm_eval"},
+    Path("palettize/blockwise.py"): {"jax", "optax"},
     Path("palettize/distil.py"): {"jax", "optax"},
     Path("palettize/extra.py"): {"jax", "optax"},  # looks whether they are there
     Path("palettize/fisher.py"): {"jax"},

@@ -82,6 +82,18 @@ def divergence(teacher: jax.Array, student: jax.Array) -> jax.Array:
     return (jnp.exp(target) * (target - found)).sum(-1).mean()
 
 
+def rule(settings: Settings, steps: int, trainable: Tree, adapter: frozenset[str]) -> Any:
+    """Adam with a rate for each kind of parameter; ``adapter`` names the matrices of an adapter."""
+
+    def schedule(peak: float) -> Any:
+        return optax.warmup_cosine_decay_schedule(
+            0.0, peak, max(1, round(settings.warmup * steps)), max(2, steps), 0.0
+        )
+
+    rules = {group: optax.adam(schedule(peak), b2=0.99) for group, peak in settings.rates}
+    return optax.multi_transform(rules, {name: kind(name, set(adapter)) for name in trainable})
+
+
 def distil(
     graph: Graph,
     source: Tree,
@@ -103,16 +115,7 @@ def distil(
         AdapterError: the loss is not finite.
         StorageError: the state cannot be written.
     """
-    rates = dict(settings.rates)
-
-    def schedule(peak: float) -> Any:
-        return optax.warmup_cosine_decay_schedule(
-            0.0, peak, max(1, round(settings.warmup * steps)), max(2, steps), 0.0
-        )
-
-    rules = {group: optax.adam(schedule(peak), b2=0.99) for group, peak in rates.items()}
-    groups = {name: kind(name, set(adapter)) for name in student.trainable}
-    rule = optax.multi_transform(rules, groups)
+    learning = rule(settings, steps, student.trainable, adapter)
 
     def loss(trainable: Tree, fixed: Tree, teacher: Tree, ids: jax.Array) -> jax.Array:
         wanted = jax.lax.stop_gradient(interpreter.logits(graph, teacher, ids))
@@ -124,10 +127,10 @@ def distil(
     @jax.jit
     def step(trainable: Tree, moments: Any, fixed: Tree, teacher: Tree, ids: jax.Array) -> Any:
         value, slopes = jax.value_and_grad(loss)(trainable, fixed, teacher, ids)
-        changes, moments = rule.update(slopes, moments, trainable)
+        changes, moments = learning.update(slopes, moments, trainable)
         return value, optax.apply_updates(trainable, changes), moments
 
-    trainable, moments = student.trainable, rule.init(student.trainable)
+    trainable, moments = student.trainable, learning.init(student.trainable)
     losses = np.zeros(steps, np.float32)
     done = 0
     if state.exists():

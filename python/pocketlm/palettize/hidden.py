@@ -31,7 +31,7 @@ class Hidden:
         shape = {"dtype": "F32", "shape": [tokens, width], "data_offsets": [0, 4 * tokens * width]}
         header = json.dumps({HIDDEN: shape}).encode()
         header += b" " * (-len(header) % 64)
-        made = cls(_path(directory, border, what), tokens, width, 8 + len(header))
+        made = cls(path_of(directory, border, what), tokens, width, 8 + len(header))
         with storage_errors(made.path):
             made.path.unlink(missing_ok=True)
             with made.path.open("wb") as file:
@@ -42,7 +42,12 @@ class Hidden:
     def open(cls, directory: Path, border: int, segment: Segment, tokens: int, what: str = STATE) -> Hidden:
         """The file of the border before ``segment``."""
         width = segment.graph.ops[segment.start - 1].width
-        path = _path(directory, border, what)
+        return cls.at(directory, border, tokens, width, what)
+
+    @classmethod
+    def at(cls, directory: Path, border: int, tokens: int, width: int, what: str = STATE) -> Hidden:
+        """A file that is there, whose width is known."""
+        path = path_of(directory, border, what)
         with storage_errors(path):
             size = path.stat().st_size
         return cls(path, tokens, width, size - 4 * tokens * width)
@@ -50,13 +55,13 @@ class Hidden:
     @classmethod
     def is_there(cls, directory: Path, border: int, what: str = STATE) -> bool:
         """Whether the segments up to ``border``, or those behind it, left their result."""
-        return _path(directory, border, what).exists()
+        return path_of(directory, border, what).exists()
 
     @staticmethod
     def remove_at(directory: Path, border: int, behind: int) -> None:
         """Deletes the state of a border and the gradient of one behind it, between which the way back is
         done."""
-        for path in (_path(directory, border, STATE), _path(directory, behind, GRADIENT)):
+        for path in (path_of(directory, border, STATE), path_of(directory, behind, GRADIENT)):
             with storage_errors(path):
                 path.unlink(missing_ok=True)
 
@@ -85,5 +90,5 @@ class Hidden:
             self.path.unlink(missing_ok=True)
 
 
-def _path(directory: Path, border: int, what: str) -> Path:
+def path_of(directory: Path, border: int, what: str) -> Path:
     return directory / f"{what}-{border:04d}.safetensors"

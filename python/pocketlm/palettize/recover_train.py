@@ -1,7 +1,9 @@
-"""Training behind palettization: codes stay; codebooks, row scales, norms and the adapter learn."""
+"""Training behind palettization: codes stay; codebooks, row scales, norms and the adapter learn, end to end,
+or block by block where that does not fit into memory."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,15 +17,18 @@ from pocketlm.loading import LoadedModel
 from pocketlm.loading.check import stored_name
 from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.safetensors import SINGLE
-from pocketlm.palettize.distil import Settings, distil
+from pocketlm.palettize.blockwise import Task, scratch, train_blocks
+from pocketlm.palettize.distil import Settings, Windows, distil
 from pocketlm.palettize.progress import Progress
 from pocketlm.palettize.recover import projections
 from pocketlm.palettize.recovery import Recovery
-from pocketlm.palettize.student import Student, Tree
+from pocketlm.palettize.room import end_to_end_bytes, memory_limit
+from pocketlm.palettize.student import Parts, Student, Tree, learned
 from pocketlm.palettize.tensors import Output
 
 _STATE = "training.npz"
 _DTYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16}
+BLOCK_SETTINGS = Settings(tokens=1024)
 _A, _B = ".lora_A", ".lora_B"
 
 
@@ -36,9 +41,10 @@ def train(
     writer: DirectoryWriter,
     *,
     progress: bool,
-) -> tuple[dict[str, Pair], tuple[float, float]]:
-    """Distils the source into the model in the making: writes its codebooks, scales and norms anew, and
-    returns the adapter's matrices with the losses at the beginning and at the end.
+) -> tuple[dict[str, Pair], tuple[float, float] | None]:
+    """Makes the model in the making learn from the source, end to end or, if that does not fit into memory,
+    block by block. Writes its codebooks, scales and norms anew, and returns the adapter's matrices, with the
+    losses at the beginning and at the end of the training end to end.
 
     Raises:
         AdapterError: the loss is not finite.
@@ -51,37 +57,92 @@ def train(
     terms = {name: LowRank(name + _A, name + _B, len(a)) for name, (a, _) in pairs.items()}
     matrices = {terms[name].a: a for name, (a, _) in pairs.items()}
     matrices |= {terms[name].b: b for name, (_, b) in pairs.items()}
-    student = Student(attach(model.graph, terms), store, parts, matrices)
+    task = Task(model, attach(model.graph, terms), store, parts, matrices)
+    settings = Settings()
+    whole = _whole(model, settings, writer)  # and there is something to resume from here on
+    losses = None
+    with Progress("training", recovery.train, progress, unit="tokens") as bar:
+        seen = 0
+
+        def told(tokens: int, loss: float) -> None:
+            nonlocal seen
+            bar.note(f"loss {loss:.4f}")
+            bar.add(tokens - seen)
+            seen = tokens
+
+        if whole:
+            trained, losses = _end_to_end(task, windows, recovery.train, writer, told)
+        else:
+            trained = _by_blocks(task, windows, recovery.train, writer, told)
+    _write(writer, tensors, chosen, parts, trained)
+    matrices |= {name: np.asarray(trained[name]) for name in matrices if name in trained}
+    made = {name: (matrices[t.a], matrices[t.b]) for name, t in terms.items()}
+    return made, losses
+
+
+def _whole(model: LoadedModel, settings: Settings, writer: DirectoryWriter) -> bool:
+    """Whether the model is trained end to end. What was decided once holds when the work is resumed."""
+    note = writer.note("training")
+    if note is None or "whole" not in note:
+        limit = memory_limit()
+        note = {"whole": limit is None or end_to_end_bytes(model.graph, settings.tokens) <= limit}
+        writer.record("training", note)
+    return bool(note["whole"])
+
+
+def _by_blocks(
+    task: Task, windows: Windows, tokens: int, writer: DirectoryWriter, told: Callable[[int, float], None]
+) -> Tree:
+    """Trains block by block on ``tokens`` tokens, spread over the windows."""
+    blocks = len(task.blocks())
+    size = windows.shape[1] * max(1, BLOCK_SETTINGS.tokens // windows.shape[1])
+    steps = -(-tokens // size)
+    writer.scratch += scratch(blocks)
+    count = min(len(windows), steps * size // windows.shape[1])
+    some = windows[np.arange(count) * len(windows) // count]
+    return train_blocks(
+        task,
+        some,
+        steps,
+        BLOCK_SETTINGS,
+        writer.partial,
+        lambda step, loss: told(min(tokens, step * size // blocks), loss),
+    )
+
+
+def _end_to_end(
+    task: Task,
+    windows: Windows,
+    tokens: int,
+    writer: DirectoryWriter,
+    told: Callable[[int, float], None],
+) -> tuple[Tree, tuple[float, float]]:
+    """Distils the source into the whole model."""
+    settings, model = Settings(), task.model
+    student = Student(task.graph, task.store, task.parts, task.matrices)
     source: Tree = {
         weight.name: jnp.asarray(model.store.dense(stored_name(model.store, weight)))
         for weight in model.graph.weights().values()
     }
-    settings = Settings()
-    size = max(1, settings.tokens // windows.shape[1]) * windows.shape[1]  # tokens of a step
-    steps = -(-recovery.train // size)
-    state = writer.partial / _STATE
+    size = windows.shape[1] * max(1, settings.tokens // windows.shape[1])  # tokens of a step
+    steps = -(-tokens // size)
     writer.scratch += [_STATE, f"{_STATE}.new"]
-    writer.record("training", {})  # there is something to resume
-    with Progress("training", steps * size, progress, unit="tokens") as bar:
-        seen = 0
-
-        def told(step: int, loss: float) -> None:
-            nonlocal seen
-            bar.note(f"loss {loss:.4f}")
-            bar.add((step - seen) * size)
-            seen = step
-
-        names = frozenset(matrices)
-        trained, losses = distil(
-            model.graph, source, student, windows, steps, settings, state, told, adapter=names
-        )
-    _write(writer, tensors, chosen, student, trained)
+    trained, losses = distil(
+        model.graph,
+        source,
+        student,
+        windows,
+        steps,
+        settings,
+        writer.partial / _STATE,
+        lambda step, loss: told(step * size, loss),
+        adapter=frozenset(task.matrices),
+    )
     few = max(1, steps // 20)
-    learned = {name: (np.asarray(trained[t.a]), np.asarray(trained[t.b])) for name, t in terms.items()}
-    return learned, (float(losses[:few].mean()), float(losses[-few:].mean()))
+    return trained, (float(losses[:few].mean()), float(losses[-few:].mean()))
 
 
-def _parts(writer: DirectoryWriter, tensor: Output) -> tuple[NDArray[np.float16], NDArray[np.int8] | None]:
+def _parts(writer: DirectoryWriter, tensor: Output) -> Parts:
     """Scale and codebook of a palettized tensor as they are in the file."""
     dtypes = {"scale": np.float16, "codebook": np.int8}
     found: dict[str, Any] = {}
@@ -93,7 +154,11 @@ def _parts(writer: DirectoryWriter, tensor: Output) -> tuple[NDArray[np.float16]
 
 
 def _write(
-    writer: DirectoryWriter, tensors: list[Output], chosen: list[Output], student: Student, trained: Tree
+    writer: DirectoryWriter,
+    tensors: list[Output],
+    chosen: list[Output],
+    parts: Mapping[str, Parts],
+    trained: Tree,
 ) -> None:
     """Puts what was learned in place of what it began with.
 
@@ -101,7 +166,7 @@ def _write(
     and finds the training done.
     """
     for tensor in chosen:
-        scale, codebook = student.result(trained, tensor.name)
+        scale, codebook = learned(parts[tensor.name], tensor.kind, trained, tensor.name)
         arrays = {f"{tensor.name}.scale": scale, f"{tensor.name}.codebook": codebook}
         for part in tensor.parts:
             array = arrays.get(part.name)

@@ -83,7 +83,8 @@ class RecoveryReport:
         ranks: by tensor; 0 where there is no term.
         remaining: mean squared error of the outputs over what it was before the closed-form correction, by
             tensor, on the calibration text.
-        losses: of the training, in nats per token: means over its first and its last steps, a twentieth each.
+        losses: of the training end to end, in nats per token: means over its first and its last steps, a
+            twentieth each. ``None`` if there was none, or blocks were trained.
     """
 
     bytes: int

@@ -14,10 +14,12 @@ from pocketlm._core import WeightStore
 from pocketlm.graph import Graph, Linear, Norm
 from pocketlm.kinds import PALETTE_KINDS
 from pocketlm.loading.check import stored_name
+from pocketlm.palettize.segments import HIDDEN
 
 TILE = 16
 ACT_BLOCK = 256
 Tree = dict[str, Any]
+Parts = tuple[NDArray[np.float16], NDArray[np.int8] | None]  # scale and codebook, as they are stored
 
 
 def pairs(entries: NDArray[np.int16]) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
@@ -116,7 +118,7 @@ class Student:
         self,
         graph: Graph,
         store: WeightStore,
-        parts: Mapping[str, tuple[NDArray[np.float16], NDArray[np.int8] | None]],
+        parts: Mapping[str, Parts],
         adapter: Mapping[str, NDArray[np.float32]],
     ) -> None:
         """``graph`` includes the adapter, whose matrices are in ``adapter``; ``parts`` are scale and codebook
@@ -126,7 +128,7 @@ class Student:
         self.graph = graph
         self.inputs = {name: store.info(name).shape[1] for name in parts}
         self.kinds = {name: store.info(name).kind for name in parts}
-        weights = {w.name: w for w in graph.weights().values() if w.name not in adapter}
+        weights = {w.name: w for w in graph.weights().values() if w.name not in adapter and w.name != HIDDEN}
         # What the interpreter looks up: name, the tensor that holds it, and whether it wants the transpose.
         self._names = [
             (name, stored_name(store, w), w.transposed and stored_name(store, w) in parts)
@@ -166,10 +168,14 @@ class Student:
             found[name] = scale[:, None] * entries
         return found | {name: found[held].T if flip else found[held] for name, held, flip in self._names}
 
-    def result(self, trainable: Tree, name: str) -> tuple[NDArray[np.float16], NDArray[np.int8] | None]:
-        """Scale and codebook of a projection as they are stored."""
-        scale = np.asarray(self.fixed[f"scale:{name}"]) * np.exp(np.asarray(trainable[f"scale:{name}"]))
-        if f"codebook:{name}" not in trainable:
-            return scale.astype(np.float16), None
-        entries = np.clip(np.asarray(trainable[f"codebook:{name}"]), *PALETTE_KINDS[self.kinds[name]].grid)
-        return scale.astype(np.float16), np.rint(entries).astype(np.int8)
+
+def learned(parts: Parts, kind: str, trainable: Tree, name: str) -> Parts:
+    """Scale and codebook of a projection of a kind as they are to be stored, in place of ``parts``; these, if
+    it did not learn."""
+    if f"scale:{name}" not in trainable:
+        return parts
+    scale = parts[0].astype(np.float32) * np.exp(np.asarray(trainable[f"scale:{name}"]))
+    if f"codebook:{name}" not in trainable:
+        return scale.astype(np.float16), None
+    entries = np.clip(np.asarray(trainable[f"codebook:{name}"]), *PALETTE_KINDS[kind].grid)
+    return scale.astype(np.float16), np.rint(entries).astype(np.int8)
