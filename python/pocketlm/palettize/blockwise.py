@@ -135,8 +135,9 @@ def train_blocks(
         trained = _learn(task, own, states, index, widths, steps, settings, one)
         learned |= {name: np.asarray(value) for name, value in trained.items()}
         _save(directory, learned, index + 1)
-        for what in (_SOURCE, _STUDENT):
-            path_of(directory, index, what).unlink(missing_ok=True)
+        with storage_errors(directory):
+            for what in (_SOURCE, _STUDENT):
+                path_of(directory, index, what).unlink(missing_ok=True)
     return {name: jnp.asarray(value) for name, value in learned.items()}
 
 

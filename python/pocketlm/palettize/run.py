@@ -97,7 +97,8 @@ def palettize(
             (docs/recovery.md). Budgets do not count its bytes, figures of size do.
         recover_dtype: how the adapter is stored: ``"int8"``, or ``"f16"``, which PEFT reads too.
         recover_train: tokens to learn from: the adapter, if there is one, codebooks, row scales and norms
-            learn to predict what the source predicts. Needs the extra ``train``.
+            learn to predict what the source predicts, or, where that takes more memory than the machine has,
+            layer by layer to give what the source's layers give. Needs the extra ``train``.
         recover_text: a text file, or texts, to learn from.
 
     Work that was interrupted is taken up again by the same call and ends in the same bytes; ``dst`` appears
