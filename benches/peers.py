@@ -181,8 +181,12 @@ def publish(
     } | more  # fmt: skip
     (args.out / f"{stem}.json").write_text(json.dumps(values, indent=1, default=str) + "\n")
     print("\n" + report.text(results, baseline="pocketlm"))
-    report.picture(results, f"{args.shape}, {args.threads} threads", args.out / f"{stem}.png")
-    print(f"\n{args.out}: {stem}.json, {stem}.png")
+    print(f"\n{args.out / stem}.json")
+    try:
+        report.picture(results, f"{args.shape}, {args.threads} threads", args.out / f"{stem}.png")
+        print(f"{args.out / stem}.png")
+    except ImportError:
+        print("no picture: matplotlib is not installed")
 
 
 if __name__ == "__main__":
