@@ -124,7 +124,8 @@ def _run(
 ) -> None:
     """One segment over all windows: its moments, and the hidden state behind it."""
     graph = model.graph
-    wanted = {op.x: graph.ops[op.x].name for op in segment.ops if isinstance(op, Linear)}
+    linears = [op for op in segment.ops if isinstance(op, Linear)]
+    wanted = {op.x: graph.ops[op.x].name for op in linears}
     last = segment.ops[-1]
     final = segment.stop == len(graph.ops)
     names = {*wanted.values()} if final else {*wanted.values(), last.name}
@@ -144,10 +145,10 @@ def _run(
             if after is not None:
                 after.append(values[last.name])
             bar.add(length)
-    for x, total in sums.items():
-        path = partial / f"moment-{x:05d}.npy"
+    for x, name in {op.x: moment_file(graph, op) for op in linears}.items():
+        path = partial / name
         with storage_errors(path), path.open("wb") as file:
-            np.save(file, total.finish(1 / windows.size))
+            np.save(file, sums[x].finish(1 / windows.size))
 
 
 @contextmanager
