@@ -48,19 +48,16 @@ def bound(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """What lies between our decoding and the time in which memory gives the weights, as a Markdown table."""
     rows = []
     for name, runs in results.items():
-        runs = [run for run in runs if "bytes_per_token" in run and "decode" in run["figures"]]
-        if not runs:
+        readings = [run["reading"] for run in runs if "reading" in run]
+        if not readings:
             continue
-        found = [
-            (1e3 * run["bytes_per_token"] / max(run["bandwidth"]), 1e3 / run["figures"]["decode"])
-            for run in runs
-        ]
+        found = [(1e3 * reading["read_seconds"], 1e3 * reading["decode_seconds"]) for reading in readings]
         least, taken = (statistics.median(pair[i] for pair in found) for i in (0, 1))
         rest = statistics.median(b - a for a, b in found)
-        read = runs[0]["bytes_per_token"] / 1e6
+        read = readings[0]["bytes_per_token"] / 1e6
         cells = [f"{read:,.0f}", f"{least:.2f}", f"{taken:.2f}", f"{rest:.2f}", f"{least / taken:.0%}"]
         rows.append([name, *cells])
-    columns = ["decode", "MB read for a token", "ms by bandwidth", "ms taken", "ms between them", "share"]
+    columns = ["decode", "MB read for a token", "ms to read them", "ms taken", "ms between them", "share"]
     return report.table(columns, rows) if rows else ""
 
 

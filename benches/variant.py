@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHECK_IDS = [7, 300, 41, 599, 12, 88, 256, 400]
 EXACT_TOLERANCE = 0.02  # of the largest logit: 16-bit weights with 16-bit activations
 TOP = 0.02  # a greedy token of compressed weights must be among this share of the exact best
+READING = ("bytes_per_token", "decode_seconds", "read_seconds")  # beside the figures, for what is left
 AGREEING = 0.7  # of the prompts
 
 
@@ -112,11 +113,8 @@ class Variant:
         others = clock.others(spent)
         after = machine.read_bandwidth(threads)
         run = {"figures": figures, "bandwidth": [before, after], "others_cpu": others, "at": time.time()}
-        per_token = figures.pop("bytes_per_token", None)
-        if per_token and "decode" in figures:
-            figures["bandwidth_share"] = figures["decode"] * per_token / max(before, after)
-            run["bytes_per_token"] = per_token
-        return run
+        reading = {key: figures.pop(key) for key in READING if key in figures}
+        return run | ({"reading": reading} if reading else {})
 
     def task(self, do: str, program: Path | None = None, **fields: Any) -> dict[str, Any]:
         """Runs the worker in the runtime's environment, or in that of ``program``."""

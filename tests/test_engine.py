@@ -175,6 +175,8 @@ def test_sampling_is_greedy_or_seeded() -> None:
         (lambda e, s: s.truncate(4), errors.ParameterError, "length"),
         (lambda e, s: (s.free(), s.fork()), errors.ParameterError, "freed"),
         (lambda e, s: (e.close(), e.sequence()), errors.ParameterError, "closed"),
+        (lambda e, s: (e.close(), e.read_bandwidth(0.0)), errors.ParameterError, "closed"),
+        (lambda e, s: e.read_bandwidth(-1.0), errors.ParameterError, "seconds"),
         (lambda e, s: e.trace([1] * 513), errors.ContextLengthError, "512"),
         (lambda e, s: _core.Sampler(temperature=float("nan")), errors.ParameterError, "temperature"),
         (lambda e, s: _core.Sampler(top_k=-5), errors.ParameterError, "top_k"),
@@ -292,7 +294,20 @@ def test_machine() -> None:
     assert {"matmul_palette", "attention_split"} <= {row["op"] for row in rows}
     assert all(row["available"] for row in rows if row["chosen"])
     assert _core.read_bandwidth(1, 0.05) > 1e8
+    for seconds in (-1.0, 61.0, float("nan"), float("inf")):
+        with pytest.raises(errors.ParameterError, match="seconds"):
+            _core.read_bandwidth(1, seconds)
     assert _core.cpu_count() >= 1
+
+
+def test_the_speed_of_reading_weights() -> None:
+    engine = make("f32")[0]
+    assert engine.read_bandwidth(0.01) > 1e6
+    sequence = engine.sequence()
+    before = engine.step([(sequence, [1, 2, 3], None, "last")])[0].logits
+    assert engine.read_bandwidth(0.0) > 1e6
+    again = engine.step([(engine.sequence(), [1, 2, 3], None, "last")])[0].logits
+    np.testing.assert_array_equal(before, again)  # reading changed nothing
 
 
 def test_embeddings_alone_make_a_model() -> None:

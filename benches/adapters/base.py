@@ -75,9 +75,16 @@ class Adapter(abc.ABC):
         """
         raise NotImplementedError(f"{self.title} runs no batches here")
 
-    def bytes_per_token(self) -> int:
-        """Bytes of weights that one token reads, or 0 where the runtime does not say."""
-        return 0
+    def decode_beside_reads(self, ids: Sequence[int], count: int) -> dict[str, float]:
+        """How decoding uses memory, by short runs of decoding and of plain reading in turn, since the speed
+        of a shared machine's memory changes within seconds.
+
+        Returns ``bytes_per_token`` of weights, the medians of ``decode_seconds`` for a token and of
+        ``read_seconds``, in which these threads read just these bytes from where they lie, and ``share``, the
+        median of the quotients of neighbours. Empty where a runtime cannot read its own weights, or a cache
+        holds them.
+        """
+        return {}
 
     @abc.abstractmethod
     def version(self) -> str:

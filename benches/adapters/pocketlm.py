@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import time
@@ -13,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benches.adapters.base import Adapter
+
+IN_CACHE = 128 << 20  # bytes that a processor's cache may hold
+BURST = 4  # tokens between two readings
 
 
 class Peer(Adapter):
@@ -62,8 +66,30 @@ class Peer(Adapter):
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         return np.asarray(self.model.logits(list(ids))[-1])
 
-    def bytes_per_token(self) -> int:
-        return int(self.model.engine.weight_bytes_per_token)
+    def decode_beside_reads(self, ids: Sequence[int], count: int) -> dict[str, float]:
+        engine = self.model.engine
+        size = engine.weight_bytes_per_token
+        if size < IN_CACHE:
+            return {}
+        options = {"max_tokens": count, "temperature": 0.0, "ignore_eos": True, "num_speculative_tokens": 0}
+        chunks = iter(self.model.stream(ids, **options))
+        next(chunks)
+        pairs = []
+        read = size / engine.read_bandwidth(0.0)
+        while True:
+            began, tokens = time.perf_counter(), 0
+            for chunk in chunks:
+                tokens += len(chunk.tokens)
+                if tokens >= BURST:
+                    break
+            if tokens < BURST:
+                break
+            decode, before = (time.perf_counter() - began) / tokens, read
+            read = statistics.mean(size / engine.read_bandwidth(0.0) for _ in range(2))
+            pairs.append((decode, (before + read) / 2))
+        decode, read = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
+        share = statistics.median(pair[1] / pair[0] for pair in pairs)
+        return {"bytes_per_token": size, "decode_seconds": decode, "read_seconds": read, "share": share}
 
     def version(self) -> str:
         from pocketlm import _core

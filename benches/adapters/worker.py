@@ -99,8 +99,9 @@ def measure(peer: Adapter, task: dict[str, Any]) -> dict[str, float]:
         peer.batch([prompt(16) for _ in range(rows)], 2)
         made, seconds = peer.batch([prompt(16) for _ in range(rows)], count)
         result[f"decode_batch_{rows}"] = made / seconds
-    if per_token := peer.bytes_per_token():
-        result["bytes_per_token"] = per_token
+    if reading := peer.decode_beside_reads(prompt(16), 2 * count):
+        result["bandwidth_share"] = reading.pop("share")
+        result |= reading
     return result
 
 

@@ -97,6 +97,13 @@ class Engine:
     @property
     def weight_bytes_per_token(self) -> int:
         """Bytes of weights that decoding one token reads: matrices once, one row of tables only looked up."""
+    def read_bandwidth(self, seconds: float = 0.3) -> float:
+        """Bytes per second that its threads read from its matrices where these lie in memory: the best
+        pass in about ``seconds``. Waits for a running step and holds others up.
+
+        Raises:
+            ParameterError: the engine is closed, or ``seconds`` are not from 0 to 60.
+        """
     def memory(self) -> dict[str, int]:
         """Bytes of ``weights``, ``cache`` (when full) and ``scratch``."""
     def sequence(self) -> Sequence: ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from pocketlm.assemble import DEFAULT_CONTEXT, load
-from pocketlm.errors import InternalError, ParameterError
+from pocketlm.errors import ParameterError
 from pocketlm.model import LM
 
 DEFAULT_PROMPT = 512  # tokens
+PROBE_SECONDS = 0.2  # of reading, before and after decoding
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Bench:
         peak_memory_bytes: most memory of the process at any time, mapped files included.
         weight_bytes: bytes of weights that one step of decoding reads.
         decode_bytes_per_second: weight_bytes times decode steps per second.
-        read_bandwidth_bytes_per_second: the larger of two measurements, before and after.
+        read_bandwidth_bytes_per_second: at which the threads read the weights where they lie, doing nothing
+            else; the larger of two measurements, right before and after decoding. What a cache holds is
+            read from there.
         threads, isa: threads and instruction set in use.
         kv_dtype: how the cache stores keys and values.
         bits_per_weight_projections, bits_per_weight_all: as ``pocketlm inspect`` counts.
@@ -108,7 +110,6 @@ def run_bench(
     load_seconds = time.perf_counter() - began
     with lm:
         prompt = prompt or min(DEFAULT_PROMPT, lm.context - 1)
-        before = measure_bandwidth(lm.engine.threads)
         random = np.random.default_rng(0)
 
         def tokens(count: int) -> list[int]:
@@ -120,8 +121,9 @@ def run_bench(
         if context:
             # Leaves the contexts in the cache, from where the texts go on.
             lm.generate(beginnings, max_tokens=1, temperature=0, ignore_eos=True)
+        before = lm.engine.read_bandwidth(PROBE_SECONDS)
         decode = _run(lm, beginnings, generate + 1, num_speculative_tokens, from_first=True)
-        after = measure_bandwidth(lm.engine.threads)
+        after = lm.engine.read_bandwidth(PROBE_SECONDS)
         weight_bytes, info = lm.engine.weight_bytes_per_token, lm.info
         return Bench(
             load_seconds=load_seconds,
@@ -155,20 +157,6 @@ def _run(
     )
     seconds = time.perf_counter() - began
     return seconds - max(c.timings.ttft_seconds for c in found) if from_first else seconds
-
-
-def measure_bandwidth(threads: int) -> float:
-    """Bytes per second that ``threads`` threads read from memory.
-
-    In a process of its own: the buffer, larger than all caches, must not count as this one's memory.
-    """
-    code = "import sys; from pocketlm._core import read_bandwidth; print(read_bandwidth(int(sys.argv[1])))"
-    found = subprocess.run(
-        [sys.executable, "-c", code, str(threads)], capture_output=True, text=True, check=False
-    )
-    if found.returncode:
-        raise InternalError(f"the memory speed could not be measured: {found.stderr[-200:]}")
-    return float(found.stdout)
 
 
 def _rounded(tokens: int) -> int:

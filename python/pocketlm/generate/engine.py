@@ -104,6 +104,9 @@ class Engine(Protocol):
     def weight_bytes_per_token(self) -> int:
         """Bytes of weights that a decode step reads."""
 
+    def read_bandwidth(self, seconds: float = 0.3) -> float:
+        """Bytes per second that its threads read from its weights, measured for so long."""
+
     def memory(self) -> dict[str, int]:
         """Bytes of weights, cache and scratch."""
 

@@ -6,10 +6,12 @@ import dataclasses
 import hashlib
 import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from pocketlm._core import __version__, int8_peak
-from pocketlm.bench import measure_bandwidth
+from pocketlm.errors import InternalError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,3 +72,17 @@ def processor_name() -> str:
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine() or "unknown"
+
+
+def measure_bandwidth(threads: int) -> float:
+    """Bytes per second that ``threads`` threads read from memory.
+
+    In a process of its own: the buffer, larger than all caches, must not count as this one's memory.
+    """
+    code = "import sys; from pocketlm._core import read_bandwidth; print(read_bandwidth(int(sys.argv[1])))"
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(threads)], capture_output=True, text=True, check=False
+    )
+    if found.returncode:
+        raise InternalError(f"the memory speed could not be measured: {found.stderr[-200:]}")
+    return float(found.stdout)

@@ -187,6 +187,7 @@ fn attention(
                     softcap: None,
                     first: split * SPLIT_TOKENS,
                     blocks,
+                    ahead: None,
                 };
                 k.attention_split(&a, partial).unwrap();
             }

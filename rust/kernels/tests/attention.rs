@@ -112,6 +112,7 @@ fn run(
             softcap,
             first,
             blocks: &blocks,
+            ahead: None,
         };
         kernels.attention_split(&a, &mut partial).unwrap();
         partials.extend(partial);
@@ -300,6 +301,7 @@ fn nothing_and_absent_blocks(kv: KvType) {
             softcap: None,
             first: 0,
             blocks: &blocks,
+            ahead: None,
         };
         let (mut all, mut some) = ([0.0; 68], [0.0; 68]);
         k.attention_split(&a, &mut all).unwrap();
@@ -324,6 +326,7 @@ fn wrong_arguments_are_errors() {
         softcap: None,
         first: 0,
         blocks: &blocks[..8],
+        ahead: None,
     };
     let k = kernels()[0];
     let mut out = [0.0; 68];

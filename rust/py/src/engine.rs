@@ -15,6 +15,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
 use crate::continuation::PyContinuation;
 use crate::errors::{parameter, to_python};
+use crate::machine::measuring_time;
 use crate::sampler::PySampler;
 use crate::store::PyWeightStore;
 
@@ -138,6 +139,13 @@ impl PyEngine {
     #[getter]
     fn weight_bytes_per_token(&self) -> u64 {
         self.engine.weight_bytes_per_token()
+    }
+
+    /// Bytes per second that the engine's threads read from its weights.
+    #[pyo3(signature = (seconds=0.3))]
+    fn read_bandwidth(&self, py: Python<'_>, seconds: f64) -> PyResult<f64> {
+        let time = measuring_time(seconds)?;
+        py.detach(|| self.engine.read_bandwidth(time)).map_err(to_python)
     }
 
     /// Bytes of weights, cache and scratch.

@@ -49,26 +49,30 @@ pub(crate) fn kernel_registry(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>
         .collect()
 }
 
+/// How long to measure.
+pub(crate) fn measuring_time(seconds: f64) -> PyResult<Duration> {
+    if !(0.0..=60.0).contains(&seconds) {
+        return Err(parameter("seconds", "must be from 0 to 60"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
 /// Bytes per second that `threads` threads read from memory together.
 #[pyfunction]
 #[pyo3(signature = (threads, seconds=0.5))]
 pub(crate) fn read_bandwidth(py: Python<'_>, threads: usize, seconds: f64) -> PyResult<f64> {
-    if !(0.0..=60.0).contains(&seconds) {
-        return Err(parameter("seconds", "must be from 0 to 60"));
-    }
+    let time = measuring_time(seconds)?;
     let threads = pool::thread_count(Some(threads)).map_err(to_python)?;
-    py.detach(|| pool::read_bandwidth(threads, Duration::from_secs_f64(seconds))).map_err(to_python)
+    py.detach(|| pool::read_bandwidth(threads, time)).map_err(to_python)
 }
 
 /// Int8 multiply-adds per second that `threads` threads do together from registers.
 #[pyfunction]
 #[pyo3(signature = (threads, seconds=0.1))]
 pub(crate) fn int8_peak(py: Python<'_>, threads: usize, seconds: f64) -> PyResult<f64> {
-    if !(0.0..=60.0).contains(&seconds) {
-        return Err(parameter("seconds", "must be from 0 to 60"));
-    }
+    let time = measuring_time(seconds)?;
     let threads = pool::thread_count(Some(threads)).map_err(to_python)?;
-    py.detach(|| pool::int8_peak(threads, Duration::from_secs_f64(seconds))).map_err(to_python)
+    py.detach(|| pool::int8_peak(threads, time)).map_err(to_python)
 }
 
 /// The number of threads that an engine would choose.

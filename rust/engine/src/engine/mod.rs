@@ -15,6 +15,7 @@ mod warm;
 mod write;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use pocketlm_kernels::{Kernels, KvType};
 
@@ -33,8 +34,8 @@ use crate::arena::Arena;
 use crate::error::EngineError;
 use crate::graph::Graph;
 use crate::kv::{KV_TOKENS, KvCache, SequenceId};
-use crate::plan::{Options, Plan};
-use crate::pool::{is_fixed, thread_count};
+use crate::plan::{Matrix, Options, Plan};
+use crate::pool::{is_fixed, read_bandwidth_of, thread_count};
 use crate::run::{Schedule, SharedPartials, Worker};
 use crate::store::WeightStore;
 
@@ -174,6 +175,18 @@ impl Engine {
     /// Bytes of weights that decoding one token reads.
     pub fn weight_bytes_per_token(&self) -> u64 {
         self.inner.facts.weight_bytes_per_token
+    }
+
+    /// Bytes per second that the engine's threads read from its matrices where these lie, again and again for about `time`; the
+    /// best pass counts. It holds steps up meanwhile. What fits into a cache is read from there.
+    ///
+    /// # Errors
+    /// When the engine is closed.
+    pub fn read_bandwidth(&self, time: Duration) -> Result<f64, EngineError> {
+        let mut inner = self.inner.lock()?;
+        let matrices = &inner.state()?.plan.weights.matrices;
+        let buffers: Vec<&[u8]> = matrices.iter().map(Matrix::main_bytes).collect();
+        read_bandwidth_of(&buffers, self.threads(), time)
     }
 
     /// Bytes in use and reserved.

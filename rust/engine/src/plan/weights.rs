@@ -53,6 +53,18 @@ impl Matrix {
         }
     }
 
+    /// Its elements, or its codes without codebooks and scales.
+    pub fn main_bytes(&self) -> &[u8] {
+        match self {
+            Self::Palette(tensor) => match tensor.data() {
+                TensorData::Palette { codes: bytes, .. }
+                | TensorData::Dense { bytes, .. }
+                | TensorData::Opaque { bytes, .. } => bytes.as_slice(),
+            },
+            Self::Dense { bytes, .. } => bytes.as_slice(),
+        }
+    }
+
     /// Bytes that a product with it reads.
     pub fn bytes(&self) -> usize {
         match self {

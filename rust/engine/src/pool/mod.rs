@@ -18,7 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use bandwidth::read_bandwidth;
+pub use bandwidth::{read_bandwidth, read_bandwidth_of};
 pub use barrier::{Barrier, Stopped};
 pub use cpus::{cpu_count, is_fixed, thread_count};
 pub use peak::int8_peak;

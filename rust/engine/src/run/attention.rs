@@ -1,6 +1,7 @@
 //! Attention: each key-value head of some tokens of a sequence is a unit of work, or each split of it.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use pocketlm_kernels::{Attention, KernelError, KvBlock};
@@ -60,6 +61,14 @@ impl<'a> Partials<'a> {
     }
 }
 
+/// A key-value head of an entry, or of one split of it.
+#[derive(Clone, Copy)]
+struct Unit<'a> {
+    entry: &'a Entry,
+    head: usize,
+    split: Option<usize>,
+}
+
 /// Floats of a worker's partial results and of its merged rows, and rows of its window starts.
 pub(super) fn worker_lens(plan: &Plan, tokens: usize) -> (usize, usize, usize) {
     let entry = entry_tokens(plan);
@@ -71,58 +80,74 @@ pub(super) fn worker_lens(plan: &Plan, tokens: usize) -> (usize, usize, usize) {
     (partial, merged, entry)
 }
 
+/// The first position that a row sees whose range ends at `end`.
+fn window_start(part: &AttentionPart, end: u32) -> u32 {
+    part.window.map_or(0, |window| (end as usize).saturating_sub(window) as u32)
+}
+
 impl Step<'_, '_> {
     /// Works on attention until no units are left.
     pub(super) fn attention(&self, part: &AttentionPart, worker: &mut Worker) -> Result<(), KernelError> {
-        let kv_heads = self.kv.shape(part.cache).kv_heads;
-        while let Some(unit) = self.claim(self.schedule.tasks.len() * kv_heads) {
-            let (index, split) = self.schedule.tasks[unit / kv_heads];
-            let entry = &self.schedule.entries[index];
-            let head = unit % kv_heads;
-            match (split, entry.shared) {
-                (Some(split), Some(shared)) => self.shared_split(part, entry, head, split, shared, worker)?,
-                _ => self.whole_entry(part, entry, head, worker)?,
+        let mut following = self.claim_unit(part);
+        while let Some(unit) = following {
+            // Where little is computed for what is read, the next unit is claimed ahead, so that its beginning is asked for in time.
+            // Where much is, claiming late keeps the workers' ends together.
+            following = if unit.entry.rows.len() == 1 { self.claim_unit(part) } else { None };
+            let ahead = following.and_then(|next| self.first_block(part, next, next.split.unwrap_or(0)));
+            match (unit.split, unit.entry.shared) {
+                (Some(split), Some(shared)) => self.shared_split(part, unit, split, shared, ahead, worker)?,
+                _ => self.whole_entry(part, unit, ahead, worker)?,
             }
+            following = following.or_else(|| self.claim_unit(part));
         }
         Ok(())
+    }
+
+    fn claim_unit(&self, part: &AttentionPart) -> Option<Unit<'_>> {
+        let kv_heads = self.kv.shape(part.cache).kv_heads;
+        let unit = self.claim(self.schedule.tasks.len() * kv_heads)?;
+        let (index, split) = self.schedule.tasks[unit / kv_heads];
+        Some(Unit { entry: &self.schedule.entries[index], head: unit % kv_heads, split })
     }
 
     /// All splits of an entry, one after the other.
     fn whole_entry(
         &self,
         part: &AttentionPart,
-        entry: &Entry,
-        head: usize,
+        unit: Unit<'_>,
+        ahead: Option<KvBlock<'_>>,
         worker: &mut Worker,
     ) -> Result<(), KernelError> {
-        let len = self.partial_len(part, entry);
+        let len = self.partial_len(part, unit.entry);
         let Worker { partial, merged, starts, .. } = worker;
-        let mut used = 0;
-        for split in 0..self.splits(entry) {
-            if self.split(part, entry, head, split, starts, &mut partial[used..used + len])? {
+        let (mut used, splits) = (0, self.splits(unit.entry));
+        for split in 0..splits {
+            let next = if split + 1 < splits { self.first_block(part, unit, split + 1) } else { ahead };
+            if self.split(part, unit, split, next, starts, &mut partial[used..used + len])? {
                 used += len;
             }
         }
-        self.merge(part, entry, head, &partial[..used], merged)
+        self.merge(part, unit, &partial[..used], merged)
     }
 
     /// One split of an entry; who finds that it was the last merges them all, in order, so that it does not matter who.
     fn shared_split(
         &self,
         part: &AttentionPart,
-        entry: &Entry,
-        head: usize,
+        unit: Unit<'_>,
         split: usize,
         (units, counter): (usize, usize),
+        ahead: Option<KvBlock<'_>>,
         worker: &mut Worker,
     ) -> Result<(), KernelError> {
+        let Unit { entry, head, .. } = unit;
         let len = self.partial_len(part, entry);
         let splits = self.splits(entry);
         let base = units * self.partials.limits.unit_len + head * splits * len;
         // SAFETY: this split of this entry and head is this worker's unit; it is read only after the counter says that it is written.
         let own = unsafe { self.partials.slice(base + split * len, len) };
         let Worker { merged, starts, .. } = worker;
-        if !self.split(part, entry, head, split, starts, own)? {
+        if !self.split(part, unit, split, ahead, starts, own)? {
             // What sees nothing is passed over by the merge.
             for row in own.chunks_exact_mut(self.kv.shape(part.cache).head_dim + 2) {
                 row.fill(0.0);
@@ -135,7 +160,7 @@ impl Step<'_, '_> {
             missing.store(0, Ordering::Relaxed);
             // SAFETY: all splits are written, as the counter says, and nobody else reads them.
             let all = unsafe { self.partials.slice(base, splits * len) };
-            self.merge(part, entry, head, all, merged)?;
+            self.merge(part, unit, all, merged)?;
         }
         Ok(())
     }
@@ -157,13 +182,31 @@ impl Step<'_, '_> {
         View { start: view.start + head * width, width, ..view }
     }
 
-    /// Partial attention over one split; false if no row sees any of it.
+    /// The positions of a split that any row of an entry sees, from the beginning of a block on; none if no row sees any.
+    fn seen(&self, part: &AttentionPart, entry: &Entry, split: usize) -> Option<Range<usize>> {
+        // Rows are in order of their positions.
+        let ends = &self.schedule.ends[entry.rows.clone()];
+        let (low, high) = (window_start(part, ends[0]) as usize, ends[ends.len() - 1] as usize);
+        let first = (split * SPLIT).max(low / KV_TOKENS * KV_TOKENS);
+        let end = ((split + 1) * SPLIT).min(high);
+        (first < end).then_some(first..end)
+    }
+
+    /// The block that the work on a split begins with.
+    fn first_block(&self, part: &AttentionPart, unit: Unit<'_>, split: usize) -> Option<KvBlock<'_>> {
+        let first = self.seen(part, unit.entry, split)?.start;
+        let index = self.cache.table(unit.entry.sequence)[first / KV_TOKENS];
+        // SAFETY: as in `split`.
+        Some(unsafe { self.kv.read(index, part.cache, unit.head) })
+    }
+
+    /// Partial attention over one split; false if no row sees any of it. `ahead` is what will be read after it.
     fn split(
         &self,
         part: &AttentionPart,
-        entry: &Entry,
-        head: usize,
+        Unit { entry, head, .. }: Unit<'_>,
         split: usize,
+        ahead: Option<KvBlock<'_>>,
         starts: &mut [u32],
         out: &mut [f32],
     ) -> Result<bool, KernelError> {
@@ -171,16 +214,11 @@ impl Step<'_, '_> {
         let ends = &self.schedule.ends[entry.rows.clone()];
         let starts = &mut starts[..ends.len()];
         for (start, &end) in starts.iter_mut().zip(ends) {
-            *start = part.window.map_or(0, |window| (end as usize).saturating_sub(window) as u32);
+            *start = window_start(part, end);
         }
-        // Rows are in order of their positions.
-        let (low, high) = (starts[0] as usize, ends[ends.len() - 1] as usize);
-        let first = (split * SPLIT).max(low / KV_TOKENS * KV_TOKENS);
-        let end = ((split + 1) * SPLIT).min(high);
-        if first >= end {
-            return Ok(false);
-        }
-        let table = &self.cache.table(entry.sequence)[first / KV_TOKENS..end.div_ceil(KV_TOKENS)];
+        let Some(seen) = self.seen(part, entry, split) else { return Ok(false) };
+        let first = seen.start;
+        let table = &self.cache.table(entry.sequence)[first / KV_TOKENS..seen.end.div_ceil(KV_TOKENS)];
         let mut blocks = [KvBlock::EMPTY; BLOCKS];
         for (block, &index) in blocks.iter_mut().zip(table) {
             // SAFETY: keys and values of this step were written before the barrier in front of this phase, and no phase behind it
@@ -200,6 +238,7 @@ impl Step<'_, '_> {
             softcap: part.softcap,
             first,
             blocks: &blocks[..table.len()],
+            ahead,
         };
         self.kernels.attention_split(&attention, out)?;
         Ok(true)
@@ -209,8 +248,7 @@ impl Step<'_, '_> {
     fn merge(
         &self,
         part: &AttentionPart,
-        entry: &Entry,
-        head: usize,
+        Unit { entry, head, .. }: Unit<'_>,
         partials: &[f32],
         merged: &mut [f32],
     ) -> Result<(), KernelError> {

@@ -9,7 +9,9 @@ use crate::arch::Dot;
 use crate::formats::{Kind, Palette, TILE};
 use crate::quantized::{QuantRows, blocks};
 
-/// How far ahead of the decoder memory is asked for, in bytes: what a core reads while memory answers.
+/// How far ahead of the decoder memory is asked for, in bytes: what a core reads while memory answers. One row or two
+/// read one stream in order, which the processor's own prefetchers follow better when not helped: on two Zen 4 cores p4 decoded at
+/// 48 GB/s without, at 41 to 42 with asking, at whatever distance. Eight rows are 1.24 times as fast with it.
 const AHEAD: usize = 8192;
 /// Bytes of activations that are used for all tiles before the next ones.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -149,7 +151,7 @@ unsafe fn pass<D: Dot, const KIND: usize, const M: usize, const CHAINS: usize, c
                 for g in 0..here {
                     let k = b * 256 + g * 32;
                     let at = (8 * b + g) * group_bytes;
-                    if p == 0 {
+                    if p == 0 && M > 2 {
                         // Behind tiles that are read side by side come the next ones.
                         let near = at + AHEAD / T < tile_bytes;
                         let ahead = at + AHEAD / T + if near { 0 } else { (T - 1) * tile_bytes };

@@ -34,6 +34,9 @@ pub struct Attention<'a> {
     pub first: usize,
     /// Consecutive blocks of one type, all within one split (positions 512 i to 512 i + 511).
     pub blocks: &'a [KvBlock<'a>],
+    /// The block that will be read after the last of `blocks`, if known: it is asked for while the last is worked on. It changes
+    /// nothing but time.
+    pub ahead: Option<KvBlock<'a>>,
 }
 
 impl Attention<'_> {
@@ -133,7 +136,7 @@ fn tile<'a, S: Simd, B: Numbers<'a>, const R: usize>(
     for (b, block) in a.blocks.iter().enumerate() {
         let Some(block) = B::of(block) else { continue };
         // While this block is computed, the next one is fetched from memory: in the same order, a block ahead.
-        let next = a.blocks.get(b + 1).and_then(B::of).unwrap_or(block).addresses();
+        let next = a.blocks.get(b + 1).or(a.ahead.as_ref()).and_then(B::of).unwrap_or(block).addresses();
         let base = a.first + b * KV_TOKENS;
         let mut ranges = [(0, 0); R];
         // The union of the rows' ranges, and what all of them see.

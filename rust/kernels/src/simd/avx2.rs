@@ -87,7 +87,7 @@ impl Simd for Avx2 {
     }
 
     simd_ops! {
-        prefetch(p: *const u8) = _mm_prefetch::<_MM_HINT_T0>(p.cast());
+        prefetch(p: *const u8) = _mm_prefetch::<_MM_HINT_T1>(p.cast());
         store(to: &mut [f32; LANES], v: F) = {
             _mm256_storeu_ps(to.as_mut_ptr(), v.0);
             _mm256_storeu_ps(to.as_mut_ptr().add(8), v.1);

@@ -59,7 +59,7 @@ impl Simd for Avx512 {
     }
 
     simd_ops! {
-        prefetch(p: *const u8) = _mm_prefetch::<_MM_HINT_T0>(p.cast());
+        prefetch(p: *const u8) = _mm_prefetch::<_MM_HINT_T1>(p.cast());
         store(to: &mut [f32; LANES], v: __m512) = _mm512_storeu_ps(to.as_mut_ptr(), v);
         store_f16(to: &mut [u16; LANES], v: __m512) =
             _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
