@@ -58,7 +58,9 @@ class Peer(Adapter):
 
     def batch(self, prompts: Sequence[Sequence[int]], count: int) -> tuple[int, float]:
         began = time.perf_counter()
-        options = {"max_tokens": count + 1, "temperature": 0.0, "ignore_eos": True}
+        options = {
+            "max_tokens": count + 1, "temperature": 0.0, "ignore_eos": True, "num_speculative_tokens": 0
+        }  # fmt: skip
         found = self.model.generate([list(ids) for ids in prompts], **options)
         seconds = time.perf_counter() - began - max(c.timings.ttft_seconds for c in found)
         return len(prompts) * count, seconds
