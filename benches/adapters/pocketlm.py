@@ -89,6 +89,8 @@ class Peer(Adapter):
             decode, before = (time.perf_counter() - began) / tokens, read
             read = statistics.mean(size / engine.read_bandwidth(0.0) for _ in range(2))
             pairs.append((decode, (before + read) / 2))
+        if not pairs:
+            return {}  # too few tokens to say
         decode, read = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
         share = statistics.median(pair[1] / pair[0] for pair in pairs)
         return {"bytes_per_token": size, "decode_seconds": decode, "read_seconds": read, "share": share}
