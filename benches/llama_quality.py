@@ -2,7 +2,7 @@
 ``python -m benches.llama_quality TASK.json`` writes TASK.json's ``out``.
 
 Tasks are ``quantize`` (checkpoint to GGUF, 16 bits to a type, with or without an importance matrix) and
-``score`` (negative log-likelihoods of windows of tokens).
+``score`` (negative log-likelihoods of windows of tokens, and divergences from the source).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from benches.adapters import gguf_file
 from benches.adapters.llama_cpp import Peer
+from benches.window_scores import Scores
 
 K_BLOCK = 256  # row lengths that the k- and i-types need
 _SITES = {
@@ -125,17 +126,17 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def score(task: dict[str, Any]) -> dict[str, Any]:
-    """Negative log-likelihood (nats) of the scored tokens of each window."""
+    """Negative log-likelihood (nats) of the scored tokens of each window, and KL(source || this form)."""
     import llama_cpp as api
 
     with np.load(task["windows"]) as saved:
         ids, ends, first = saved["ids"], saved["ends"], saved["first"]
-    longest = int(np.diff(ends, prepend=0).max())
+    lengths = np.diff(ends, prepend=0)
     peer = Peer()
-    peer.load(Path(task["model"]), task["threads"], longest)
-    batch = api.llama_batch_init(longest, 0, 1)
-    found: list[float] = []
-    for start, end, begin in zip([0, *ends[:-1]], ends, first, strict=True):
+    peer.load(Path(task["model"]), task["threads"], int(lengths.max()))
+    batch = api.llama_batch_init(int(lengths.max()), 0, 1)
+    scores = Scores((lengths - first).tolist(), Path(task["source"]))
+    for index, (start, end, begin) in enumerate(zip([0, *ends[:-1]], ends, first, strict=True)):
         api.llama_memory_clear(peer.memory, False)
         window = ids[start:end]
         # The last token predicts nothing.
@@ -148,20 +149,9 @@ def score(task: dict[str, Any]) -> dict[str, Any]:
             raise RuntimeError("llama_decode failed")
         count = len(window) - begin
         rows = np.ctypeslib.as_array(api.llama_get_logits(peer.context), (count, peer.vocabulary))
-        found.append(nll(rows, window[begin:]))
+        scores.add(index, 0, rows, window[begin:])
     api.llama_batch_free(batch)
-    return {"nll": found, "version": peer.version()}
-
-
-def nll(rows: NDArray[np.float32], targets: NDArray[Any], at_once: int = 32) -> float:
-    """Negative log-likelihood of ``targets`` [n] under logits ``rows`` [n, vocabulary]."""
-    total = 0.0
-    for start in range(0, len(targets), at_once):
-        values = rows[start : start + at_once].astype(np.float64)
-        values -= values.max(-1, keepdims=True)
-        chosen = values[np.arange(len(values)), targets[start : start + at_once]]
-        total -= float((chosen - np.log(np.exp(values).sum(-1))).sum())
-    return total
+    return {"nll": scores.nll.tolist(), "kl": scores.kl.tolist(), "version": peer.version()}
 
 
 def main() -> None:

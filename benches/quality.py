@@ -7,6 +7,9 @@ The calibration text is the same on both sides; its end is left out of it and te
 costs. Beside each of llama.cpp's types stands our model of as many bits. Each side runs its own files the way
 that it runs them for users, rounding of activations included. Ratios to the source are paired by window,
 with standard errors.
+
+Perplexity on text that is foreign to a model may fall when the model is damaged, by luck; the divergence
+from the source, KL(source || form), cannot. Both are scored.
 """
 
 from __future__ import annotations
@@ -21,16 +24,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benches import environment, machine, quality_report
+from benches import environment, machine, quality_picture, quality_report
 from benches.adapters import adapter
-from pocketlm.evaluate.perplexity import window_nll
+from benches.window_scores import Scores
 from pocketlm.evaluate.windows import Window, windows
 from pocketlm.loading import open_model
 from pocketlm.palettize.calibrate import calibrate
@@ -42,12 +47,14 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ("2", "2.5", "3", "3.5", "4", "5", "8")
 THEIRS = ("IQ2_S", "Q2_K", "IQ3_S", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "Q8_0")
 PLAIN = "-plain"  # ends the name of a type that is to be made without the importance matrix
+TOGETHER = 4  # windows that run as one batch
 SAME = 0.005  # nats per token by which the two sides may differ on the 16-bit weights
 
 
 @dataclass
 class Row:
-    """One form of the model: its size, and its negative log-likelihood of each window."""
+    """One form of the model: its size, and of each window its negative log-likelihood and the sum of
+    KL(source || form), in nats."""
 
     side: str
     name: str
@@ -55,6 +62,7 @@ class Row:
     bits_all: float
     bytes: int
     nll: list[float]
+    kl: list[float]
     details: dict[str, Any] = field(default_factory=dict)
 
 
@@ -67,6 +75,7 @@ class Bench:
         self.args = args
         self.out: Path = args.out / "quality" / args.model.name
         self.out.mkdir(parents=True, exist_ok=True)
+        self.source = self.out / "source-logits.npy"
         self.texts: dict[str, list[Window]] = {}
         with pocketlm.load(args.model, threads=args.threads) as source:
             if args.context > source.context:
@@ -108,12 +117,28 @@ class Bench:
         import pocketlm
 
         with pocketlm.load(path, threads=self.args.threads) as lm:
-            found: list[float] = []
-            for start in range(0, len(self.windows), 4):
-                found += window_nll(lm, self.windows[start : start + 4])
+            written = lm.engine.vocab_size if path == self.args.model else None
+            scores = Scores([window.scored for window in self.windows], self.source, written)
+            for start in range(0, len(self.windows), TOGETHER):
+                together = range(start, min(start + TOGETHER, len(self.windows)))
+                receivers = [self._receiver(scores, index) for index in together]
+                lm.evaluate([self.windows[index].ids for index in together], receivers)
             info = lm.info
             projections, everything = info.bits_per_weight_projections, info.bits_per_weight_all
-            return Row("pocketlm", name, projections, everything, info.bytes, found)
+            nll, kl = scores.nll.tolist(), scores.kl.tolist()
+            return Row("pocketlm", name, projections, everything, info.bytes, nll, kl)
+
+    def _receiver(self, scores: Scores, index: int) -> Callable[[int, NDArray[np.float32]], None]:
+        window = self.windows[index]
+        targets = np.asarray(window.ids[1:])
+
+        def receive(start: int, rows: NDArray[np.float32]) -> None:
+            # Row i predicts token i + 1.
+            low, high = max(start, window.first - 1), min(start + len(rows), len(targets))
+            if low < high:
+                scores.add(index, low - window.first + 1, rows[low - start : high - start], targets[low:high])
+
+        return receive
 
     def calibrate(self) -> Path | None:
         """The statistics of the calibration text, in a directory; what judges is in ``judge.txt``."""
@@ -166,11 +191,11 @@ class Bench:
             type=kind,
             moments="" if plain or self.moments is None else str(self.moments),
         )
-        done = self.task("score", model=file["model"], windows=str(self.tokens))
+        done = self.task("score", model=file["model"], windows=str(self.tokens), source=str(self.source))
         sizes = file.pop("bits_projections"), file.pop("bits_all"), file.pop("bytes")
         file["version"] = done["version"]
         file["importance_matrix"] = not plain and self.moments is not None
-        return Row("llama.cpp", name, *sizes, done["nll"], file)
+        return Row("llama.cpp", name, *sizes, done["nll"], done["kl"], file)
 
     def task(self, do: str, **fields: Any) -> dict[str, Any]:
         """Runs ``benches.llama_quality`` in llama.cpp's environment."""
@@ -251,6 +276,7 @@ def main() -> None:
             for options in args.matched:
                 rows.append(bench.ours(f"all{bits}" + (options and f",{options}")))
                 print(report.line(rows[-1]), flush=True)
+    bench.source.unlink()  # it is large
     stem = bench.out / f"quality-{args.model.name}"
     settings = {"context": args.context, "limit": args.limit, "calibration": args.calibration is not None}
     kept = {"machine": machine.describe(), "date": time.strftime("%Y-%m-%d"), "settings": settings}
@@ -258,7 +284,7 @@ def main() -> None:
     print("\n" + report.text())
     print(f"\n{stem.with_suffix('.json')}")
     try:
-        report.picture(f"{args.model.name}: bits and perplexity", stem.with_suffix(".png"))
+        quality_picture.draw(report, f"{args.model.name}: bits and what they lose", stem.with_suffix(".png"))
         print(stem.with_suffix(".png"))
     except ImportError:
         print("no picture: matplotlib is not installed")
