@@ -26,11 +26,12 @@ from pocketlm.families import build_graph
 from pocketlm.graph import Linear
 from pocketlm.loading import open_model
 from pocketlm.palettize import calibrate as module
-from pocketlm.palettize import palettize
+from pocketlm.palettize import compensate, palettize
 from pocketlm.palettize.calibrate import calibrate
 from pocketlm.palettize.calibration import MANIFEST, Calibration
 from pocketlm.palettize.divergence import Divergence
 from pocketlm.palettize.hidden import Hidden
+from pocketlm.palettize.importance import Importance, Statistics
 from pocketlm.palettize.segments import segments
 from pocketlm.palettize.text import read_windows
 
@@ -166,6 +167,22 @@ def test_a_stored_calibration_is_as_good_as_the_text(source: Path, tmp_path: Pat
     with pytest.raises(ParameterError, match="another model"):
         palettize(other, tmp_path / "d", calibration=stored, **QUIET)
     assert not (tmp_path / "d").exists()
+
+
+def test_rows_that_are_looked_up_too_stay_nearer_to_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, errors = "model.embed_tokens.weight", {}
+    config = llama(tie_word_embeddings=True)
+    src = write_checkpoint(tmp_path / "src", config)
+    for label, damping in (("as it is", compensate.LOOKED_UP_DAMPING), ("as a head", compensate.DAMPING)):
+        monkeypatch.setattr(compensate, "LOOKED_UP_DAMPING", damping)
+        palettize(src, tmp_path / label, calibration=[TEXT], embedding_bits=3, validation=["w1 w2"], **QUIET)
+        made, source = open_model(tmp_path / label).store.dense(name), open_model(src).store.dense(name)
+        errors[label] = float(np.square(made.astype(np.float64) - source).sum())
+    assert errors["as it is"] < 0.98 * errors["as a head"]
+    model = open_model(src)
+    assert Importance(model, Statistics()).looked_up == {name}
 
 
 def test_a_stored_calibration_keeps_what_kinds_cost(

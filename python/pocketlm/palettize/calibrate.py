@@ -201,8 +201,12 @@ def _tensors(model: LoadedModel, groups: int) -> dict[str, dict[str, Any]]:
                 for number, group in enumerate(kept):
                     group["moments"].append(guided.group_file(index, number))
                 entry.setdefault("row_weights", []).append(guided.rows_file(index))
-    looked_up = {stored_name(model.store, op.weight) for op in model.graph.ops if isinstance(op, Embed)}
-    for name in looked_up & set(found):
+    for name in looked_up(model) & set(found):
         if "row_weights" in found[name]:
             found[name]["row_weights"] = []  # of rows that are looked up as well, products tell half
     return found
+
+
+def looked_up(model: LoadedModel) -> frozenset[str]:
+    """Names, in the files, of the tensors that tokens are looked up in."""
+    return frozenset(stored_name(model.store, op.weight) for op in model.graph.ops if isinstance(op, Embed))

@@ -15,6 +15,10 @@ from pocketlm.palettize.importance import Importance
 # Share of the mean square of the inputs that is added to each of them. It keeps codes from making up for
 # errors by correlations that the calibration text shows by chance.
 DAMPING = 0.05
+# Of an embedding that is the head too the second moment tells only what the products lose; rows are looked up
+# as well, where every channel counts alike. Measured on the story model: between 0.3 and 0.6 its divergence is
+# the least, 13 to 14 % less than at 0.05 on stories and 12 to 27 % on WikiText-2 (p3 and p4).
+LOOKED_UP_DAMPING = 0.5
 
 Work = Callable[..., Palettized]
 
@@ -30,9 +34,10 @@ def compensated(importance: Importance, single: Work) -> Work:
         del options["importance"]  # that of single weights follows from the moments
         told = options.pop("progress", None)
         threads = options.get("threads")
+        damping = LOOKED_UP_DAMPING if name in importance.looked_up else DAMPING
         made = []
         for group in calibration.groups(name):
-            hessian = Hessian(group.moment, kind, damping=DAMPING, threads=threads)
+            hessian = Hessian(group.moment, kind, damping=damping, threads=threads)
             made.append(
                 compensate_tensor(
                     store,

@@ -14,7 +14,7 @@ from pocketlm.errors import ParameterError
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.files import as_path, storage_errors
-from pocketlm.palettize.calibrate import calibrate, work_key
+from pocketlm.palettize.calibrate import calibrate, looked_up, work_key
 from pocketlm.palettize.calibration import Calibration, identify
 from pocketlm.palettize.extra import require_training
 from pocketlm.palettize.guided import GROUPS
@@ -43,12 +43,14 @@ class Importance:
         digest: tells one calibration, and what is made of it, from another; empty without.
         calibration: the stored statistics, once :meth:`prepare` has run.
         compensation: whether codes make up for each other's errors.
+        looked_up: names of the tensors that tokens are looked up in, be they heads too or not.
         kept: the directory that the statistics stay in; none if they go with the unfinished work.
     """
 
     def __init__(self, model: LoadedModel, statistics: Statistics) -> None:
         self.calibration: Calibration | None = None
         self.compensation = statistics.compensation and statistics.calibration is not None
+        self.looked_up = looked_up(model)
         self._model = model
         self._out = None if statistics.out is None else as_path(statistics.out, "calibration_out")
         self.kept = self._out

@@ -18,7 +18,7 @@ from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.files import as_path, storage_errors
 from pocketlm.loading.safetensors import weight_files
 from pocketlm.palettize.budgets import Budgets
-from pocketlm.palettize.compensate import DAMPING, compensated
+from pocketlm.palettize.compensate import DAMPING, LOOKED_UP_DAMPING, compensated
 from pocketlm.palettize.forms import Forms
 from pocketlm.palettize.forms import Work as PalettizeTensor
 from pocketlm.palettize.held_out import hold_out, sequences
@@ -102,7 +102,7 @@ class Work:
         )
         self.importance.prepare(writer, threads=self._threads, progress=self._progress)
         if self.importance.kept is not None:
-            facts = FORMAT_VERSION, DAMPING, self.importance.digest, self.sequences
+            facts = FORMAT_VERSION, DAMPING, LOOKED_UP_DAMPING, self.importance.digest, self.sequences
             digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
             notes.keep_in(self.importance.kept / f"measured-{digest}.jsonl")
         try:
