@@ -28,6 +28,7 @@ from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.palettize.budgets import Budgets
 from pocketlm.palettize.divergence import Divergence
 from pocketlm.palettize.held_out import sequences
+from pocketlm.palettize.importance import Statistics
 from pocketlm.palettize.planner import Planner
 from pocketlm.palettize.recipe import Candidate, Recipe
 from pocketlm.palettize.work import Work
@@ -50,7 +51,8 @@ class Seed:
             file.readline()
             text = file.read(SLICE)
         limits = Budgets.of(bits=8)
-        self.work = Work(args.model, limits, [text], None, None, palettize_tensor, args.threads, True)
+        told = Statistics([text])
+        self.work = Work(args.model, limits, told, None, None, palettize_tensor, args.threads, args.progress)
         self.held_out = Divergence(
             self.work.model,
             sequences(self.work.model, [args.text.read_text(encoding="utf-8")]),
@@ -63,7 +65,7 @@ class Seed:
         """Models at each average, and random recipes."""
         with self.writer as writer:
             writer.record("begun", {})
-            self.work.importance.prepare(self.work.model, writer, threads=self.args.threads, progress=True)
+            self.work.importance.prepare(writer, threads=self.args.threads, progress=self.args.progress)
             damages = self.planner(EVERYTHING, 8.0).plan().sensitivity
             found: dict[str, Any] = {"seed": self.seed, "models": [], "random": []}
             for bits in BUDGETS:
@@ -89,7 +91,7 @@ class Seed:
             self.work.forms,
             threads=self.args.threads,
             timed=False,
-            progress=True,
+            progress=self.args.progress,
         )
 
     def choose(self, way: str, bits: float) -> Recipe:
@@ -142,8 +144,8 @@ def even(known: list[Candidate], bits: float) -> Recipe:
 
 def spearman(first: list[float], second: list[float]) -> float:
     """Rank correlation (without ties)."""
-    ranks = [np.argsort(np.argsort(values)) for values in (first, second)]
-    return float(np.corrcoef(ranks)[0, 1])
+    one, other = (np.argsort(np.argsort(values)) for values in (first, second))
+    return float(np.corrcoef([one, other])[0, 1])
 
 
 def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -247,6 +249,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--recipes", type=int, default=20, help="random ones, for each seed")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
     parser.add_argument("--out", type=Path, default=ROOT / "benches" / "out")
     args = parser.parse_args()
     args.out = args.out.resolve() / "allocation" / args.model.resolve().name

@@ -72,7 +72,8 @@ def main() -> None:
     }
     report: dict[str, Any] = {}
     for kind, cases in kinds.items():
-        ratios, rates, accepted, proposed = [], ([], []), 0, 0
+        rates: tuple[list[float], list[float]] = ([], [])
+        ratios, accepted, proposed = [], 0, 0
         clock, own = Clock.now(), time.process_time()
         for turn in range(given.rounds):
             for prompt, sampling in cases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -196,3 +197,17 @@ def test_only_what_stands_between_marks_is_replaced() -> None:
 
 def test_recorded_instructions_stand_on_the_page() -> None:
     assert performance.counted() in performance.PAGE.read_text()
+
+
+def test_the_allocation_bench_runs_through(source: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(" ".join(f"w{i * 7 % (90 + line)}" for i in range(200)) for line in range(40)))
+    args = argparse.Namespace(
+        model=source, train=text, text=text, threads=1, recipes=3, out=tmp_path / "out", progress=False
+    )
+    seeds = [allocation.Seed(args, seed).run() for seed in range(2)]
+    found = allocation.summary(seeds)
+    assert all(0 < row["kl"] < 1 and row["bits"] <= row["budget"] for row in found["rows"])
+    assert allocation.Seed(args, 0).run() == seeds[0]  # from what was kept
+    allocation.picture(found, seeds, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").exists()

@@ -77,15 +77,15 @@ class Peer(Adapter):
         self.context = api.llama_init_from_model(self.model, params)
         if not self.context:
             raise RuntimeError(f"llama.cpp could not make a context of {context} tokens")
-        self.batch = params.n_batch
+        self.step = params.n_batch
         self.memory = api.llama_get_memory(self.context)
         self.sampler = api.llama_sampler_init_greedy()
         self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
 
     def _prefill(self, ids: Sequence[int]) -> None:
         self.api.llama_memory_clear(self.memory, False)
-        for start in range(0, len(ids), self.batch):
-            self._decode(ids[start : start + self.batch])
+        for start in range(0, len(ids), self.step):
+            self._decode(ids[start : start + self.step])
 
     def _decode(self, ids: Sequence[int]) -> None:
         array = (ctypes.c_int32 * len(ids))(*ids)

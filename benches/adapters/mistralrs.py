@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benches.adapters.base import Adapter, whole
 
@@ -81,7 +82,7 @@ def rename_tokens(checkpoint: Path, target: Path) -> None:
     size = config["vocab_size"]
     config["bos_token_id"], config["eos_token_id"] = 0, size - 1
     names = [str(i) for i in range(size - 1)] + [_END]
-    tokenizer = {
+    tokenizer: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": [],
         "normalizer": None,

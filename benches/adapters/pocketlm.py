@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,11 @@ from benches.adapters.base import Adapter
 
 IN_CACHE = 128 << 20  # bytes that a processor's cache may hold
 BURST = 4  # tokens between two readings
+
+
+def greedy(count: int) -> dict[str, Any]:
+    """Options of so many tokens as the others generate them: the likeliest, one a step, whatever they are."""
+    return {"max_tokens": count, "temperature": 0.0, "ignore_eos": True, "num_speculative_tokens": 0}
 
 
 class Peer(Adapter):
@@ -48,8 +54,7 @@ class Peer(Adapter):
     def generate(self, ids: Sequence[int], count: int) -> tuple[list[int], list[float]]:
         tokens: list[int] = []
         times: list[float] = []
-        # As the others: one token a step.
-        options = {"max_tokens": count, "temperature": 0.0, "ignore_eos": True, "num_speculative_tokens": 0}
+        options = greedy(count)
         for chunk in self.model.stream(ids, **options):
             now = time.perf_counter()
             tokens.extend(chunk.tokens)
@@ -58,9 +63,7 @@ class Peer(Adapter):
 
     def batch(self, prompts: Sequence[Sequence[int]], count: int) -> tuple[int, float]:
         began = time.perf_counter()
-        options = {
-            "max_tokens": count + 1, "temperature": 0.0, "ignore_eos": True, "num_speculative_tokens": 0
-        }  # fmt: skip
+        options = greedy(count + 1)
         found = self.model.generate([list(ids) for ids in prompts], **options)
         seconds = time.perf_counter() - began - max(c.timings.ttft_seconds for c in found)
         return len(prompts) * count, seconds
@@ -73,7 +76,7 @@ class Peer(Adapter):
         size = engine.weight_bytes_per_token
         if size < IN_CACHE:
             return {}
-        options = {"max_tokens": count, "temperature": 0.0, "ignore_eos": True, "num_speculative_tokens": 0}
+        options = greedy(count)
         chunks = iter(self.model.stream(ids, **options))
         next(chunks)
         pairs = []
