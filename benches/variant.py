@@ -122,9 +122,10 @@ class Variant:
         with tempfile.TemporaryDirectory() as folder:
             file, out = Path(folder) / "task.json", Path(folder) / "result.json"
             file.write_text(json.dumps(common | fields | {"out": str(out)}))
-            variables = (
-                os.environ | {"OMP_NUM_THREADS": str(self.args.threads)} | dict(self.peer.run_variables)
-            )
+            variables = os.environ | {"OMP_NUM_THREADS": str(self.args.threads)}
+            # Installed packages have their bytecode, so that no user waits for compilation at each start.
+            variables.pop("PYTHONDONTWRITEBYTECODE", None)
+            variables |= dict(self.peer.run_variables)
             command = [str(program or self.python), "-m", "benches.adapters.worker", str(file)]
             try:
                 done = subprocess.run(

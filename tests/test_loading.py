@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import pocketlm
 from checkpoints import bf16, safetensors_bytes, weights, write_checkpoint, write_sharded
 from independent.cases import llama, openelm
 from pocketlm._core import WeightStore
@@ -27,6 +28,7 @@ from pocketlm.errors import (
 )
 from pocketlm.graph import Weight
 from pocketlm.loading import LoadedModel, open_model
+from pocketlm.loading import tokenizer as reading
 from pocketlm.loading.check import check_weights
 
 CONFIGS = {"llama": llama(), "tied": llama(tie_word_embeddings=True), "openelm": openelm()}
@@ -56,6 +58,26 @@ def test_a_sound_model_opens(tmp_path: Path, config: dict[str, Any], sharded: bo
         assert model.tokenizer.encode("w3 w5").ids == [3, 5]
         for name, array in arrays.items():
             np.testing.assert_array_equal(model.store.dense(name), array)
+
+
+def test_loading_reads_the_tokenizer_once_and_says_what_is_wrong_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = write_checkpoint(tmp_path / "m"), []
+    real = reading.read_tokenizer
+    monkeypatch.setattr(reading, "read_tokenizer", lambda file: (read.append(file), real(file))[1])
+    with pocketlm.load(path) as lm:
+        assert lm.tokenizer.encode("w3 w5") == [3, 5]
+    assert read == [path / "tokenizer.json"]
+    (path / "tokenizer.json").write_text("{")
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: damaged"):
+        pocketlm.load(path)
+    (path / "config.json").unlink()
+    with pytest.raises(MissingFileError, match=r"config\.json"):
+        pocketlm.load(path)
+    for wrong in ("", 5, "a\0b"):
+        with pytest.raises(ParameterError, match="path_or_id"):
+            pocketlm.load(wrong)  # type: ignore[arg-type]
 
 
 def test_the_small_files_are_read(tmp_path: Path) -> None:

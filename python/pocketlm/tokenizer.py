@@ -40,10 +40,11 @@ class Tokenizer:
         template: str | None = None,
         eos: Iterable[int] = (),
         vocab_size: int | None = None,
+        vocabulary: Mapping[str, int] | None = None,
         source: str = "tokenizer.json",
     ) -> None:
         """Wraps ``inner``. ``config`` is a parsed tokenizer_config.json; ``eos`` adds ids that end a
-        generation.
+        generation; ``vocabulary`` is what ``inner.get_vocab()`` gave.
 
         Raises:
             TokenizerError: a token id is beyond ``vocab_size`` (rows of the embedding), or a special token is
@@ -53,7 +54,7 @@ class Tokenizer:
         config = config or {}
         _guard(source, inner.no_truncation)
         _guard(source, inner.no_padding)
-        vocab = _guard(source, inner.get_vocab)
+        vocab = _guard(source, inner.get_vocab) if vocabulary is None else vocabulary
         self.size = max(vocab.values(), default=-1) + 1
         self._longest = max(map(len, vocab), default=1)
         if not vocab:
@@ -96,12 +97,14 @@ class Tokenizer:
             TokenizerError: it is missing, damaged or not of this model.
             TemplateError: its chat template is not valid.
         """
+        inner, vocabulary = model.read_tokenizer
         return cls(
-            model.tokenizer,
+            inner,
             config=model.tokenizer_config,
             template=model.chat_template,
             eos=eos,
             vocab_size=model.graph.vocab_size,
+            vocabulary=vocabulary,
             source=str(model.tokenizer_path),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -24,7 +25,7 @@ from pocketlm.loading.files import (
     storage_errors,
 )
 from pocketlm.loading.safetensors import open_weights
-from pocketlm.loading.tokenizer import load_tokenizer
+from pocketlm.loading.tokenizer import ReadTokenizer, check_tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,7 +39,8 @@ ADAPTERS, RECOVERY = "adapters", "recovery"  # a model's directory of adapters, 
 class LoadedModel:
     """A model whose files are open and whose weights fit its graph.
 
-    ``graph`` and ``store`` include the recovery adapter, if one is attached.
+    ``graph`` and ``store`` include the recovery adapter, if one is attached. ``reading`` gives the tokenizer
+    that somebody reads already.
     """
 
     path: Path
@@ -49,16 +51,25 @@ class LoadedModel:
     tokenizer_config: dict[str, Any]
     chat_template: str | None
     adapter: Adapter | None = None
+    reading: Callable[[], ReadTokenizer] | None = None
 
     @property
     def tokenizer_path(self) -> Path:
         """Where the tokenizer is; it may not exist."""
         return self.path / "tokenizer.json"
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, read when first asked for. Raises TokenizerError if it is not this model's."""
-        return load_tokenizer(self.tokenizer_path, self.graph.vocab_size)
+        return self.read_tokenizer.inner
+
+    @cached_property
+    def read_tokenizer(self) -> ReadTokenizer:
+        """The same, with its vocabulary."""
+        path = self.tokenizer_path
+        found = read_tokenizer(path) if self.reading is None else self.reading()
+        check_tokenizer(path, found.vocabulary, self.graph.vocab_size)
+        return found
 
 
 def locate(path_or_id: str | PathLike[str], revision: str | None = None) -> Path:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pocketlm.errors import FileFormatError, MissingFileError, TokenizerError
 from pocketlm.loading.files import read_small
@@ -17,13 +18,18 @@ MAX_BYTES = 64 << 20  # twice the largest published one (Gemma 3's)
 MAX_GROWTH = 4096  # how many times longer replacements may make a text; published ones come to 16 at most
 
 
-def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer in ``path`` (``tokenizer.json``) of a model with ``vocab_size`` embeddings.
+class ReadTokenizer(NamedTuple):
+    """A tokenizer, and the ids of its tokens by their text: the library takes long to tell them."""
+
+    inner: Tokenizer
+    vocabulary: dict[str, int]
+
+
+def read_tokenizer(path: Path) -> ReadTokenizer:
+    """The tokenizer in ``path`` (``tokenizer.json``), of whatever model it is.
 
     Raises:
-        TokenizerError: the file is missing, damaged or out for harm, or its ids and the model's embedding do
-            not match: an id beyond the embedding, or an embedding more than twice as large (padding explains
-            less).
+        TokenizerError: the file is missing, damaged or out for harm.
     """
     # Imported here: opening a model for benchmarks needs no tokenizer.
     from tokenizers import Tokenizer
@@ -37,7 +43,7 @@ def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_buffer(data)
         grown = max(_growth(_state(part)) for part in (tokenizer.normalizer, tokenizer.decoder))
-        largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     # The library raises plain Exception for every fault of a file, and wraps panics in BaseException.
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
@@ -45,6 +51,17 @@ def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
         raise TokenizerError(f"{path}: damaged or of an unknown form ({error})"[:500]) from error
     if grown > MAX_GROWTH:
         raise TokenizerError(f"{path}: its replacements would make a text up to {grown:.3g} times longer")
+    return ReadTokenizer(tokenizer, vocabulary)
+
+
+def check_tokenizer(path: Path, vocabulary: Mapping[str, int], vocab_size: int) -> None:
+    """Whether the tokenizer of ``path`` may be that of a model with ``vocab_size`` embeddings.
+
+    Raises:
+        TokenizerError: an id is beyond the embedding, or the embedding more than twice as large (padding
+            explains less).
+    """
+    largest = max(vocabulary.values(), default=-1)
     if largest >= vocab_size:
         raise TokenizerError(
             f"{path}: token id {largest} is beyond the model's embedding of {vocab_size} rows"
@@ -53,7 +70,6 @@ def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
         raise TokenizerError(
             f"{path}: {largest + 1} tokens for an embedding of {vocab_size} rows: not this model's"
         )
-    return tokenizer
 
 
 def _state(part: Any) -> Any:

@@ -15,9 +15,9 @@ from pocketlm.palettize.importance import Importance
 # Share of the mean square of the inputs that is added to each of them. It keeps codes from making up for
 # errors by correlations that the calibration text shows by chance.
 DAMPING = 0.05
-# Of an embedding that is the head too the second moment tells only what the products lose; rows are looked up
-# as well, where every channel counts alike. Measured on the story model: between 0.3 and 0.6 its divergence is
-# the least, 13 to 14 % less than at 0.05 on stories and 12 to 27 % on WikiText-2 (p3 and p4).
+# Of an embedding that is the head too the second moment tells only what the products lose; its rows are
+# looked up as well, where every channel counts alike. Measured on the story model: between 0.3 and 0.6 its
+# divergence is the least, 13 to 14 % less than at 0.05 on stories, 12 to 27 % on WikiText-2 (p3 and p4).
 LOOKED_UP_DAMPING = 0.5
 
 Work = Callable[..., Palettized]
