@@ -227,7 +227,8 @@ def _identity(graph: str, store: WeightStore, precise: bool, kv_dtype: str) -> s
 
     shape = hashlib.blake2b(graph.encode(), digest_size=16).hexdigest()
     activations = "f32" if precise else "int8"
-    return f"weights {store.fingerprint()} graph {shape} activations {activations} cache {kv_dtype}"
+    layout = {"f16": "f16", "int8": "int8 quads"}[kv_dtype]
+    return f"weights {store.fingerprint()} graph {shape} activations {activations} cache {layout}"
 
 
 def _describe(model: LoadedModel) -> Description:

@@ -72,8 +72,17 @@ impl Cache {
     }
     fn key(&self, position: usize) -> Vec<f64> {
         let (block, slot) = (&self.blocks[position / KV_TOKENS], position % KV_TOKENS);
-        let at = |d| slot / 16 * 16 * self.head_dim + d * 16 + slot % 16;
-        (0..self.head_dim).map(|d| block.key(slot, at(d))).collect()
+        let quads = if block.scales.0.is_empty() { 0 } else { self.head_dim / 4 * 4 };
+        let within = |d| if d < quads { d / 4 * 64 + slot % 16 * 4 + d % 4 } else { d * 16 + slot % 16 };
+        (0..self.head_dim).map(|d| block.key(slot, slot / 16 * 16 * self.head_dim + within(d))).collect()
+    }
+    /// A query as it is multiplied with keys, and the factor of the products: of bytes it is rounded to bytes itself.
+    fn query(&self, q: &[f32]) -> (Vec<f32>, f64) {
+        if self.blocks[0].scales.0.is_empty() {
+            return (q.to_vec(), 1.0);
+        }
+        let (bytes, scale, _) = reference::quantize(q);
+        (bytes.into_iter().map(f32::from).collect(), f64::from(scale))
     }
     fn value(&self, position: usize) -> Vec<f64> {
         let (block, slot) = (&self.blocks[position / KV_TOKENS], position % KV_TOKENS);
@@ -205,16 +214,19 @@ fn check(case: &Case) {
         );
         assert_same(&format!("token {t} head {h} alone"), &one, &expected[at..at + d]);
         let range = case.starts[t] as usize..case.ends[t] as usize;
-        let keys: Vec<_> = range.clone().map(|p| case.cache.key(p)).collect();
+        let (query, factor) = case.cache.query(&case.q[at..at + d]);
+        let keys: Vec<Vec<f64>> =
+            range.clone().map(|p| case.cache.key(p).iter().map(|k| k * factor).collect()).collect();
         let values: Vec<_> = range.clone().map(|p| case.cache.value(p)).collect();
-        let (exact, size) = reference::attention(&case.q[at..at + d], &keys, &values, case.softcap);
+        let (exact, size) = reference::attention(&query, &keys, &values, case.softcap);
         // A score errs by at most head_dim roundings of Σ|q k|; so does its exponential, relatively; the sums over tokens add
         // one rounding per token, the maxima and merges a few dozen.
         let scores = keys
             .iter()
-            .map(|k| k.iter().zip(&case.q[at..at + d]).map(|(k, q)| (k * f64::from(*q)).abs()).sum::<f64>())
+            .map(|k| k.iter().zip(&query).map(|(k, q)| (k * f64::from(*q)).abs()).sum::<f64>())
             .fold(0.0, f64::max);
-        // Of int8, score and probability are rounded once more, when they are multiplied with a scale; both fit into the constants.
+        // Of int8 products are exact, and a score is rounded twice and a probability once, when they are multiplied with scales:
+        // that fits into the constants.
         let roundings = 2.0 * (d as f64 + 8.0) * scores + 2.0 * range.len() as f64 + 64.0;
         assert_close("attention", &one, &exact, |i| roundings * UNIT * size[i] + 1e-30);
     }

@@ -5,7 +5,8 @@
 //! row's own range of visible tokens. Rows are worked on in tiles for speed only, so prefill equals decode, in any chunks.
 
 use super::attention_tiles::{Scores, accumulate, scores};
-use super::kv_block::{Halves, KvBlock, Numbers, Scaled};
+use super::kv_block::KvBlock;
+use super::kv_numbers::{Halves, Numbers, Scaled};
 use super::math;
 use super::{KV_TOKENS, SPLIT_TOKENS};
 use crate::simd::{LANES, Simd};
@@ -132,6 +133,7 @@ fn tile<'a, S: Simd, B: Numbers<'a>, const R: usize>(
     for (r, q) in q.iter_mut().enumerate() {
         *q = a.query(row + r);
     }
+    let q = B::queries(s, q);
     let mut p: Scores<R> = [[0.0; KV_TOKENS]; R];
     for (b, block) in a.blocks.iter().enumerate() {
         let Some(block) = B::of(block) else { continue };

@@ -6,62 +6,29 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::KV_TOKENS;
-use super::kv_block::Numbers;
+use super::kv_numbers::{Numbers, ask};
 use crate::simd::{LANES, Simd};
 
 /// Scores or probabilities of a tile's rows against a block.
 pub(super) type Scores<const R: usize> = [[f32; KV_TOKENS]; R];
 
-/// Bytes that a cache fetches at once.
-const LINE: usize = 64;
-
-/// Asks for `bytes` bytes, which need not exist.
-#[inline(always)]
-fn ask<S: Simd>(s: S, ahead: *const u8, bytes: usize) {
-    for line in 0..bytes.div_ceil(LINE) {
-        s.prefetch(ahead.wrapping_add(line * LINE));
-    }
-}
-
-/// Scores of `R` rows against `16 * G` tokens from group `group` on: for each token a sum over channels in order.
-/// `ahead` is where the keys of the next block begin.
+/// Scores of `R` rows against `16 * G` tokens from group `group` on. `ahead` is where the keys of the next block begin.
 #[inline(always)]
 pub(super) fn scores<'a, S: Simd, B: Numbers<'a>, const R: usize, const G: usize>(
     s: S,
-    q: &[&[f32]; R],
+    q: &B::Queries<'_, R>,
     block: B,
     ahead: *const u8,
     head_dim: usize,
     group: usize,
     out: &mut Scores<R>,
 ) {
-    let mut acc = [[s.zero(); G]; R];
-    let first = group * head_dim * LANES;
-    assert!(block.lens().0 >= first + G * head_dim * LANES);
-    let ahead = ahead.wrapping_add(first * B::SIZE);
-    let step = G * LANES * B::SIZE;
-    for row in q {
-        assert!(row.len() >= head_dim);
-    }
-    for d in 0..head_dim {
-        ask(s, ahead.wrapping_add(d * step), step);
-        let mut keys = [s.zero(); G];
-        for (g, key) in keys.iter_mut().enumerate() {
-            // SAFETY: d < head_dim and g < G, and G * head_dim vectors follow `first`, as asserted above.
-            *key = unsafe { block.keys(s, first + (g * head_dim + d) * LANES) };
-        }
-        for r in 0..R {
-            // SAFETY: every row has head_dim channels or more, as asserted above.
-            let x = s.splat(unsafe { *q[r].get_unchecked(d) });
-            for g in 0..G {
-                acc[r][g] = s.fma(x, keys[g], acc[r][g]);
-            }
-        }
-    }
+    let ahead = ahead.wrapping_add(group * head_dim * LANES * B::SIZE);
+    let found = block.products::<S, R, G>(s, q, ahead, head_dim, group);
     for r in 0..R {
         let (whole, _) = out[r].as_chunks_mut::<LANES>();
         for g in 0..G {
-            s.store(&mut whole[group + g], block.scale_scores(s, group + g, acc[r][g]));
+            s.store(&mut whole[group + g], found[r][g]);
         }
     }
 }

@@ -35,7 +35,7 @@ macro_rules! instantiate {
         mod avx512 {
             #[allow(unused_imports)]
             use super::*;
-            $(#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+            $(#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
             pub(super) unsafe fn $name($($arg: $ty),*) {
                 // SAFETY: this function has the features, and its caller promises that the CPU does.
                 let token = unsafe { crate::simd::Avx512::new() };

@@ -1,6 +1,7 @@
 //! Writing a token's key and value into its block of the cache.
 
 use super::kv_block::KvBlockMut;
+use super::kv_numbers::QUAD;
 use super::quantize::quantize_block;
 use crate::simd::{LANES, Simd};
 
@@ -21,6 +22,21 @@ fn scatter<T: Copy>(numbers: &[T], first: usize, keys: &mut [T], head_dim: usize
     let lines = &mut group.as_chunks_mut::<LANES>().0[first..];
     for (line, &number) in lines.iter_mut().zip(numbers) {
         line[slot % LANES] = number;
+    }
+}
+
+/// Puts the bytes of a key where the group of its token has them: by fours, and then one by one.
+#[inline(always)]
+fn scatter_quads(bytes: &[i8], keys: &mut [i8], slot: usize) {
+    let group = &mut keys[slot / LANES * LANES * bytes.len()..][..LANES * bytes.len()];
+    let (quads, rest) = bytes.as_chunks::<QUAD>();
+    let (front, back) = group.split_at_mut(quads.len() * QUAD * LANES);
+    let places = front.as_chunks_mut::<QUAD>().0.iter_mut().skip(slot % LANES).step_by(LANES);
+    for (place, quad) in places.zip(quads) {
+        *place = *quad;
+    }
+    for (line, &byte) in back.as_chunks_mut::<LANES>().0.iter_mut().zip(rest) {
+        line[slot % LANES] = byte;
     }
 }
 
@@ -47,7 +63,7 @@ fn write_i8<S: Simd>(s: S, k: &[f32], v: &[f32], block: KvBlockMut<'_>, slot: us
     let mut sum = 0;
     let mut bytes = [0; super::MAX_HEAD_DIM];
     quantize_block(s, k, &mut bytes[..head_dim], &mut k_scales[slot], &mut sum);
-    scatter(&bytes[..head_dim], 0, keys, head_dim, slot);
+    scatter_quads(&bytes[..head_dim], keys, slot);
     quantize_block(s, v, &mut values[slot * head_dim..][..head_dim], &mut v_scales[slot], &mut sum);
 }
 

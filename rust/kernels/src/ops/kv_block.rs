@@ -5,7 +5,6 @@
 
 use super::KV_TOKENS;
 use crate::error::{KernelError, expect_len};
-use crate::simd::{LANES, Simd};
 
 /// How the cache stores numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -30,20 +29,19 @@ impl KvType {
     }
 }
 
-/// One block of the cache of one layer and key-value head: 64 tokens. Keys are `[4 groups of 16 tokens][head_dim][16 tokens]`,
-/// values `[64 tokens][head_dim]`.
+/// One block of the cache of one layer and key-value head: 64 tokens, in four groups of 16. Values are `[64 tokens][head_dim]`.
 #[derive(Debug, Clone, Copy)]
 pub enum KvBlock<'a> {
     /// Half floats.
     F16 {
-        /// Keys.
+        /// Keys, `[4 groups][head_dim][16 tokens]`.
         k: &'a [u16],
         /// Values.
         v: &'a [u16],
     },
     /// Bytes; a number is its byte times its token's scale.
     I8 {
-        /// Keys.
+        /// Keys, of each group `[head_dim / 4][16 tokens][4]`, and then the channels that are left, `[head_dim % 4][16 tokens]`.
         k: &'a [i8],
         /// Values.
         v: &'a [i8],
@@ -133,138 +131,4 @@ fn check_lens(
         expect_len("scales of values", values, KV_TOKENS)?;
     }
     Ok(())
-}
-
-/// What attention reads of a block of one type.
-pub(super) trait Numbers<'a>: Copy {
-    /// Bytes of a number.
-    const SIZE: usize;
-
-    /// The numbers of a block, if they are of this type.
-    fn of(block: &KvBlock<'a>) -> Option<Self>;
-    /// Numbers of the keys, and of the values.
-    fn lens(self) -> (usize, usize);
-    /// Where keys and values begin, to be asked for ahead of their use.
-    fn addresses(self) -> (*const u8, *const u8);
-    /// Sixteen numbers of the keys from `at` on, without scale.
-    ///
-    /// # Safety
-    /// `at + 16` is at most the number of the keys' numbers.
-    unsafe fn keys<S: Simd>(self, s: S, at: usize) -> S::F;
-    /// Sixteen numbers of the values from `at` on, without scale.
-    ///
-    /// # Safety
-    /// `at + 16` is at most the number of the values' numbers.
-    unsafe fn values<S: Simd>(self, s: S, at: usize) -> S::F;
-    /// `count` numbers of the values, fewer than sixteen; the other lanes are 0.
-    fn few_values<S: Simd>(self, s: S, at: usize, count: usize) -> S::F;
-    /// Scores of group `group` times the scales of its keys.
-    fn scale_scores<S: Simd>(self, s: S, group: usize, scores: S::F) -> S::F;
-    /// Weights of group `group` times the scales of its values.
-    fn scale_weights<S: Simd>(self, s: S, group: usize, weights: S::F) -> S::F;
-}
-
-/// Half floats.
-#[derive(Clone, Copy)]
-pub(super) struct Halves<'a> {
-    k: &'a [u16],
-    v: &'a [u16],
-}
-
-impl<'a> Numbers<'a> for Halves<'a> {
-    const SIZE: usize = 2;
-
-    #[inline(always)]
-    fn of(block: &KvBlock<'a>) -> Option<Self> {
-        match *block {
-            KvBlock::F16 { k, v } => Some(Self { k, v }),
-            KvBlock::I8 { .. } => None,
-        }
-    }
-    #[inline(always)]
-    fn lens(self) -> (usize, usize) {
-        (self.k.len(), self.v.len())
-    }
-    #[inline(always)]
-    fn addresses(self) -> (*const u8, *const u8) {
-        (self.k.as_ptr().cast(), self.v.as_ptr().cast())
-    }
-    #[inline(always)]
-    unsafe fn keys<S: Simd>(self, s: S, at: usize) -> S::F {
-        // SAFETY: the caller promises that 16 numbers follow.
-        unsafe { s.f16_at(self.k.as_ptr().add(at).cast()) }
-    }
-    #[inline(always)]
-    unsafe fn values<S: Simd>(self, s: S, at: usize) -> S::F {
-        // SAFETY: the caller promises that 16 numbers follow.
-        unsafe { s.f16_at(self.v.as_ptr().add(at).cast()) }
-    }
-    #[inline(always)]
-    fn few_values<S: Simd>(self, s: S, at: usize, count: usize) -> S::F {
-        let mut lanes = [0; LANES];
-        lanes[..count].copy_from_slice(&self.v[at..at + count]);
-        s.load_f16(&lanes)
-    }
-    #[inline(always)]
-    fn scale_scores<S: Simd>(self, _: S, _: usize, scores: S::F) -> S::F {
-        scores
-    }
-    #[inline(always)]
-    fn scale_weights<S: Simd>(self, _: S, _: usize, weights: S::F) -> S::F {
-        weights
-    }
-}
-
-/// Bytes and scales.
-#[derive(Clone, Copy)]
-pub(super) struct Scaled<'a> {
-    k: &'a [i8],
-    v: &'a [i8],
-    k_scales: &'a [f32],
-    v_scales: &'a [f32],
-}
-
-impl<'a> Numbers<'a> for Scaled<'a> {
-    const SIZE: usize = 1;
-
-    #[inline(always)]
-    fn of(block: &KvBlock<'a>) -> Option<Self> {
-        match *block {
-            KvBlock::I8 { k, v, k_scales, v_scales } => Some(Self { k, v, k_scales, v_scales }),
-            KvBlock::F16 { .. } => None,
-        }
-    }
-    #[inline(always)]
-    fn lens(self) -> (usize, usize) {
-        (self.k.len(), self.v.len())
-    }
-    #[inline(always)]
-    fn addresses(self) -> (*const u8, *const u8) {
-        (self.k.as_ptr().cast(), self.v.as_ptr().cast())
-    }
-    #[inline(always)]
-    unsafe fn keys<S: Simd>(self, s: S, at: usize) -> S::F {
-        // SAFETY: the caller promises that 16 numbers follow.
-        unsafe { s.i8_at(self.k.as_ptr().add(at).cast()) }
-    }
-    #[inline(always)]
-    unsafe fn values<S: Simd>(self, s: S, at: usize) -> S::F {
-        // SAFETY: the caller promises that 16 numbers follow.
-        unsafe { s.i8_at(self.v.as_ptr().add(at).cast()) }
-    }
-    #[inline(always)]
-    fn few_values<S: Simd>(self, s: S, at: usize, count: usize) -> S::F {
-        let mut lanes = [0i8; LANES];
-        lanes[..count].copy_from_slice(&self.v[at..at + count]);
-        // SAFETY: an array of 16 bytes.
-        unsafe { s.i8_at(lanes.as_ptr().cast()) }
-    }
-    #[inline(always)]
-    fn scale_scores<S: Simd>(self, s: S, group: usize, scores: S::F) -> S::F {
-        s.mul(scores, s.load(&self.k_scales.as_chunks::<LANES>().0[group]))
-    }
-    #[inline(always)]
-    fn scale_weights<S: Simd>(self, s: S, group: usize, weights: S::F) -> S::F {
-        s.mul(weights, s.load(&self.v_scales.as_chunks::<LANES>().0[group]))
-    }
 }

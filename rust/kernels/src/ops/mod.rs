@@ -16,6 +16,7 @@ pub(crate) mod dense;
 pub(crate) mod elementwise;
 mod kv;
 mod kv_block;
+mod kv_numbers;
 pub(crate) mod logits;
 pub(crate) mod math;
 mod merge;

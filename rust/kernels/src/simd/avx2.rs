@@ -32,6 +32,19 @@ unsafe fn widen(half: __m128i) -> __m256 {
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half))) }
 }
 
+/// `acc + Σ quads[i] * x[i]` in eight lanes of four signed bytes. Two products of magnitudes up to 127 fit into 16 bits.
+///
+/// # Safety
+/// Needs the CPU of the token.
+#[inline(always)]
+unsafe fn dot4(acc: __m256i, quads: __m256i, x: __m256i) -> __m256i {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(quads), _mm256_sign_epi8(x, quads));
+        _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+}
+
 /// Sixteen lanes to one by `f` and its wider form `g`, in the order of the fixed tree.
 ///
 /// # Safety
@@ -55,7 +68,9 @@ impl Simd for Avx2 {
     type F = F;
     type I = I;
     type M = F;
+    type Q = I;
     const REGISTERS: usize = 8;
+    const DOT_BIAS: i32 = 0;
 
     #[inline(always)]
     unsafe fn f32_at(self, p: *const u8) -> F {
@@ -84,6 +99,12 @@ impl Simd for Avx2 {
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes))),
             )
         }
+    }
+
+    #[inline(always)]
+    unsafe fn quads_at(self, p: *const u8) -> I {
+        // SAFETY: the caller promises 64 readable bytes; the token promises the features.
+        unsafe { (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())) }
     }
 
     simd_ops! {
@@ -139,6 +160,11 @@ impl Simd for Avx2 {
         bits(a: F) -> I = (_mm256_castps_si256(a.0), _mm256_castps_si256(a.1));
         with_bits(a: I) -> F = (_mm256_castsi256_ps(a.0), _mm256_castsi256_ps(a.1));
         to_i32(a: F) -> I = (_mm256_cvtps_epi32(a.0), _mm256_cvtps_epi32(a.1));
+        float(a: I) -> F = (_mm256_cvtepi32_ps(a.0), _mm256_cvtepi32_ps(a.1));
+        dot4(acc: I, quads: I, x: i32) -> I = {
+            let x = _mm256_set1_epi32(x);
+            (dot4(acc.0, quads.0, x), dot4(acc.1, quads.1, x))
+        };
         isplat(x: i32) -> I = (_mm256_set1_epi32(x), _mm256_set1_epi32(x));
         iadd(a: I, b: I) -> I = (_mm256_add_epi32(a.0, b.0), _mm256_add_epi32(a.1, b.1));
         isub(a: I, b: I) -> I = (_mm256_sub_epi32(a.0, b.0), _mm256_sub_epi32(a.1, b.1));

@@ -3,7 +3,7 @@
 use super::{LANES, Simd, simd_ops};
 use core::arch::x86_64::*;
 
-/// Token of a CPU with AVX-512 F, BW and VL.
+/// Token of a CPU with AVX-512 F, BW, VL, DQ and VNNI.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512(());
 
@@ -11,7 +11,7 @@ impl Avx512 {
     /// Makes the token.
     ///
     /// # Safety
-    /// The CPU must have `avx512f`, `avx512bw` and `avx512vl`, and the caller must be a function with these target features
+    /// The CPU must have `avx512f`, `avx512bw`, `avx512vl`, `avx512dq` and `avx512vnni`, and the caller must be a function with these target features
     /// for the operations to be inlined.
     #[inline(always)]
     pub unsafe fn new() -> Self {
@@ -33,7 +33,9 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     type M = __mmask16;
+    type Q = __m512i;
     const REGISTERS: usize = 32;
+    const DOT_BIAS: i32 = 128;
 
     #[inline(always)]
     unsafe fn f32_at(self, p: *const u8) -> __m512 {
@@ -56,6 +58,12 @@ impl Simd for Avx512 {
     unsafe fn i8_at(self, p: *const u8) -> __m512 {
         // SAFETY: the caller promises 16 readable bytes; the token promises the features.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn quads_at(self, p: *const u8) -> __m512i {
+        // SAFETY: the caller promises 64 readable bytes; the token promises the features.
+        unsafe { _mm512_xor_si512(_mm512_loadu_si512(p.cast()), _mm512_set1_epi8(i8::MIN)) }
     }
 
     simd_ops! {
@@ -93,6 +101,8 @@ impl Simd for Avx512 {
         bits(a: __m512) -> __m512i = _mm512_castps_si512(a);
         with_bits(a: __m512i) -> __m512 = _mm512_castsi512_ps(a);
         to_i32(a: __m512) -> __m512i = _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a);
+        float(a: __m512i) -> __m512 = _mm512_cvtepi32_ps(a);
+        dot4(acc: __m512i, quads: __m512i, x: i32) -> __m512i = _mm512_dpbusd_epi32(acc, quads, _mm512_set1_epi32(x));
         isplat(x: i32) -> __m512i = _mm512_set1_epi32(x);
         iadd(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
         isub(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);

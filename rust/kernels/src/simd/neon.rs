@@ -23,6 +23,19 @@ type F = (float32x4_t, float32x4_t, float32x4_t, float32x4_t);
 type I = (int32x4_t, int32x4_t, int32x4_t, int32x4_t);
 type M = (uint32x4_t, uint32x4_t, uint32x4_t, uint32x4_t);
 
+/// `acc + Σ quads[i] * x[i]` in four lanes of four signed bytes. Two products of magnitudes up to 127 fit into 16 bits.
+///
+/// # Safety
+/// Needs the CPU of the token.
+#[inline(always)]
+unsafe fn dot4(acc: int32x4_t, quads: int8x16_t, x: int8x16_t) -> int32x4_t {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let low = vmull_s8(vget_low_s8(quads), vget_low_s8(x));
+        vpadalq_s16(acc, vpaddq_s16(low, vmull_high_s8(quads, x)))
+    }
+}
+
 // `fcvtl` and `fcvtn` belong to ARMv8.0, but their intrinsics ask for the half-precision extension of ARMv8.2.
 /// Half floats to floats, exactly.
 ///
@@ -85,7 +98,9 @@ impl Simd for Neon {
     type F = F;
     type I = I;
     type M = M;
+    type Q = (int8x16_t, int8x16_t, int8x16_t, int8x16_t);
     const REGISTERS: usize = 8;
+    const DOT_BIAS: i32 = 0;
 
     #[inline(always)]
     unsafe fn f32_at(self, p: *const u8) -> F {
@@ -140,6 +155,13 @@ impl Simd for Neon {
                 vcvtq_f32_s32(vmovl_s16(vget_high_s16(b))),
             )
         }
+    }
+
+    #[inline(always)]
+    unsafe fn quads_at(self, p: *const u8) -> Self::Q {
+        let p = p.cast::<i8>();
+        // SAFETY: the caller promises 64 readable bytes; byte loads have no alignment.
+        unsafe { (vld1q_s8(p), vld1q_s8(p.add(16)), vld1q_s8(p.add(32)), vld1q_s8(p.add(48))) }
     }
 
     simd_ops! {
@@ -208,6 +230,16 @@ impl Simd for Neon {
         bits(a: F) -> I = each!(vreinterpretq_s32_f32, a);
         with_bits(a: I) -> F = each!(vreinterpretq_f32_s32, a);
         to_i32(a: F) -> I = each!(vcvtnq_s32_f32, a);
+        float(a: I) -> F = each!(vcvtq_f32_s32, a);
+        dot4(acc: I, quads: Self::Q, x: i32) -> I = {
+            let x = vreinterpretq_s8_s32(vdupq_n_s32(x));
+            (
+                dot4(acc.0, quads.0, x),
+                dot4(acc.1, quads.1, x),
+                dot4(acc.2, quads.2, x),
+                dot4(acc.3, quads.3, x),
+            )
+        };
         isplat(x: i32) -> I = (vdupq_n_s32(x), vdupq_n_s32(x), vdupq_n_s32(x), vdupq_n_s32(x));
         iadd(a: I, b: I) -> I = each!(vaddq_s32, a, b);
         isub(a: I, b: I) -> I = each!(vsubq_s32, a, b);

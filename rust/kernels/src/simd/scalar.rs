@@ -42,8 +42,10 @@ impl Simd for Scalar {
     type F = F;
     type I = I;
     type M = [bool; LANES];
+    type Q = [[i8; 4]; LANES];
     // Small tiles: they would not be faster here, only longer.
     const REGISTERS: usize = 1;
+    const DOT_BIAS: i32 = 0;
 
     #[inline(always)]
     unsafe fn f32_at(self, p: *const u8) -> F {
@@ -68,6 +70,11 @@ impl Simd for Scalar {
         // SAFETY: the caller promises 16 readable bytes.
         let bytes = unsafe { p.cast::<[i8; LANES]>().read_unaligned() };
         lanes!(i => f32::from(bytes[i]))
+    }
+    #[inline(always)]
+    unsafe fn quads_at(self, p: *const u8) -> Self::Q {
+        // SAFETY: the caller promises 64 readable bytes.
+        unsafe { p.cast::<Self::Q>().read_unaligned() }
     }
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
@@ -152,6 +159,15 @@ impl Simd for Scalar {
     #[inline(always)]
     fn to_i32(self, a: F) -> I {
         lanes!(i => a[i].round_ties_even() as i32)
+    }
+    #[inline(always)]
+    fn float(self, a: I) -> F {
+        lanes!(i => a[i] as f32)
+    }
+    #[inline(always)]
+    fn dot4(self, acc: I, quads: Self::Q, x: i32) -> I {
+        let x = x.to_le_bytes().map(|byte| i32::from(byte as i8));
+        lanes!(i => (0..4).fold(acc[i], |sum, j| sum + i32::from(quads[i][j]) * x[j]))
     }
     #[inline(always)]
     fn isplat(self, x: i32) -> I {
