@@ -47,7 +47,8 @@ pub(super) fn scores<'a, S: Simd, B: Numbers<'a>, const R: usize, const G: usize
         ask(s, ahead.wrapping_add(d * step), step);
         let mut keys = [s.zero(); G];
         for (g, key) in keys.iter_mut().enumerate() {
-            // SAFETY: d < head_dim and g < G, and G * head_dim vectors follow `first`, as asserted above.
+            // SAFETY: d < head_dim and g < G, and G * head_dim vectors of keys follow `first`, as asserted
+            // above.
             *key = unsafe { block.keys(s, first + (g * head_dim + d) * LANES) };
         }
         for r in 0..R {
@@ -84,7 +85,8 @@ fn weighted<'a, S: Simd, B: Numbers<'a>, const R: usize, const C: usize>(
     let mut sums = [[s.zero(); C]; R];
     for r in 0..R {
         for c in 0..C {
-            // SAFETY: row r of acc has head_dim channels from 2 on, and d + 16 c + 16 <= head_dim.
+            // SAFETY: row r of acc, which has R of them, has head_dim channels from 2 on, and d + 16 c + 16
+            // <= head_dim.
             sums[r][c] = unsafe { s.f32_at(acc.as_ptr().add(r * stride + 2 + d + c * LANES).cast()) };
         }
     }
@@ -93,7 +95,8 @@ fn weighted<'a, S: Simd, B: Numbers<'a>, const R: usize, const C: usize>(
         ask(s, ahead.wrapping_add(at * B::SIZE), C * LANES * B::SIZE);
         let mut values = [s.zero(); C];
         for (c, value) in values.iter_mut().enumerate() {
-            // SAFETY: t < 64 and d + 16 c + 16 <= head_dim, and v holds 64 * head_dim values.
+            // SAFETY: t < 64 and d + 16 c + 16 <= head_dim, and there are 64 * head_dim values, as asserted
+            // above.
             *value = unsafe { block.values(s, at + c * LANES) };
         }
         for r in 0..R {

@@ -149,12 +149,12 @@ pub(super) trait Numbers<'a>: Copy {
     /// Sixteen numbers of the keys from `at` on, without scale.
     ///
     /// # Safety
-    /// `at + 16` is at most the number of the keys' numbers.
+    /// `at + 16` is at most the first of [`Numbers::lens`].
     unsafe fn keys<S: Simd>(self, s: S, at: usize) -> S::F;
     /// Sixteen numbers of the values from `at` on, without scale.
     ///
     /// # Safety
-    /// `at + 16` is at most the number of the values' numbers.
+    /// `at + 16` is at most the second of [`Numbers::lens`].
     unsafe fn values<S: Simd>(self, s: S, at: usize) -> S::F;
     /// `count` numbers of the values, fewer than sixteen; the other lanes are 0.
     fn few_values<S: Simd>(self, s: S, at: usize, count: usize) -> S::F;
@@ -191,12 +191,12 @@ impl<'a> Numbers<'a> for Halves<'a> {
     }
     #[inline(always)]
     unsafe fn keys<S: Simd>(self, s: S, at: usize) -> S::F {
-        // SAFETY: the caller promises that 16 numbers follow.
+        // SAFETY: the caller promises 16 numbers of the keys from `at` on, of two bytes each.
         unsafe { s.f16_at(self.k.as_ptr().add(at).cast()) }
     }
     #[inline(always)]
     unsafe fn values<S: Simd>(self, s: S, at: usize) -> S::F {
-        // SAFETY: the caller promises that 16 numbers follow.
+        // SAFETY: the caller promises 16 numbers of the values from `at` on, of two bytes each.
         unsafe { s.f16_at(self.v.as_ptr().add(at).cast()) }
     }
     #[inline(always)]
@@ -244,19 +244,19 @@ impl<'a> Numbers<'a> for Scaled<'a> {
     }
     #[inline(always)]
     unsafe fn keys<S: Simd>(self, s: S, at: usize) -> S::F {
-        // SAFETY: the caller promises that 16 numbers follow.
+        // SAFETY: the caller promises 16 numbers of the keys from `at` on, of one byte each.
         unsafe { s.i8_at(self.k.as_ptr().add(at).cast()) }
     }
     #[inline(always)]
     unsafe fn values<S: Simd>(self, s: S, at: usize) -> S::F {
-        // SAFETY: the caller promises that 16 numbers follow.
+        // SAFETY: the caller promises 16 numbers of the values from `at` on, of one byte each.
         unsafe { s.i8_at(self.v.as_ptr().add(at).cast()) }
     }
     #[inline(always)]
     fn few_values<S: Simd>(self, s: S, at: usize, count: usize) -> S::F {
         let mut lanes = [0i8; LANES];
         lanes[..count].copy_from_slice(&self.v[at..at + count]);
-        // SAFETY: an array of 16 bytes.
+        // SAFETY: the array has 16 bytes.
         unsafe { s.i8_at(lanes.as_ptr().cast()) }
     }
     #[inline(always)]
