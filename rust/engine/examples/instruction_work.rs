@@ -40,7 +40,8 @@ fn product(kind: Kind, variant: &str, rows: usize, cols: usize, level: Level) ->
     }
     let (acts, mut scratch, mut out) = (buffer.as_rows(), Scratch::new(), vec![0f32; rows * TILE]);
     println!("work {} {} rows={rows} cols={cols}", codes.len() / 64, kind.name());
-    // SAFETY: the level is that of this process, so available, and all lengths follow from the shapes above.
+    // SAFETY: the level is that of this process, so available; the kernel is of the weight's kind, and all
+    // lengths follow from the shapes above.
     counted(&mut || unsafe { kernel(&weights, &acts, 0..1, &mut scratch, &mut out) });
     Ok(())
 }

@@ -31,8 +31,10 @@ impl Arena {
     }
 }
 
-/// The arena as the workers of a step see it. Each worker takes rows and columns that no other touches in the same phase; barriers
-/// separate the phases. That division is what the callers of the unsafe methods promise; bounds are checked here.
+/// The arena as the workers of a step see it. Each worker takes rows and columns that no other touches in the
+/// same phase; barriers separate the phases. That division is what the callers of the unsafe methods promise;
+/// bounds are checked here. Different buffers that are used in one phase lie apart: [`crate::plan::Plan`]
+/// lets only those share memory whose lives do not meet.
 #[derive(Clone, Copy)]
 pub(crate) struct ArenaView<'a> {
     base: *mut u8,
@@ -41,9 +43,10 @@ pub(crate) struct ArenaView<'a> {
     life: PhantomData<&'a mut MmapMut>,
 }
 
-// SAFETY: a view is a pointer into plain memory; its unsafe methods leave the exclusion of writers to their callers.
+// SAFETY: the map belongs to no thread, and a view reads and writes nothing by itself: who makes a reference
+// by one of its unsafe methods promises that no other thread's gets in its way.
 unsafe impl Send for ArenaView<'_> {}
-// SAFETY: as above.
+// SAFETY: as for `Send`: a shared view can do no more than a sent one, since views are copied freely.
 unsafe impl Sync for ArenaView<'_> {}
 
 impl<'a> ArenaView<'a> {
@@ -56,7 +59,7 @@ impl<'a> ArenaView<'a> {
     fn at<T>(&self, offset: usize, count: usize) -> *mut T {
         assert!(offset <= self.len && count <= (self.len - offset) / size_of::<T>());
         assert!(offset.is_multiple_of(align_of::<T>()));
-        // SAFETY: the offset lies inside the map, as just checked.
+        // SAFETY: the offset lies inside the map or at its end, as just checked.
         unsafe { self.base.add(offset).cast() }
     }
 
@@ -72,33 +75,35 @@ impl<'a> ArenaView<'a> {
     /// One row of a view, to be read.
     ///
     /// # Safety
-    /// Nobody writes these elements while the result is used.
+    /// Nobody, this thread included, writes these elements while the result is used.
     pub unsafe fn row(&self, view: View, row: usize) -> &'a [f32] {
         let (offset, _) = self.locate(view, row);
-        // SAFETY: inside the map and aligned, by `at`; any bits are a float; not written meanwhile, by the caller's promise.
+        // SAFETY: inside the map, which lives for 'a, and aligned, as `at` checks (the map begins at a page);
+        // any bits are a float; not written meanwhile, by the caller's promise.
         unsafe { std::slice::from_raw_parts(self.at(offset, view.width), view.width) }
     }
 
     /// One row of a view, to be written.
     ///
     /// # Safety
-    /// Nobody else reads or writes these elements while the result is used.
+    /// Nobody, this thread included, reads or writes these elements but through the result while that is
+    /// used.
     pub unsafe fn row_mut(&self, view: View, row: usize) -> &'a mut [f32] {
         let (offset, _) = self.locate(view, row);
-        // SAFETY: inside the map and aligned, by `at`; any bits are a float; exclusive by the caller's promise.
+        // SAFETY: as in `row`, but that the caller promises exclusion.
         unsafe { std::slice::from_raw_parts_mut(self.at(offset, view.width), view.width) }
     }
 
     /// `count` rows of a view from `row` on, with what lies between them, and the elements from one row to the next.
     ///
     /// # Safety
-    /// Nobody writes anything of these rows of the buffer while the result is used.
+    /// Nobody, this thread included, writes anything of these rows of the buffer while the result is used.
     pub unsafe fn rows(&self, view: View, row: usize, count: usize) -> (&'a [f32], usize) {
         let (offset, stride) = self.locate(view, row);
         let (_, rows) = self.buffer(view.buffer);
         assert!(count >= 1 && count <= rows - row);
         let len = (count - 1) * stride + view.width;
-        // SAFETY: inside the map and aligned, by `at`; any bits are a float; not written meanwhile, by the caller's promise.
+        // SAFETY: as in `row`, for all that lies between the first element and the last.
         (unsafe { std::slice::from_raw_parts(self.at(offset, len), len) }, stride)
     }
 
@@ -114,11 +119,12 @@ impl<'a> ArenaView<'a> {
     /// The first `count` rows of a quantized buffer.
     ///
     /// # Safety
-    /// Nobody writes them while the result is used.
+    /// Nobody, this thread included, writes them while the result is used.
     pub unsafe fn quantized_rows(&self, index: usize, count: usize) -> Result<QuantRows<'a>, KernelError> {
         let ([values, scales, sums], stride, cols, per_row) = self.quantized(index);
         assert!(count <= self.buffer(index).1);
-        // SAFETY: inside the map and aligned, by `at`; any bits are valid; not written meanwhile, by the caller's promise.
+        // SAFETY: inside the map, which lives for 'a, and aligned, as `at` checks; any bits are a byte, a
+        // float or an integer; not written meanwhile, by the caller's promise.
         let (values, scales, sums) = unsafe {
             (
                 std::slice::from_raw_parts(self.at(values, count * stride), count * stride),
@@ -132,11 +138,12 @@ impl<'a> ArenaView<'a> {
     /// One row of a quantized buffer, to be written.
     ///
     /// # Safety
-    /// Nobody else reads or writes it while the result is used.
+    /// Nobody, this thread included, reads or writes it but through the result while that is used.
     pub unsafe fn quantized_row_mut(&self, index: usize, row: usize) -> QuantRowMut<'a> {
         let ([values, scales, sums], stride, cols, count) = self.quantized(index);
         assert!(row < self.buffer(index).1);
-        // SAFETY: inside the map and aligned, by `at`; any bits are valid; exclusive by the caller's promise.
+        // SAFETY: as in `quantized_rows`, but that the caller promises exclusion; the three do not meet,
+        // being one behind the other in the buffer.
         unsafe {
             QuantRowMut {
                 cols,

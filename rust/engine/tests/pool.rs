@@ -50,6 +50,27 @@ fn a_panic_is_an_error_and_the_pool_lives_on() {
 }
 
 #[test]
+fn a_panic_whose_payload_panics_when_dropped_is_an_error() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("in the drop");
+        }
+    }
+    let pool = ThreadPool::new();
+    for culprit in 0..3 {
+        let outcome = pool.run(3, |team| {
+            if team.index() == culprit {
+                std::panic::panic_any(Bomb);
+            }
+            let _ = team.wait();
+        });
+        assert!(matches!(outcome, Err(EngineError::Internal(_))), "{culprit}");
+        pool.run(3, |team| team.wait().unwrap()).unwrap();
+    }
+}
+
+#[test]
 fn a_panic_while_others_wait_for_its_tail_is_an_error() {
     let pool = ThreadPool::new();
     let outcome = pool.run(3, |team| {

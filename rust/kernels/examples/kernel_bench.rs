@@ -110,9 +110,10 @@ fn activations(m: usize, next: &mut impl FnMut() -> u64) -> Acts {
 fn time(row: &Row, w: &Palette<'_>, x: &Acts) -> Duration {
     let (m, quantized, mut scratch) = (x.m, x.quantized.as_rows(), Scratch::new());
     let mut call = |tiles: Range<usize>, out: &mut [f32]| match row.func {
-        // SAFETY: the level is available, and all lengths follow from the shapes of w and x.
+        // SAFETY: the level is available, the kernel is of w's kind, and all lengths follow from the shapes
+        // of w and x.
         KernelFn::MatmulPalette(kernel) => unsafe { kernel(w, &quantized, tiles, &mut scratch, out) },
-        // SAFETY: as above.
+        // SAFETY: as above: `x` has m rows of K floats, and K inputs are what w has.
         KernelFn::MatmulPaletteF32(kernel) => unsafe { kernel(w, &x.floats, m, K, tiles, out) },
         _ => unreachable!("filtered by op"),
     };

@@ -67,7 +67,7 @@ impl Kernels {
     /// The kernel for many rows, and how it holds weights: "panels" decodes them to memory, "registers" anew for every eight rows.
     pub(crate) fn prompts(&self, kind: Kind) -> Prompts {
         let [_, few, many] = self.matmul_palette[kind as usize];
-        // SAFETY: the level was detected when the table was built.
+        // SAFETY: the level was detected before the table was built, and both are this kind's of the table.
         *self.prompts[kind as usize].get_or_init(|| unsafe { fastest(kind, few, many) })
     }
 
@@ -107,7 +107,8 @@ impl Kernels {
             2..=FEW_ROWS => few,
             _ => self.prompts(w.kind).kernel,
         };
-        // SAFETY: the level was detected when the table was built, and the lengths were checked above.
+        // SAFETY: the level was detected before the table was built; the kernel is of the weight's kind, and
+        // there are rows; tiles, inputs and the length of `out` were checked above.
         unsafe { kernel(w, x, tiles, scratch, out) };
         Ok(())
     }
@@ -122,7 +123,8 @@ impl Kernels {
         }
         expect_len("out of embed_palette", out.len(), w.cols)?;
         let kernel = self.embed_palette[w.kind as usize];
-        // SAFETY: the level was detected when the table was built, and the row and length were checked above.
+        // SAFETY: the level was detected before the table was built; the kernel is of the weight's kind; row
+        // and length were checked above.
         unsafe { kernel(w, row, out) };
         Ok(())
     }

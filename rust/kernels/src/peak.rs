@@ -16,43 +16,44 @@ pub fn int8_products(level: Level, rounds: u64) -> u64 {
     let each = match level {
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => {
-            // SAFETY: the level is available.
+            // SAFETY: the level is available, and AVX2 belongs to it.
             unsafe { x86::avx2(rounds) };
             32
         }
         #[cfg(target_arch = "x86_64")]
         Level::Avx2Vnni => {
-            // SAFETY: the level is available.
+            // SAFETY: the level is available, and AVX2 and AVX-VNNI belong to it.
             unsafe { x86::avx2_vnni(rounds) };
             32
         }
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 | Level::Avx512Vbmi => {
-            // SAFETY: the level is available.
+            // SAFETY: the level is available, and AVX-512 F and VNNI belong to it.
             unsafe { x86::avx512(rounds) };
             64
         }
         #[cfg(target_arch = "x86_64")]
         Level::Avx512Amx => {
-            // SAFETY: the level is available.
+            // SAFETY: the level is available only where the processor has AMX and the system has permitted
+            // it.
             unsafe { crate::arch::amx::products(rounds) };
             16 * 16 * 64 * 8 / CHAINS as u64
         }
         #[cfg(target_arch = "aarch64")]
         Level::Neon => {
-            // SAFETY: the level is available.
+            // SAFETY: the level is available, and NEON belongs to it.
             unsafe { arm::neon(rounds) };
             8
         }
         #[cfg(target_arch = "aarch64")]
         Level::NeonDotprod => {
-            // SAFETY: the level is available.
+            // SAFETY: the level is available, and NEON and dot products belong to it.
             unsafe { arm::dotprod(rounds) };
             16
         }
         #[cfg(target_arch = "aarch64")]
         Level::NeonI8mm => {
-            // SAFETY: the level is available.
+            // SAFETY: the level is available, and NEON and matrix products belong to it.
             unsafe { arm::i8mm(rounds) };
             32
         }

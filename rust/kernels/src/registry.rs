@@ -26,9 +26,11 @@ macro_rules! kernel_ops {
         /// A kernel: a function pointer, typed by its operation.
         ///
         /// # Safety
-        /// Each is `unsafe` to call, here and in the pointer types of this module: the level of its row must be available, and
-        /// the lengths must have been checked as the method of [`crate::Kernels`] of the same name does. Those methods are
-        /// the only callers outside of tests.
+        /// Of a call, here and of the pointer types of this module: the level of the kernel's [`Row`] must be
+        /// available, the weights or the block of the cache must be of the row's kind, and the method of
+        /// [`crate::Kernels`] of the same name must accept the arguments: it checks every length, stride,
+        /// range and slot, and needs no kernel for an int8 product without rows. Those methods are the
+        /// callers; what tests or measures kernels calls them with arguments of its own making.
         #[derive(Debug, Clone, Copy)]
         pub enum KernelFn { $($(#[$doc])* $name($pointer),)* }
 

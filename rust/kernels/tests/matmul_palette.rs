@@ -27,7 +27,8 @@ fn call(
     }
     let KernelFn::MatmulPalette(kernel) = row.func else { return None };
     let mut out = vec![f32::NAN; x.rows() * tiles.len() * TILE];
-    // SAFETY: the level is available, x has the weight's inputs, the tiles exist, and out has the right length.
+    // SAFETY: the level is available, the row is of the weight's kind, x has rows of the weight's inputs, the
+    // tiles exist, and out has the right length.
     unsafe { kernel(w, x, tiles, scratch, &mut out) };
     Some(out)
 }

@@ -67,13 +67,12 @@ pub(crate) fn palettize_tensor(
     threads: Option<usize>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PyPalettized> {
-    let kind_name = kind;
     let kind = palette_kind(kind)?;
     let result =
         work(py, store, name, importance, transposed, threads, progress, |source, threads, go_on| {
             palettize(source, kind, threads, go_on)
         })?;
-    parts(py, kind_name, kind, result)
+    parts(py, kind, result)
 }
 
 /// Palettizes rows of tensor `name` of `store` for inputs of a second moment: see `_core.pyi`.
@@ -91,22 +90,21 @@ pub(crate) fn compensate_tensor(
     threads: Option<usize>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PyPalettized> {
-    let kind_name = kind;
     let kind = palette_kind(kind)?;
     let hessian = Arc::clone(&hessian.inner);
     let row_weights: Vec<f32> = row_weights.as_array().iter().copied().collect();
     let result = work(py, store, name, None, transposed, threads, progress, |source, threads, go_on| {
         compensate(source, kind, rows.0..rows.1, &hessian, &row_weights, threads, go_on)
     })?;
-    parts(py, kind_name, kind, result)
+    parts(py, kind, result)
 }
 
-fn parts(py: Python<'_>, kind_name: &str, kind: Kind, result: Palettized) -> PyResult<PyPalettized> {
+fn parts(py: Python<'_>, kind: Kind, result: Palettized) -> PyResult<PyPalettized> {
     let Palettized { codes, codebook, scale, fit } = result;
     let tiles = scale.len().div_ceil(pocketlm_kernels::TILE);
     let scale: Vec<u16> = scale.iter().map(|s| s.to_bits()).collect();
     Ok(PyPalettized {
-        kind: kind_name.to_owned(),
+        kind: kind.name().to_owned(),
         codes: {
             let width = codes.len() / tiles;
             PyArray1::from_vec(py, codes).reshape([tiles, width])?.into_any().unbind()

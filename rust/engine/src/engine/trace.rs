@@ -73,7 +73,8 @@ impl Engine {
             let arena = state.arena.view(&state.plan);
             for (traced, view) in traced.iter_mut().zip(ops.iter().map(|&op| state.plan.values[op])) {
                 for row in 0..chunk.len() {
-                    // SAFETY: the step is over; nobody else uses the arena.
+                    // SAFETY: the step is over, and the view is of an arena that is borrowed: nobody writes
+                    // into it.
                     traced.values.extend_from_slice(unsafe { arena.row(view, row) });
                 }
             }

@@ -182,9 +182,10 @@ pub struct KvView<'a> {
     life: PhantomData<&'a MmapMut>,
 }
 
-// SAFETY: a view is a pointer into plain memory; its unsafe methods leave the exclusion of writers to their callers.
+// SAFETY: the map belongs to no thread, and a view reads and writes nothing by itself: who makes a reference
+// by one of its unsafe methods promises that no other thread's gets in its way.
 unsafe impl Send for KvView<'_> {}
-// SAFETY: as above.
+// SAFETY: as for `Send`: a shared view can do no more than a sent one, since views are copied freely.
 unsafe impl Sync for KvView<'_> {}
 
 impl<'a> KvView<'a> {
@@ -200,18 +201,20 @@ impl<'a> KvView<'a> {
         // Neither overflows: all blocks fit into the map.
         let len = shape.block_len(self.kv).unwrap_or(0) / shape.kv_heads;
         let at = block as usize * self.block_len + start + head * len;
-        // SAFETY: the head's bytes lie inside the map.
+        // SAFETY: block and head exist, as just checked, so that the head's bytes lie inside the map of
+        // `count` blocks.
         (unsafe { self.base.add(at) }, shape.part())
     }
 
     /// Keys and values of one head in a block.
     ///
     /// # Safety
-    /// No thread writes this head of this block while the result is used.
+    /// Nobody, this thread included, writes this head of this block while the result is used.
     pub unsafe fn read(&self, block: u32, layer: usize, head: usize) -> KvBlock<'a> {
         let (at, part) = self.head(block, layer, head);
-        // SAFETY: `head` gives what lies inside the map, which lives for 'a, laid out and aligned as `Blocks` says; that nobody writes
-        // it is the caller's promise.
+        // SAFETY: `head` gives what lies inside the map, which lives for 'a; parts lie in it as `Blocks`
+        // says, each at a multiple of 64 bytes from the page that the map begins with; any bits are a number;
+        // that nobody writes them is the caller's promise.
         unsafe {
             match self.kv {
                 KvType::F16 => KvBlock::F16 { k: slice(at, part), v: slice(at.add(2 * part), part) },
@@ -228,10 +231,12 @@ impl<'a> KvView<'a> {
     /// Keys and values of one head in a block, to be written.
     ///
     /// # Safety
-    /// No other thread reads or writes this head of this block while the result is used.
+    /// Nobody, this thread included, reads or writes this head of this block but through the result while
+    /// that is used.
     pub unsafe fn write(&self, block: u32, layer: usize, head: usize) -> KvBlockMut<'a> {
         let (at, part) = self.head(block, layer, head);
-        // SAFETY: as for `read`; the parts do not meet, and are this thread's by the caller's promise.
+        // SAFETY: as for `read`; the parts do not meet, and the result alone reaches them by the caller's
+        // promise.
         unsafe {
             match self.kv {
                 KvType::F16 => {
@@ -248,18 +253,22 @@ impl<'a> KvView<'a> {
     }
 }
 
+/// Numbers from `at` on.
+///
 /// # Safety
 /// As for [`std::slice::from_raw_parts`], with `at` aligned for `T`, of which any bits are a value.
 unsafe fn slice<'a, T>(at: *mut u8, len: usize) -> &'a [T] {
     debug_assert!(at.cast::<T>().is_aligned());
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises all that the function asks for, of `len` values of `T`.
     unsafe { std::slice::from_raw_parts(at.cast(), len) }
 }
 
+/// Numbers from `at` on, to be written.
+///
 /// # Safety
 /// As for [`std::slice::from_raw_parts_mut`], with `at` aligned for `T`, of which any bits are a value.
 unsafe fn slice_mut<'a, T>(at: *mut u8, len: usize) -> &'a mut [T] {
     debug_assert!(at.cast::<T>().is_aligned());
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises all that the function asks for, of `len` values of `T`.
     unsafe { std::slice::from_raw_parts_mut(at.cast(), len) }
 }

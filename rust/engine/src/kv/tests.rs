@@ -10,7 +10,7 @@ fn write(cache: &KvCache, id: SequenceId, position: usize, number: f32) {
     let block = cache.table(id)[position / KV_TOKENS];
     for (layer, shape) in LAYERS.iter().enumerate() {
         for head in 0..shape.kv_heads {
-            // SAFETY: one thread.
+            // SAFETY: one thread, and one head at a time: nothing else is borrowed from the cache.
             let block = unsafe { view.write(block, layer, head) };
             let (slot, dim) = (position % KV_TOKENS, shape.head_dim);
             let keys = (0..dim).map(|index| (slot / 16 * dim + index) * 16 + slot % 16);
@@ -38,7 +38,7 @@ fn read(cache: &KvCache, id: SequenceId, position: usize) -> f32 {
     let mut found = Vec::new();
     for (layer, shape) in LAYERS.iter().enumerate() {
         for head in 0..shape.kv_heads {
-            // SAFETY: one thread.
+            // SAFETY: one thread, which writes nothing meanwhile.
             let block = unsafe { view.read(block, layer, head) };
             let dim = shape.head_dim;
             for index in 0..dim {

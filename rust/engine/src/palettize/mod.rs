@@ -45,6 +45,15 @@ pub struct Palettized {
     pub fit: Fit,
 }
 
+/// What is to be palettized, and how.
+struct Work<'a> {
+    source: &'a Source<'a>,
+    kind: Kind,
+    rows: Range<usize>,
+    method: Method<'a>,
+    threads: usize,
+}
+
 /// How the tiles of a weight are fitted.
 #[derive(Debug, Clone, Copy)]
 enum Method<'a> {
@@ -64,7 +73,7 @@ pub fn palettize(
     threads: usize,
     go_on: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Option<Palettized>, EngineError> {
-    fit_rows(source, kind, 0..source.rows(), Method::Single, threads, go_on)
+    Work::all(source, kind, threads).palettize(go_on)
 }
 
 /// Palettizes rows of `source`, which begin with a tile, for inputs of the second moment in `hessian`: the fit is that of
@@ -92,41 +101,7 @@ pub fn compensate(
     if row_weights.len() != rows.len() || !row_weights.iter().all(|w| *w > 0.0 && w.is_finite()) {
         return bad("row_weights must be one positive number for each row".into());
     }
-    fit_rows(source, kind, rows, Method::Compensated(hessian, row_weights), threads, go_on)
-}
-
-fn fit_rows(
-    source: &Source<'_>,
-    kind: Kind,
-    of: Range<usize>,
-    method: Method<'_>,
-    threads: usize,
-    go_on: &mut dyn FnMut(usize) -> bool,
-) -> Result<Option<Palettized>, EngineError> {
-    source.check()?;
-    let (rows, cols) = (of.len(), source.cols());
-    let overflow = |_| source.error(format!("shape [{rows}, {cols}] overflows"));
-    let tile_bytes = kind.bytes_per_tile(cols).map_err(overflow)?;
-    let mut result = Palettized {
-        codes: vec![0; kind.code_bytes(rows, cols).map_err(overflow)?],
-        codebook: vec![0; rows.div_ceil(TILE) * kind.codebook_len()],
-        scale: vec![f16::ZERO; rows],
-        fit: Fit::default(),
-    };
-    let mut codebooks = result.codebook.chunks_mut(kind.codebook_len().max(1));
-    let slots: Vec<Mutex<Slot<'_>>> = result
-        .codes
-        .chunks_mut(tile_bytes)
-        .zip(result.scale.chunks_mut(TILE))
-        .enumerate()
-        .map(|(tile, (codes, scale))| {
-            let codebook = codebooks.next().unwrap_or_default();
-            Mutex::new(Slot { tile: of.start / TILE + tile, codes, codebook, scale, fit: Ok(Fit::default()) })
-        })
-        .collect();
-    let finished = run(source, kind, of, method, threads, &slots, go_on)?;
-    result.fit = total(source, slots)?;
-    Ok(finished.then_some(result))
+    Work { source, kind, rows, method: Method::Compensated(hessian, row_weights), threads }.palettize(go_on)
 }
 
 /// The weighted squared error of `source` in `kind`, on at most `most` tiles spread over it.
@@ -147,42 +122,78 @@ pub fn measure(
         Mutex::new(Slot { tile, codes: &mut [], codebook: &mut [], scale: &mut [], fit: Ok(Fit::default()) })
     };
     let slots: Vec<_> = (step / 2..tiles).step_by(step).map(slot).collect();
-    let finished = run(source, kind, 0..source.rows(), Method::Single, threads, &slots, go_on)?;
+    let finished = Work::all(source, kind, threads).run(&slots, go_on)?;
     let fit = total(source, slots)?;
     Ok(finished.then_some(fit))
 }
 
-fn run(
-    source: &Source<'_>,
-    kind: Kind,
-    of: Range<usize>,
-    method: Method<'_>,
-    threads: usize,
-    slots: &[Mutex<Slot<'_>>],
-    go_on: &mut dyn FnMut(usize) -> bool,
-) -> Result<bool, EngineError> {
-    let threads = threads.max(1);
-    let kernels = Kernels::best().map_err(|error| EngineError::Unsupported(error.to_string()))?;
-    let each = if matches!(method, Method::Single) { TILES_PER_DISPATCH } else { LARGE_TILES_PER_DISPATCH };
-    let mut done = 0;
-    // Kept from one dispatch to the next for their scratch.
-    let fitters: Vec<Mutex<Fitter<'_>>> =
-        (0..threads).map(|_| Mutex::new(Fitter::new(kernels, kind, &of, method))).collect();
-    for batch in slots.chunks(threads.saturating_mul(each)) {
-        let next = AtomicUsize::new(0);
-        ThreadPool::global().run(threads, |team| {
-            let mut fitter = fitters[team.index()].lock().unwrap_or_else(PoisonError::into_inner);
-            while let Some(slot) = batch.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-                slot.fit = fitter.fit(source, &mut slot);
-            }
-        })?;
-        done += batch.len();
-        if !go_on(of.len().min(done * TILE)) {
-            return Ok(false);
-        }
+impl<'a> Work<'a> {
+    /// All rows of a weight, every number by itself.
+    fn all(source: &'a Source<'a>, kind: Kind, threads: usize) -> Self {
+        Self { source, kind, rows: 0..source.rows(), method: Method::Single, threads }
     }
-    Ok(true)
+
+    /// Fits and packs every tile of the rows.
+    fn palettize(&self, go_on: &mut dyn FnMut(usize) -> bool) -> Result<Option<Palettized>, EngineError> {
+        let Self { source, kind, .. } = *self;
+        source.check()?;
+        let (rows, cols) = (self.rows.len(), source.cols());
+        let overflow = |_| source.error(format!("shape [{rows}, {cols}] overflows"));
+        let tile_bytes = kind.bytes_per_tile(cols).map_err(overflow)?;
+        let mut result = Palettized {
+            codes: vec![0; kind.code_bytes(rows, cols).map_err(overflow)?],
+            codebook: vec![0; rows.div_ceil(TILE) * kind.codebook_len()],
+            scale: vec![f16::ZERO; rows],
+            fit: Fit::default(),
+        };
+        let first = self.rows.start / TILE;
+        let mut codebooks = result.codebook.chunks_mut(kind.codebook_len().max(1));
+        let slots: Vec<Mutex<Slot<'_>>> = result
+            .codes
+            .chunks_mut(tile_bytes)
+            .zip(result.scale.chunks_mut(TILE))
+            .enumerate()
+            .map(|(tile, (codes, scale))| {
+                let codebook = codebooks.next().unwrap_or_default();
+                Mutex::new(Slot { tile: first + tile, codes, codebook, scale, fit: Ok(Fit::default()) })
+            })
+            .collect();
+        let finished = self.run(&slots, go_on)?;
+        result.fit = total(source, slots)?;
+        Ok(finished.then_some(result))
+    }
+
+    /// Fits the tiles of `slots`; false if `go_on` said no.
+    fn run(
+        &self,
+        slots: &[Mutex<Slot<'_>>],
+        go_on: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<bool, EngineError> {
+        let Self { source, kind, ref rows, method, threads } = *self;
+        let threads = threads.max(1);
+        let kernels = Kernels::best().map_err(|error| EngineError::Unsupported(error.to_string()))?;
+        let each =
+            if matches!(method, Method::Single) { TILES_PER_DISPATCH } else { LARGE_TILES_PER_DISPATCH };
+        let mut done = 0;
+        // Kept from one dispatch to the next for their scratch.
+        let fitters: Vec<Mutex<Fitter<'_>>> =
+            (0..threads).map(|_| Mutex::new(Fitter::new(kernels, kind, rows, method))).collect();
+        for batch in slots.chunks(threads.saturating_mul(each)) {
+            let next = AtomicUsize::new(0);
+            ThreadPool::global().run(threads, |team| {
+                let mut fitter = fitters[team.index()].lock().unwrap_or_else(PoisonError::into_inner);
+                while let Some(slot) = batch.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+                    slot.fit = fitter.fit(source, &mut slot);
+                }
+            })?;
+            done += batch.len();
+            if !go_on(rows.len().min(done * TILE)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }
 
 fn total(source: &Source<'_>, slots: Vec<Mutex<Slot<'_>>>) -> Result<Fit, EngineError> {

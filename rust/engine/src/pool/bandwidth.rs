@@ -61,7 +61,7 @@ pub fn read_bandwidth_of(buffers: &[&[u8]], threads: usize, time: Duration) -> R
 
 /// Enough independent sums that reading is the bound, not adding.
 fn sum(bytes: &[u8]) -> u64 {
-    // SAFETY: any bits are a u64.
+    // SAFETY: any eight bytes are a u64, and bytes are initialised.
     let (_, words, _) = unsafe { bytes.align_to::<u64>() };
     let (blocks, rest) = words.as_chunks::<32>();
     let mut sums = [0u64; 32];

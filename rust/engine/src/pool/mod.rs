@@ -151,7 +151,10 @@ fn run_member(job: &(dyn Fn(&Team<'_>) + Sync), team: &Team<'_>) -> Outcome {
     INSIDE.set(outer);
     outcome.map_err(|payload| {
         team.barrier.stop();
-        message(payload.as_ref())
+        let text = message(payload.as_ref());
+        // Whose drop may panic in turn, when workers still hold what lies on this stack.
+        std::mem::forget(payload);
+        text
     })
 }
 

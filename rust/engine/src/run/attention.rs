@@ -46,17 +46,21 @@ pub(crate) struct Partials<'a> {
     life: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: a pointer into plain memory; `Partials::slice` leaves the exclusion of writers to its callers.
+// SAFETY: the vector is borrowed for as long as this lives, and only `Partials::slice` reaches into it, whose
+// callers promise that no other thread's slice meets theirs. Counters are atomic.
 unsafe impl Send for Partials<'_> {}
-// SAFETY: as above.
+// SAFETY: as for `Send`: no method changes anything without that promise.
 unsafe impl Sync for Partials<'_> {}
 
 impl<'a> Partials<'a> {
+    /// A range of the floats.
+    ///
     /// # Safety
-    /// Nobody else reads or writes this range while the result is used.
+    /// Nobody, this thread included, reads or writes this range but through the result while that is used.
     unsafe fn slice(&self, start: usize, len: usize) -> &'a mut [f32] {
         assert!(start <= self.len && len <= self.len - start);
-        // SAFETY: inside the vector, as just checked; exclusive by the caller's promise.
+        // SAFETY: inside the vector, as just checked, which is borrowed for 'a; exclusive by the caller's
+        // promise.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(start), len) }
     }
 }
@@ -144,7 +148,9 @@ impl Step<'_, '_> {
         let len = self.partial_len(part, entry);
         let splits = self.splits(entry);
         let base = units * self.partials.limits.unit_len + head * splits * len;
-        // SAFETY: this split of this entry and head is this worker's unit; it is read only after the counter says that it is written.
+        // SAFETY: this split of this entry and head is this worker's unit, and `divide` gave the entry as
+        // many units as hold the splits of all heads. It is read only after the counter says that it is
+        // written, and `own` is not used after that.
         let own = unsafe { self.partials.slice(base + split * len, len) };
         let Worker { merged, starts, .. } = worker;
         if !self.split(part, unit, split, ahead, starts, own)? {
@@ -158,7 +164,8 @@ impl Step<'_, '_> {
         let missing = &self.partials.missing[counter + head];
         if missing.fetch_add(1, Ordering::AcqRel) as usize + 1 == splits {
             missing.store(0, Ordering::Relaxed);
-            // SAFETY: all splits are written, as the counter says, and nobody else reads them.
+            // SAFETY: all splits are written: the counter says so, and each of its changes comes after what
+            // its worker wrote. One worker alone finds it full and comes here.
             let all = unsafe { self.partials.slice(base, splits * len) };
             self.merge(part, unit, all, merged)?;
         }
@@ -196,7 +203,8 @@ impl Step<'_, '_> {
     fn first_block(&self, part: &AttentionPart, unit: Unit<'_>, split: usize) -> Option<KvBlock<'_>> {
         let first = self.seen(part, unit.entry, split)?.start;
         let index = self.cache.table(unit.entry.sequence)[first / KV_TOKENS];
-        // SAFETY: as in `split`.
+        // SAFETY: this phase writes nothing into the cache, and keys and values of this step were written
+        // before the barrier in front of it.
         Some(unsafe { self.kv.read(index, part.cache, unit.head) })
     }
 
@@ -221,12 +229,13 @@ impl Step<'_, '_> {
         let table = &self.cache.table(entry.sequence)[first / KV_TOKENS..seen.end.div_ceil(KV_TOKENS)];
         let mut blocks = [KvBlock::EMPTY; BLOCKS];
         for (block, &index) in blocks.iter_mut().zip(table) {
-            // SAFETY: keys and values of this step were written before the barrier in front of this phase, and no phase behind it
-            // writes this layer's.
+            // SAFETY: keys and values of this step were written before the barrier in front of this phase,
+            // which writes none.
             *block = unsafe { self.kv.read(index, part.cache, head) };
         }
         let q = self.group(part, part.q, head);
-        // SAFETY: queries were written in an earlier phase, and this one writes other buffers.
+        // SAFETY: queries were written in an earlier phase, and this one writes only its result, in a buffer
+        // of its own.
         let (q, token_stride) = unsafe { self.arena.rows(q, entry.rows.start, entry.rows.len()) };
         let attention = Attention {
             head_dim: shape.head_dim,
@@ -259,7 +268,8 @@ impl Step<'_, '_> {
         let heads = part.heads / shape.kv_heads;
         self.kernels.attention_merge(partials, tokens, heads, shape.head_dim, to.width, merged)?;
         for (row, values) in entry.rows.clone().zip(merged.chunks_exact(to.width)) {
-            // SAFETY: these rows and heads are this worker's; the buffer is read behind the next barrier.
+            // SAFETY: one worker alone merges these rows of this head: whose unit they are, or who finished
+            // the last of their splits. The buffer is read behind the next barrier.
             unsafe { self.arena.row_mut(to, row) }.copy_from_slice(values);
         }
         Ok(())

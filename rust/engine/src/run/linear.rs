@@ -101,16 +101,19 @@ impl Step<'_, '_> {
         for row in 0..rows {
             let y = &mut product[row * stride..][..count];
             self.add_terms(&part.factor, row, &outputs, y)?;
-            // SAFETY: these outputs were claimed by this worker alone; nothing else of this phase reads or writes their place: the
-            // planner puts no result into a buffer that a product of the phase reads, and a sum over its operand only if nothing
-            // else reads that any more.
+            // SAFETY: these outputs were claimed by this worker alone. Nothing else of this phase reads or
+            // writes their place: the planner gives a result a buffer of its own, or as a sum the place of
+            // its operand if no product of the phase reads that buffer and nothing but the sum reads that
+            // place any more.
             let target = unsafe { self.arena.row_mut(to, row) };
             match &part.epilogue {
                 Epilogue::Store => target.copy_from_slice(y),
                 Epilogue::Residual(other) if *other == part.to => self.kernels.add(target, y)?,
                 Epilogue::Residual(other) => {
                     let other = View { start: other.start + outputs.start, width: count, ..*other };
-                    // SAFETY: a value of an earlier phase that nothing of this phase writes, since it does not lie at `to`.
+                    // SAFETY: a value of an earlier phase. No part of this one writes there: this part's
+                    // result has a buffer of its own, as it is not the operand's place, and another's may not
+                    // go where this sum still has to read.
                     target.copy_from_slice(unsafe { self.arena.row(other, row) });
                     self.kernels.add(target, y)?;
                 }
@@ -142,7 +145,8 @@ impl Step<'_, '_> {
         let out = &mut out[..rows * stride];
         let (start, end) = (factor.start + outputs.start, factor.start + outputs.end);
         let tiles = start / TILE..end.div_ceil(TILE);
-        // SAFETY (of the calls below): the inputs were written in earlier phases, and no product writes into their buffers.
+        // SAFETY (of the calls below): the inputs were written in earlier phases, and no part of this one has
+        // its result in a buffer that a product of it reads.
         match (matrix, factor.input) {
             (Matrix::Palette(_), Input::Quantized(buffer)) => {
                 // SAFETY: see above.
@@ -183,7 +187,8 @@ impl Step<'_, '_> {
         }
         if let Some(plus) = factor.plus {
             let view = View { start: plus.start + start, width: outputs.len(), ..plus };
-            // SAFETY: a value of an earlier phase, and the planner lets no product of this phase write into its place.
+            // SAFETY: a value of an earlier phase. No part of this one writes there: results have buffers of
+            // their own, or the place of an operand that nothing else of the phase reads.
             self.kernels.add(y, unsafe { self.arena.row(view, row) })?;
         }
         Ok(())

@@ -92,7 +92,8 @@ impl Step<'_, '_> {
         let mut output = lock(self.items[first.item].output());
         for row in row..=last {
             let selected = selected(row);
-            // SAFETY: logits were written in an earlier phase, and this one writes nothing into the arena.
+            // SAFETY: logits were written before the barrier in front of this phase, which writes nothing
+            // into the arena.
             let logits = unsafe { self.arena.row(view, row) };
             if let Some(start) = selected.logits_at {
                 output.result.logits[start..start + logits.len()].copy_from_slice(logits);

@@ -37,13 +37,16 @@ impl Step<'_, '_> {
 
     fn row_op(&self, op: &RowOp, pass: Pass, row: usize) -> Result<(), KernelError> {
         let (arena, kernels) = (&self.arena, self.kernels);
-        // SAFETY (of all calls below): row programs touch only this row of their buffers (a gather: also rows of a phase before),
-        // each row is one worker's, and the views of one operation do not overlap: the planner gives a result either a place of its
-        // own or exactly its operand's.
+        // SAFETY (of all calls below): row programs touch only this row of their buffers, and each row is one
+        // worker's; what is read of other rows (by a gather, and of rotary tables in the tail) was written in
+        // an earlier phase and stays as it is. What an operation writes meets nothing else that it touches:
+        // an operand that is changed in place is alone or its summand lies apart from it, and tables,
+        // quantized rows and all other results have buffers of their own.
         match *op {
             RowOp::RopeTable { table } => {
                 let table = &self.plan.ropes[table];
-                // SAFETY: see above; tables have one row for each row of the step.
+                // SAFETY: see above; tables have one row for each row of the step, and only this operation
+                // writes them.
                 let all = unsafe { arena.row_mut(table.view, row) };
                 let (cos, sin) = all.split_at_mut(all.len() / 2);
                 let position = f64::from(self.schedule.positions[self.step_row(pass, row)]);
@@ -70,7 +73,8 @@ impl Step<'_, '_> {
                 Ok(())
             }
             RowOp::Gather { from, to } => {
-                // SAFETY: see above; the source is of an earlier phase, which nobody writes any more.
+                // SAFETY: see above; the source is of an earlier phase, in a buffer that nobody writes any
+                // more in this step.
                 unsafe { arena.row_mut(to, row).copy_from_slice(arena.row(from, self.step_row(pass, row))) };
                 Ok(())
             }
@@ -94,7 +98,8 @@ impl Step<'_, '_> {
             }
             RowOp::Rope { table, x, head_dim } => {
                 let table = &self.plan.ropes[table];
-                // SAFETY: see above; the tables were filled in the first phase.
+                // SAFETY: see above; the table's row was filled in the first phase: before, or earlier in
+                // this program.
                 let (x, table_row) =
                     unsafe { (arena.row_mut(x, row), arena.row(table.view, self.step_row(pass, row))) };
                 let (cos, sin) = table_row.split_at(table_row.len() / 2);
@@ -125,8 +130,9 @@ impl Step<'_, '_> {
                 // SAFETY: see above.
                 let (k, v) = unsafe { (arena.row(k, row), arena.row(v, row)) };
                 for (head, (k, v)) in k.chunks_exact(dim).zip(v.chunks_exact(dim)).enumerate() {
-                    // SAFETY: the rows that go to a block are one worker's, and attention reads behind the next barrier. Sequences share
-                    // no block that a step writes: `KvCache::extend` copied it.
+                    // SAFETY: the rows that go to a block are one worker's, which is done with one head of it
+                    // before the next, and attention reads behind the next barrier. No sequence is twice in a
+                    // step, and sequences share no block that a step writes: `KvCache::extend` copied it.
                     let block = unsafe { self.kv.write(block, cache, head) };
                     kernels.kv_write(k, v, block, slot)?;
                 }

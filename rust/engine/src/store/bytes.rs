@@ -152,7 +152,7 @@ impl Bytes {
 
     /// The bytes as 16-bit words, if they are aligned to two and even in number.
     pub fn as_u16(&self) -> Option<&[u16]> {
-        // SAFETY: every pattern of bits is a valid u16.
+        // SAFETY: any two bytes are a u16, and bytes are initialised.
         let (head, words, tail) = unsafe { self.as_slice().align_to::<u16>() };
         (head.is_empty() && tail.is_empty()).then_some(words)
     }

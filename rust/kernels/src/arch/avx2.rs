@@ -17,7 +17,7 @@ struct Avx2;
 /// Needs AVX2; `x` must be valid for 16 bytes.
 #[inline(always)]
 unsafe fn quad<const Q: usize>(x: *const i8) -> __m256i {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises AVX2 and 16 bytes; Q is at most 3, so the four read lie among them.
     unsafe { _mm256_set1_epi32(x.add(4 * Q).cast::<i32>().read_unaligned()) }
 }
 
@@ -27,7 +27,7 @@ unsafe fn quad<const Q: usize>(x: *const i8) -> __m256i {
 /// Needs AVX2.
 #[inline(always)]
 unsafe fn widen(sum: __m256i, pairs: __m256i) -> __m256i {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises AVX2; nothing is read from memory.
     unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))) }
 }
 
@@ -83,7 +83,7 @@ impl Dot for Avx2 {
         w: [__m256i; 4],
         x: *const i8,
     ) {
-        // SAFETY: the caller keeps the contract of the trait.
+        // SAFETY: the caller promises AVX2, and 16 readable bytes at `x`, since `acts` made it.
         unsafe {
             match Kind::numbered(KIND) {
                 kind @ (Kind::P2 | Kind::P3) => {

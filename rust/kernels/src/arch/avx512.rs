@@ -22,7 +22,7 @@ pub(super) struct Avx512<const VBMI: bool, const RAISE: i32 = 128>;
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn opaque(mut table: __m512i) -> __m512i {
-    // SAFETY: no instruction is in it.
+    // SAFETY: the text is a comment: no instruction is in it, and the register stays as it is.
     unsafe {
         std::arch::asm!("/* {0} */", inout(zmm_reg) table, options(pure, nomem, nostack, preserves_flags));
     }
@@ -33,10 +33,10 @@ impl<const VBMI: bool, const RAISE: i32> Avx512<VBMI, RAISE> {
     /// The entries of 64 codes.
     ///
     /// # Safety
-    /// Needs the instructions of this type, as the methods of [`Dot`].
+    /// Needs AVX-512 BW, and VBMI if the type says so.
     #[inline(always)]
     unsafe fn look_up(table: __m512i, index: __m512i) -> __m512i {
-        // SAFETY: the caller keeps the contract of `Dot`.
+        // SAFETY: the caller promises the instructions; a table is a register, so no index leaves it.
         unsafe {
             if VBMI {
                 _mm512_permutexvar_epi8(index, table)
@@ -49,10 +49,10 @@ impl<const VBMI: bool, const RAISE: i32> Avx512<VBMI, RAISE> {
     /// Codes of three bits of quad `Q`: two from `low`, the third from bit `4 * HALF + Q` of `high`.
     ///
     /// # Safety
-    /// Needs the instructions of this type, as the methods of [`Dot`].
+    /// Needs AVX-512 F and BW.
     #[inline(always)]
     unsafe fn three<const HALF: usize, const Q: usize>(low: __m512i, high: __m512i) -> __m512i {
-        // SAFETY: the caller keeps the contract of `Dot`.
+        // SAFETY: the caller promises the instructions; all is arithmetic on registers.
         unsafe {
             let low = match Q {
                 0 => low,

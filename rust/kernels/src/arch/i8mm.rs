@@ -36,8 +36,9 @@ impl Panels<NeonDotprod> for Squares {
     ) {
         debug_assert_eq!(V, NeonDotprod::PARTS, "a panel is one tile");
         let groups = w.cols.div_ceil(32);
-        // SAFETY: the caller keeps the contract of the trait. The number of rows is rounded up to a multiple of four, which
-        // CHUNK_ROWS is; the rows read are clamped to the last one. A panel has room for 64 quads of four vectors.
+        // SAFETY: the caller keeps the contract of the trait. The number of rows is rounded up to a multiple
+        // of four, which CHUNK_ROWS is, so that `sums` has room; the rows of x that are read are clamped to
+        // the last one. A block has at most 8 groups, which take 512 bytes each of the panel's 16 KiB.
         unsafe {
             std::slice::from_raw_parts_mut(sums, rows.len().next_multiple_of(4) * TILE).fill(0.0);
             for b in 0..blocks(w.cols) {
@@ -58,7 +59,8 @@ impl Panels<NeonDotprod> for Squares {
 /// Decodes one activation block of a tile, step by step of 8 inputs.
 ///
 /// # Safety
-/// Needs NEON; the tile must have `groups` groups of 32 inputs from the block's start on, the panel room for them.
+/// Needs NEON; `KIND` must be the number of w's kind; the tile must have `groups` groups of 32 inputs from
+/// the block's start on, and the panel room for 512 bytes of each.
 #[inline(always)]
 unsafe fn decode<const KIND: usize>(
     w: &Palette<'_>,
@@ -68,7 +70,9 @@ unsafe fn decode<const KIND: usize>(
     panel: *mut u8,
 ) {
     let group_bytes = Kind::numbered(KIND).group_bytes();
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises NEON, the groups, of the size that KIND says, and their room: a group is
+    // four steps of PAIRS vectors of 16 bytes, of which each part writes two. The codebook is a tile's, so it
+    // has the kind's entries.
     unsafe {
         let codes = w.tile(tile).as_ptr().add(block * 8 * group_bytes);
         let table = NeonDotprod::table::<KIND>(w.tile_codebook(tile).as_ptr());
@@ -93,8 +97,9 @@ unsafe fn decode<const KIND: usize>(
 /// One register block: `P` pairs of rows × a tile over one activation block.
 ///
 /// # Safety
-/// Needs the instructions of the level; rows exist and hold 32 × groups values from the block's start, the panel holds 4 × groups
-/// steps, and `to` has room for 2P rows of 16 floats.
+/// Needs the instructions of the level; `last` must be a row of x that holds 32 × groups values from the
+/// block's start, the panel must hold 4 × groups steps, and `to` be valid for reading and writing 2P rows of
+/// 16 floats.
 #[inline(always)]
 unsafe fn block<const P: usize>(
     x: &QuantRows<'_>,
@@ -107,7 +112,9 @@ unsafe fn block<const P: usize>(
 ) {
     let n_blocks = blocks(x.cols);
     let row: [[usize; 2]; P] = std::array::from_fn(|i| [0, 1].map(|j| (first + 2 * i + j).min(last)));
-    // SAFETY: as the caller promises.
+    // SAFETY: as the caller promises: rows are clamped to `last`; each of the 2 × groups double steps reads
+    // 16 values of them and two steps of the panel; x has a scale for each row and block; rows of `to` are
+    // the 2P that there is room for.
     unsafe {
         let values = row.map(|pair| pair.map(|r| x.values.as_ptr().add(r * x.stride + b * 256)));
         let mut sums = [[vdupq_n_s32(0); PAIRS]; P];
@@ -158,6 +165,10 @@ unsafe fn smmla(sum: int32x4_t, x: int64x2_t, w: uint8x16_t) -> int32x4_t {
     sum
 }
 
+/// The kernel for many rows.
+///
+/// # Safety
+/// Needs the features that it enables; weights and lengths as for [`crate::registry::KernelFn`].
 #[target_feature(enable = "neon,dotprod,i8mm")]
 unsafe fn all<const KIND: usize>(
     w: &Palette<'_>,
@@ -166,7 +177,7 @@ unsafe fn all<const KIND: usize>(
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
-    // SAFETY: the features are enabled here; the caller has checked the lengths.
+    // SAFETY: the caller promises the features of both types, and weights of this kind whose lengths fit.
     unsafe { many::many::<NeonDotprod, Squares, KIND>(w, x, tiles, scratch, out) }
 }
 

@@ -20,10 +20,10 @@ mod ymm;
 /// Weights in int8 times activations in int8. `KIND` is the number of the weights' [`crate::Kind`].
 ///
 /// # Safety
-/// Of every `unsafe` method, in the trait as in its implementations: the CPU has the instructions of the type, and the method is
-/// inlined into a function that enables them; pointers are valid for the bytes that the method names (whole vectors where it
-/// names none; [`Dot::prefetch`] takes any address); no alignment is needed. Methods without pointers ask for the
-/// instructions only.
+/// Of every `unsafe` method, in the trait as in its implementations: the CPU has the instructions of the
+/// type. Pointers must be valid for the bytes that the method names; no alignment is needed. (The method is
+/// to be inlined into a function that enables the instructions: elsewhere it is slow, or its assembly
+/// refused.)
 ///
 /// Kernels step through memory by `PARTS` and the sizes of `V` and `F`: [`fits`] says whether these agree.
 pub(crate) trait Dot {
@@ -44,51 +44,106 @@ pub(crate) trait Dot {
     fn bias<const KIND: usize>() -> i32;
     /// The tables for the codebook of a tile at `codebook`, of which the kind's number of entries is read. A second table, equal
     /// to the first where codes stand for single weights, holds the second elements of pairs.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; `codebook` is valid for reading `codebook_len` bytes of the kind (for
+    /// `P8` none).
     unsafe fn table<const KIND: usize>(codebook: *const i8) -> [Self::V; 2];
     /// One part of the four quads of half `HALF` (0, 1) of a group of 32 inputs, decoded. `group` points at the part in
-    /// the first line of the group; the kind's bytes of a group, less the offset of the part, are readable.
+    /// the first line of the group.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; `group` is valid for reading the kind's bytes of a group less the part's
+    /// offset.
     unsafe fn decode<const KIND: usize, const HALF: usize>(
         table: [Self::V; 2],
         group: *const u8,
     ) -> [Self::V; 4];
     /// Sixteen activations at `p`.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; `p` is valid for reading 16 bytes for as long as the result is used: it
+    /// may be nothing but the pointer.
     unsafe fn acts(p: *const i8) -> Self::X;
     /// `sum + Σ w · x[4Q..4Q+4]` for each row.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; `x` came from [`Dot::acts`], and its memory is still valid for reading.
     unsafe fn dot1<const KIND: usize, const Q: usize>(sum: Self::Sum, w: Self::V, x: Self::X) -> Self::Sum;
     /// All lanes `start` (which is 0 where the bias is).
+    ///
+    /// # Safety
+    /// The CPU has the instructions, as for every method below that has no pointer.
     unsafe fn sum(start: i32) -> Self::Sum;
     /// Lane by lane.
+    ///
+    /// # Safety
+    /// As [`Dot::sum`].
     unsafe fn add(a: Self::Sum, b: Self::Sum) -> Self::Sum;
     /// One vector of weights.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; `p` is valid for reading the bytes of a `V`.
     unsafe fn load(p: *const u8) -> Self::V;
     /// One vector of weights.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; `p` is valid for writing the bytes of a `V`.
     unsafe fn store(p: *mut u8, v: Self::V);
 
     /// A vector of decoded weights as floats, less the bias: inputs 0, 1, 2, 3 of the quad.
+    ///
+    /// # Safety
+    /// As [`Dot::sum`].
     unsafe fn floats<const KIND: usize>(v: Self::V) -> [Self::F; 4];
     /// Sums as floats (exact: below 2^24).
+    ///
+    /// # Safety
+    /// As [`Dot::sum`].
     unsafe fn float(sum: Self::Sum) -> Self::F;
     /// All lanes `x`.
+    ///
+    /// # Safety
+    /// As [`Dot::sum`].
     unsafe fn splat(x: f32) -> Self::F;
     /// `a * b + c`, rounded once.
+    ///
+    /// # Safety
+    /// As [`Dot::sum`].
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `a * b`.
+    ///
+    /// # Safety
+    /// As [`Dot::sum`].
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     /// Floats at `p`.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; `p` is valid for reading the bytes of an `F`.
     unsafe fn load_f(p: *const f32) -> Self::F;
     /// Floats to `p`.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; `p` is valid for writing the bytes of an `F`.
     unsafe fn store_f(p: *mut f32, v: Self::F);
     /// Hints that the line at `p`, which may be any address, will be read.
+    ///
+    /// # Safety
+    /// As [`Dot::sum`]: no address makes the hint fault.
     unsafe fn prefetch(p: *const u8);
 
     /// Adds the dot products of four quads to `CHAINS` (1, 2, 4) independent sums.
+    ///
+    /// # Safety
+    /// As [`Dot::dot1`].
     #[inline(always)]
     unsafe fn dot4<const KIND: usize, const CHAINS: usize>(
         sums: &mut [Self::Sum; CHAINS],
         w: [Self::V; 4],
         x: Self::X,
     ) {
-        // SAFETY: the caller keeps the contract of the trait.
+        // SAFETY: the caller's promise is that of each call: the instructions, and activations that are still
+        // there.
         unsafe {
             sums[0] = Self::dot1::<KIND, 0>(sums[0], w[0], x);
             sums[1 % CHAINS] = Self::dot1::<KIND, 1>(sums[1 % CHAINS], w[1], x);
@@ -109,7 +164,8 @@ macro_rules! dot_ops {
         #[inline(always)]
         #[allow(unused_unsafe)] // some bodies are plain expressions
         unsafe fn $name$(<$(const $generic: usize),*>)?($($arg: $ty),*) $(-> $ret)? {
-            // SAFETY: the caller keeps the contract of the trait: the instructions exist, the pointers are valid.
+            // SAFETY: the caller keeps the contract of the method in the trait: the instructions exist,
+            // pointers are valid for the bytes named there, and the body touches no more of them.
             unsafe { $body }
         }
     )*};

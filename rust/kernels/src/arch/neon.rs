@@ -11,10 +11,11 @@ use crate::matmul::instances;
 /// The contract of `Dot::table`: the codebook, repeated over 16 bytes.
 ///
 /// # Safety
-/// Needs NEON; `codebook` as in `Dot::table`.
+/// Needs NEON; `codebook` must be valid for reading `codebook_len` bytes of the kind, which `P8` has none of.
 #[inline(always)]
 unsafe fn table<const KIND: usize>(codebook: *const i8) -> [uint8x16_t; 2] {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises NEON and the kind's entries: 4, 8, 16, twice 16 or none, which is what is
+    // read.
     unsafe {
         let one = match Kind::numbered(KIND) {
             Kind::P2 => vreinterpretq_u8_u32(vdupq_n_u32(codebook.cast::<u32>().read_unaligned())),
@@ -30,13 +31,15 @@ unsafe fn table<const KIND: usize>(codebook: *const i8) -> [uint8x16_t; 2] {
 /// The contract of `Dot::decode`.
 ///
 /// # Safety
-/// Needs NEON; `group` as in `Dot::decode`.
+/// Needs NEON; `group` must point at a part, of 16 bytes, of the first line of a group that is readable to
+/// its end.
 #[inline(always)]
 unsafe fn decode<const KIND: usize, const HALF: usize>(
     [table, second]: [uint8x16_t; 2],
     group: *const u8,
 ) -> [uint8x16_t; 4] {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises NEON and the group. The lines read are those that the kind has: 2, 3, 4 or
+    // 8, each from the same part on.
     unsafe {
         let line = |i: usize| vld1q_u8(group.add(64 * i));
         let nibble = |index| vqtbl1q_u8(table, vandq_u8(index, vdupq_n_u8(15)));

@@ -7,10 +7,11 @@ use crate::formats::Kind;
 /// The contract of `Dot::table`: the codebook in every 16-byte lane, raised by `bias`.
 ///
 /// # Safety
-/// Needs AVX2; `codebook` as in `Dot::table`.
+/// Needs AVX2; `codebook` must be valid for reading `codebook_len` bytes of the kind, which `P8` has none of.
 #[inline(always)]
 pub(super) unsafe fn table<const KIND: usize>(codebook: *const i8, bias: i8) -> [__m256i; 2] {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises AVX2 and the kind's entries: 4, 8, 16, twice 16 or none, which is what is
+    // read.
     unsafe {
         let sixteen = |entries: *const i8| _mm256_broadcastsi128_si256(_mm_loadu_si128(entries.cast()));
         let raise = |entries| _mm256_add_epi8(entries, _mm256_set1_epi8(bias));
@@ -28,14 +29,16 @@ pub(super) unsafe fn table<const KIND: usize>(codebook: *const i8, bias: i8) -> 
 /// The contract of `Dot::decode`; for `P8`, `raise` is added to the values.
 ///
 /// # Safety
-/// Needs AVX2; `group` as in `Dot::decode`.
+/// Needs AVX2; `group` must point at a part, of 32 bytes, of the first line of a group that is readable to
+/// its end.
 #[inline(always)]
 pub(super) unsafe fn decode<const KIND: usize, const HALF: usize>(
     [table, second]: [__m256i; 2],
     group: *const u8,
     raise: i8,
 ) -> [__m256i; 4] {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises AVX2 and the group. The lines read are those that the kind has: 2, 3, 4 or
+    // 8, each from the same part on.
     unsafe {
         let line = |i: usize| _mm256_loadu_si256(group.add(64 * i).cast());
         let nibble = |index| _mm256_and_si256(index, _mm256_set1_epi8(15));

@@ -6,7 +6,10 @@ use super::palette::Palette;
 use crate::cpu::Level;
 use crate::registry::{KernelFn, Row};
 
-/// Portable code serves every level: [`crate::registry`] says why. `unsafe` only to have the type that the registry holds.
+/// Portable code serves every level: [`crate::registry`] says why.
+///
+/// # Safety
+/// Needs nothing: every access is checked. `unsafe` only to have the type that the registry holds.
 unsafe fn embed(w: &Palette<'_>, row: usize, out: &mut [f32]) {
     decode_row(w, row, out);
 }

@@ -27,7 +27,7 @@ pub(crate) struct Prompts {
 /// The faster kernel for many rows of `kind`. Takes about a millisecond.
 ///
 /// # Safety
-/// The level of both kernels must be available.
+/// The level of both kernels must be available, and both must be for weights of `kind`.
 pub(crate) unsafe fn fastest(kind: Kind, registers: MatmulPaletteFn, panels: MatmulPaletteFn) -> Prompts {
     let panels = Prompts { kernel: panels, name: "panels" };
     let registers = Prompts { kernel: registers, name: "registers" };
@@ -42,7 +42,8 @@ pub(crate) unsafe fn fastest(kind: Kind, registers: MatmulPaletteFn, panels: Mat
     for _ in 0..ROUNDS {
         for (best, choice) in best.iter_mut().zip([panels, registers]) {
             let begun = Instant::now();
-            // SAFETY: the caller promises the level; weight, activations and output have the sizes that belong together.
+            // SAFETY: the caller promises the level and the kind; weight, activations and output have sizes
+            // that belong together, and there are rows.
             unsafe { (choice.kernel)(&w, &x.as_rows(), 0..OUTPUTS / TILE, &mut scratch, &mut out) };
             *best = begun.elapsed().min(*best);
         }

@@ -19,7 +19,8 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// One row, in four independent sums so that the latency of the dot product is hidden.
 ///
 /// # Safety
-/// Needs the instructions of `D`; the lengths must fit as `Kernels::matmul_palette` checks them, and x has a row.
+/// Needs the instructions of `D`; `KIND` must be the number of w's kind, x must have w's inputs and a row,
+/// and the tiles must be w's.
 #[inline(always)]
 pub(crate) unsafe fn one<D: Dot, const KIND: usize>(
     w: &Palette<'_>,
@@ -28,7 +29,7 @@ pub(crate) unsafe fn one<D: Dot, const KIND: usize>(
     out: &mut [f32],
 ) {
     for (i, t) in tiles.enumerate() {
-        // SAFETY: as the caller promises.
+        // SAFETY: as the caller promises: row 0 exists.
         unsafe { pass::<D, KIND, 1, 4, 1>(w, x, t, 0..1, &mut out[i * TILE..], 0) };
     }
 }
@@ -39,7 +40,7 @@ pub(crate) unsafe fn one<D: Dot, const KIND: usize>(
 /// ([`super::choice`]).
 ///
 /// # Safety
-/// As for [`one`].
+/// As for [`one`], but x may be without rows.
 #[inline(always)]
 pub(crate) unsafe fn few<D: Dot, const KIND: usize>(
     w: &Palette<'_>,
@@ -52,12 +53,15 @@ pub(crate) unsafe fn few<D: Dot, const KIND: usize>(
         _ => x.rows.max(1),
     };
     for start in (0..x.rows).step_by(chunk) {
-        // SAFETY: as the caller promises; the rows exist.
+        // SAFETY: as the caller promises; the rows are x's, and not none.
         unsafe { some::<D, KIND>(w, x, start..x.rows.min(start + chunk), tiles.clone(), out) };
     }
 }
 
 /// Some rows × the outputs of `tiles`.
+///
+/// # Safety
+/// As for [`one`]; the rows must be x's, and not none.
 #[inline(always)]
 unsafe fn some<D: Dot, const KIND: usize>(
     w: &Palette<'_>,
@@ -76,7 +80,8 @@ unsafe fn some<D: Dot, const KIND: usize>(
             let out = &mut out[first * width + (t - tiles.start) * TILE..];
             // A kernel for more rows than there are repeats the last one and drops its result. Sums in flight: at
             // least eight where the registers allow it. Kernels for pairs exist where `pairs` asks for them.
-            // SAFETY: as the caller promises; each kernel serves at least `rows` rows, and a pair has two tiles.
+            // SAFETY: as the caller promises; `rows` are one or more of x's, and where a kernel takes a pair
+            // the next tile is among `tiles`. `width` and `out` are checked where they are used.
             unsafe {
                 match step {
                     3 | 4 if const { pairs::<D, KIND>(4) } && pair => {
@@ -112,6 +117,10 @@ const fn pairs<D: Dot, const KIND: usize>(rows: usize) -> bool {
 }
 
 /// The outputs of `T` tiles from `tile` on for 1 to `M` rows, written to `out` at multiples of `width`.
+///
+/// # Safety
+/// Needs the instructions of `D`; `KIND` must be the number of w's kind, x must have w's inputs, the tiles
+/// must be w's, and the rows x's and not none.
 #[inline(always)]
 unsafe fn pass<D: Dot, const KIND: usize, const M: usize, const CHAINS: usize, const T: usize>(
     w: &Palette<'_>,
@@ -128,8 +137,11 @@ unsafe fn pass<D: Dot, const KIND: usize, const M: usize, const CHAINS: usize, c
     let lanes = TILE / D::PARTS;
     let row: [usize; M] = std::array::from_fn(|m| (rows.start + m).min(rows.end - 1));
     // Counted loops rather than closures, which would not be inlined into code with the instructions.
-    // SAFETY: the caller promises the instructions and the lengths: codes hold `groups` groups, rows of x hold
-    // 32 × groups values (stride is a multiple of 64 at least as long), scales and sums one entry per block.
+    // SAFETY: the caller promises the instructions and the kind, by which a tile's codes are `groups` groups
+    // and its codebook has the entries that `table` reads. Rows are clamped to the last, which exists; each
+    // holds 32 × groups values, since its stride is the number of inputs rounded up to 64 or more, and x has
+    // a scale and a sum for each row and block. `y` and the scales of a tile have 16 elements, which are
+    // PARTS vectors.
     unsafe {
         let codes: [*const u8; T] = std::array::from_fn(|t| w.tile(tile + t).as_ptr());
         let mut table = [D::table::<KIND>(w.tile_codebook(tile).as_ptr()); T];

@@ -16,8 +16,10 @@ pub(crate) trait Panels<D: Dot> {
     /// The float sums of `rows` × the tiles that `V` vectors hold from `tile` on, block by block, row by row in `sums`.
     ///
     /// # Safety
-    /// Needs the instructions of `D` and of the type; the lengths must fit as `Kernels::matmul_palette` checks them, `rows` be
-    /// at most `CHUNK_ROWS`, and `panel` and `sums` be those of a [`Scratch`].
+    /// Needs the instructions of `D` and of the type, and those ready to be used. `KIND` must be the number
+    /// of w's kind and x have w's inputs; the tiles must be w's; `rows` must be x's, one or more and at most
+    /// `CHUNK_ROWS`; `panel` and `sums` must be those of a [`Scratch`] that nothing else uses; `V` must be 1,
+    /// 2 or 4 and a multiple of `D::PARTS`.
     unsafe fn panels<const KIND: usize, const V: usize>(
         w: &Palette<'_>,
         x: &QuantRows<'_>,
@@ -31,7 +33,8 @@ pub(crate) trait Panels<D: Dot> {
 /// All rows of x × the outputs of `tiles`.
 ///
 /// # Safety
-/// Needs the instructions of `D` and `P`; the lengths must fit as `Kernels::matmul_palette` checks them.
+/// Needs the instructions of `D` and `P`, ready to be used; `KIND` must be the number of w's kind, x must
+/// have w's inputs, and the tiles must be w's.
 #[inline(always)]
 pub(crate) unsafe fn many<D: Dot, P: Panels<D>, const KIND: usize>(
     w: &Palette<'_>,
@@ -53,7 +56,9 @@ pub(crate) unsafe fn many<D: Dot, P: Panels<D>, const KIND: usize>(
         while first < x.rows {
             let rows = first..x.rows.min(first + CHUNK_ROWS);
             let (panel, sums) = scratch.parts();
-            // SAFETY: as the caller promises; scratch memory holds a panel of 4 × 64 lines and CHUNK_ROWS × 64 sums.
+            // SAFETY: as the caller promises. The vectors of a panel are those of `count` tiles, which are
+            // left; scratch memory is borrowed, and holds a panel of 4 × 64 lines and CHUNK_ROWS × 64 sums;
+            // `panels` has written those of `rows`.
             unsafe {
                 if const { D::PARTS == 2 } {
                     P::panels::<KIND, 2>(w, x, at, rows.clone(), panel, sums);
@@ -85,11 +90,15 @@ impl<D: Dot> Panels<D> for Quads {
         panel: *mut u8,
         sums: *mut f32,
     ) {
-        // SAFETY: the caller keeps the contract of the trait.
+        // SAFETY: the caller keeps the contract of the trait, which is that of `quads`.
         unsafe { quads::<D, KIND, V>(w, x, tile, rows, panel, sums) }
     }
 }
 
+/// [`Panels::panels`] for any `D`.
+///
+/// # Safety
+/// That of [`Panels::panels`].
 #[inline(always)]
 unsafe fn quads<D: Dot, const KIND: usize, const V: usize>(
     w: &Palette<'_>,
@@ -101,8 +110,10 @@ unsafe fn quads<D: Dot, const KIND: usize, const V: usize>(
 ) {
     let lanes = TILE / D::PARTS;
     let groups = w.cols.div_ceil(32);
-    // SAFETY: as the caller promises. The number of rows is rounded up to 2, 4 or 6 in the last register block,
-    // which CHUNK_ROWS has room for; the rows read are clamped to the last one.
+    // SAFETY: as the caller promises. The number of rows is rounded up to 2, 4 or 6 in the last register
+    // block, never beyond the next multiple of BLOCK, which CHUNK_ROWS is one of: `sums` has room. The rows
+    // read are clamped to the last one. V vectors are V / PARTS tiles, side by side in the panel; a block has
+    // 8 groups at most, 64 quads of V vectors.
     unsafe {
         std::slice::from_raw_parts_mut(sums, rows.len().next_multiple_of(D::BLOCK) * V * lanes).fill(0.0);
         for b in 0..blocks(w.cols) {
@@ -134,8 +145,9 @@ unsafe fn quads<D: Dot, const KIND: usize, const V: usize>(
 /// Decodes one activation block of a tile into its columns of the panel: quad by quad, `V` vectors each.
 ///
 /// # Safety
-/// Needs the instructions of `D`; the tile must have `groups` groups of 32 inputs from the block's start on, and the panel
-/// room for `V` vectors for each of their quads.
+/// Needs the instructions of `D`; `KIND` must be the number of w's kind; the tile must have `groups` groups
+/// of 32 inputs from the block's start on, and the panel room for `V` vectors for each of their quads, less
+/// those before this tile's.
 #[inline(always)]
 pub(crate) unsafe fn decode<D: Dot, const KIND: usize, const V: usize>(
     w: &Palette<'_>,
@@ -146,7 +158,8 @@ pub(crate) unsafe fn decode<D: Dot, const KIND: usize, const V: usize>(
 ) {
     let vector = 64 / D::PARTS;
     let group_bytes = Kind::numbered(KIND).group_bytes();
-    // SAFETY: as the caller promises: the tile has the groups, the panel has V vectors for each of their quads.
+    // SAFETY: as the caller promises: the tile has the groups, of the size that KIND says, and the codebook
+    // of a tile the kind's entries; of the V vectors for each quad the first PARTS are written.
     unsafe {
         let codes = w.tile(tile).as_ptr().add(block * 8 * group_bytes);
         let table = D::table::<KIND>(w.tile_codebook(tile).as_ptr());
@@ -166,6 +179,11 @@ pub(crate) unsafe fn decode<D: Dot, const KIND: usize, const V: usize>(
 }
 
 /// One register block: `R` rows × `V` vectors over one activation block. Returns R.
+///
+/// # Safety
+/// Needs the instructions of `D`; `last` must be a row of x, whose rows hold 32 × `groups` values from the
+/// block's start on; the panel must hold 8 × `groups` quads of `V` vectors, and `to` be valid for reading and
+/// writing R × `V` vectors of floats.
 #[inline(always)]
 unsafe fn block<D: Dot, const KIND: usize, const V: usize, const R: usize>(
     x: &QuantRows<'_>,
@@ -180,8 +198,8 @@ unsafe fn block<D: Dot, const KIND: usize, const V: usize, const R: usize>(
     let vector = 64 / D::PARTS;
     let lanes = TILE / D::PARTS;
     let row: [usize; R] = std::array::from_fn(|r| (first + r).min(last));
-    // SAFETY: as the caller promises: rows exist and hold 32 × groups values from the block's start, the panel holds
-    // 8 × groups quads of V vectors, and `to` has room for R × V vectors of floats.
+    // SAFETY: as the caller promises: rows are clamped to `last`; each of the 2 × groups steps reads 16
+    // values of a row and four quads of the panel; x has a scale and a sum for each row and block.
     unsafe {
         let values: [*const i8; R] = row.map(|r| x.values.as_ptr().add(r * x.stride + b * 256));
         let mut sums: [[D::Sum; V]; R] = row.map(|r| {
@@ -229,6 +247,10 @@ unsafe fn block<D: Dot, const KIND: usize, const V: usize, const R: usize>(
 }
 
 /// Multiplies the sums of `panel` tiles by the scales of their rows and writes them out.
+///
+/// # Safety
+/// Needs the instructions of `D`; `sums` must be valid for reading 16 × the number of tiles floats for each
+/// of the rows.
 #[inline(always)]
 unsafe fn finish<D: Dot>(
     w: &Palette<'_>,
@@ -246,7 +268,8 @@ unsafe fn finish<D: Dot>(
         for (m, row) in rows.clone().enumerate() {
             let y = &mut out[row * width + (t - tiles.start) * TILE..][..TILE];
             for p in 0..D::PARTS {
-                // SAFETY: as the caller promises; y and scales have 16 elements, sums 16 × count per row.
+                // SAFETY: y and scales have 16 elements, PARTS vectors; the caller promises 16 × count sums
+                // for each row.
                 unsafe {
                     let scale = D::load_f(scales.as_ptr().add(p * lanes));
                     let sum = D::load_f(sums.add((m * count + i) * TILE + p * lanes));

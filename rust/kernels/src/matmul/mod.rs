@@ -17,6 +17,10 @@ macro_rules! instances {
         use crate::scratch::Scratch;
         use std::ops::Range;
 
+        /// The kernel for one row.
+        ///
+        /// # Safety
+        /// Needs the features of this level; weights and lengths as for [`crate::registry::KernelFn`].
         #[target_feature(enable = $features)]
         unsafe fn one<const KIND: usize>(
             w: &Palette<'_>,
@@ -25,10 +29,15 @@ macro_rules! instances {
             _: &mut Scratch,
             out: &mut [f32],
         ) {
-            // SAFETY: the features are enabled here; the caller has checked the lengths.
+            // SAFETY: the caller promises the features, which are those of the type, and weights of this kind
+            // whose lengths fit.
             unsafe { few::one::<$dot, KIND>(w, x, tiles, out) }
         }
 
+        /// The kernel for a few rows.
+        ///
+        /// # Safety
+        /// Needs the features of this level; weights and lengths as for [`crate::registry::KernelFn`].
         #[target_feature(enable = $features)]
         unsafe fn some<const KIND: usize>(
             w: &Palette<'_>,
@@ -37,10 +46,15 @@ macro_rules! instances {
             _: &mut Scratch,
             out: &mut [f32],
         ) {
-            // SAFETY: the features are enabled here; the caller has checked the lengths.
+            // SAFETY: the caller promises the features, which are those of the type, and weights of this kind
+            // whose lengths fit.
             unsafe { few::few::<$dot, KIND>(w, x, tiles, out) }
         }
 
+        /// The kernel for many rows.
+        ///
+        /// # Safety
+        /// Needs the features of this level; weights and lengths as for [`crate::registry::KernelFn`].
         #[target_feature(enable = $features)]
         pub(crate) unsafe fn all<const KIND: usize>(
             w: &Palette<'_>,
@@ -49,10 +63,15 @@ macro_rules! instances {
             scratch: &mut Scratch,
             out: &mut [f32],
         ) {
-            // SAFETY: the features are enabled here; the caller has checked the lengths.
+            // SAFETY: the caller promises the features, which are those of the type, and weights of this kind
+            // whose lengths fit.
             unsafe { many::many::<$dot, many::Quads, KIND>(w, x, tiles, scratch, out) }
         }
 
+        /// The kernel for float32 activations.
+        ///
+        /// # Safety
+        /// Needs the features of this level; weights and lengths as for [`crate::registry::KernelFn`].
         #[target_feature(enable = $features)]
         unsafe fn exact<const KIND: usize>(
             w: &Palette<'_>,
@@ -62,7 +81,8 @@ macro_rules! instances {
             tiles: Range<usize>,
             out: &mut [f32],
         ) {
-            // SAFETY: the features are enabled here; the caller has checked the lengths.
+            // SAFETY: the caller promises the features, which are those of the type, and weights of this kind
+            // whose lengths fit.
             unsafe { precise::any::<$dot, KIND>(w, precise::Rows { data, rows, stride }, tiles, out) }
         }
 

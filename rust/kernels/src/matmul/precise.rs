@@ -31,7 +31,8 @@ pub(crate) struct Rows<'a> {
 /// All rows of x × the outputs of `tiles`.
 ///
 /// # Safety
-/// Needs the instructions of `D`; the lengths must fit as `Kernels::matmul_palette_f32` checks them.
+/// Needs the instructions of `D`; `KIND` must be the number of w's kind, the tiles must be w's, x must hold
+/// its rows of w's inputs, and `out` 16 outputs of each tile for each of them.
 #[inline(always)]
 pub(crate) unsafe fn any<D: Dot, const KIND: usize>(
     w: &Palette<'_>,
@@ -47,7 +48,8 @@ pub(crate) unsafe fn any<D: Dot, const KIND: usize>(
     while at < tiles.end {
         // Panels are four vectors wide, or one tile where fewer are left.
         let count = if tiles.end - at >= 4 / D::PARTS { 4 / D::PARTS } else { 1 };
-        // SAFETY: as the caller promises; `out` has `count` tiles from here on, the panel is four vectors wide.
+        // SAFETY: as the caller promises: each row of `out` has `count` tiles from here on, which lie in it
+        // if x has rows, and are the vectors of each call. The panel is ours, and four vectors wide.
         unsafe {
             let to = out.as_mut_ptr().add((at - tiles.start) * TILE);
             if const { D::PARTS == 4 } || count > 1 {
@@ -81,6 +83,11 @@ fn finish(w: &Palette<'_>, tiles: Range<usize>, rows: usize, out: &mut [f32]) {
 }
 
 /// Adds the sums of all rows × the tiles that `V` vectors hold, panel by panel; rows of `to` are `width` apart.
+///
+/// # Safety
+/// Needs the instructions of `D`; `KIND` must be the number of w's kind and `V` a multiple of `D::PARTS`; the
+/// tiles must be w's, and x must hold its rows of w's inputs. `panel` must have room for 64 inputs of `V`
+/// vectors, and `to` be valid for reading and writing `V` vectors for each row.
 #[inline(always)]
 unsafe fn panels<D: Dot, const KIND: usize, const V: usize>(
     w: &Palette<'_>,
@@ -90,7 +97,9 @@ unsafe fn panels<D: Dot, const KIND: usize, const V: usize>(
     to: *mut f32,
     width: usize,
 ) {
-    // SAFETY: as the caller promises. The rows read are clamped to the last one.
+    // SAFETY: as the caller promises. Groups are counted from inputs that w has, and the last may be one that
+    // is padded, for which the panel has room as 64 is a multiple of 32. All tiles are decoded before the
+    // block reads them, and it reads rows that are left.
     unsafe {
         for k in (0..w.cols).step_by(DEPTH) {
             let depth = (w.cols - k).min(DEPTH);
@@ -111,6 +120,11 @@ unsafe fn panels<D: Dot, const KIND: usize, const V: usize>(
 }
 
 /// Decodes `groups` of 32 inputs of a tile into its columns of the panel: input by input, `V` vectors each.
+///
+/// # Safety
+/// Needs the instructions of `D`; `KIND` must be the number of w's kind; the tile must have `groups` groups
+/// from group `first` on, and the panel room for `V` vectors for each of their inputs, less those before this
+/// tile's.
 #[inline(always)]
 unsafe fn decode<D: Dot, const KIND: usize, const V: usize>(
     w: &Palette<'_>,
@@ -121,7 +135,8 @@ unsafe fn decode<D: Dot, const KIND: usize, const V: usize>(
 ) {
     let lanes = TILE / D::PARTS;
     let group_bytes = Kind::numbered(KIND).group_bytes();
-    // SAFETY: as the caller promises: the tile has the groups, the panel has V vectors for each of their inputs.
+    // SAFETY: as the caller promises: the tile has the groups, of the size that KIND says, and the codebook
+    // of a tile the kind's entries; of the V vectors for each input the first PARTS are written.
     unsafe {
         let codes = w.tile(tile).as_ptr().add(first * group_bytes);
         let table = D::table::<KIND>(w.tile_codebook(tile).as_ptr());
@@ -145,6 +160,11 @@ unsafe fn decode<D: Dot, const KIND: usize, const V: usize>(
 }
 
 /// One register block: up to `R` rows × `V` vectors over `depth` inputs from `k` on. Returns R.
+///
+/// # Safety
+/// Needs the instructions of `D`; `first` must be a row of x, whose rows hold `depth` inputs from `k` on; the
+/// panel must hold as many of `V` vectors, and `to` be valid for reading and writing `V` vectors for each row
+/// of x.
 #[inline(always)]
 unsafe fn block<D: Dot, const V: usize, const R: usize>(
     x: Rows<'_>,
@@ -158,8 +178,8 @@ unsafe fn block<D: Dot, const V: usize, const R: usize>(
     let lanes = TILE / D::PARTS;
     // A block of more rows than are left repeats the last one and drops its sums.
     let row: [usize; R] = std::array::from_fn(|r| (first + r).min(x.rows - 1));
-    // SAFETY: as the caller promises: rows exist and hold `depth` inputs from k on, the panel holds as many of V vectors,
-    // and a row of `to` holds V vectors.
+    // SAFETY: as the caller promises: rows are clamped to x's last, both those read of x and those of `to`;
+    // of the sums only those of rows that are left are written.
     unsafe {
         let values: [*const f32; R] = row.map(|r| x.data.as_ptr().add(r * x.stride + k));
         let mut sums: [[D::F; V]; R] =
@@ -183,6 +203,9 @@ unsafe fn block<D: Dot, const V: usize, const R: usize>(
 }
 
 /// The portable version.
+///
+/// # Safety
+/// Needs nothing: every access is checked. `unsafe` only to have the type that the registry holds.
 unsafe fn portable(
     w: &Palette<'_>,
     x: &[f32],

@@ -8,6 +8,10 @@ use crate::quantized::{ACT_BLOCK, QuantRows, blocks};
 use crate::registry::{KernelFn, Row};
 use crate::scratch::Scratch;
 
+/// The kernel for any number of rows.
+///
+/// # Safety
+/// Needs nothing: every access is checked. `unsafe` only to have the type that the registry holds.
 pub(crate) unsafe fn matmul(
     w: &Palette<'_>,
     x: &QuantRows<'_>,

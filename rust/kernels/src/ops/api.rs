@@ -44,8 +44,9 @@ pub(super) fn check_heads(what: &'static str, len: usize, head_dim: usize) -> Re
     Ok(())
 }
 
-// SAFETY of every call below: a reference to `Kernels` exists only where its level was detected, and the lengths that the
-// function relies on are checked first.
+// SAFETY of every call below: a reference to `Kernels` exists only where its level was detected, and what the
+// method takes is checked before it runs this. (The functions check bounds by themselves too: see
+// `instantiate`.)
 macro_rules! run {
     ($func:expr, $($arg:expr),*) => {{
         // SAFETY: as stated above the macro.

@@ -38,7 +38,7 @@ impl Kernels {
     /// When a slice is too short, or a stride is less than what it is to step over.
     pub fn outer_f32(&self, p: &Outer<'_, f32>, c: &mut [f32], stride: usize) -> Result<(), KernelError> {
         check(p, c.len(), stride)?;
-        // SAFETY: the level was detected when the table was built, and the lengths were checked above.
+        // SAFETY: the level was detected before the table was built, and the lengths were checked above.
         unsafe { (self.float.outer_f32)(p, c, stride) };
         Ok(())
     }
@@ -49,7 +49,7 @@ impl Kernels {
     /// As [`Kernels::outer_f32`].
     pub fn outer_f64(&self, p: &Outer<'_, f64>, c: &mut [f64], stride: usize) -> Result<(), KernelError> {
         check(p, c.len(), stride)?;
-        // SAFETY: as above.
+        // SAFETY: as in `outer_f32`.
         unsafe { (self.float.outer_f64)(p, c, stride) };
         Ok(())
     }
@@ -60,7 +60,7 @@ impl Kernels {
     /// When the lengths differ.
     pub fn add_scaled(&self, y: &mut [f64], factor: f64, x: &[f32]) -> Result<(), KernelError> {
         expect_len("x of add_scaled", x.len(), y.len())?;
-        // SAFETY: as above.
+        // SAFETY: the level was detected before the table was built, and the length was checked above.
         unsafe { (self.float.add_scaled)(y, factor, x) };
         Ok(())
     }

@@ -43,8 +43,12 @@ impl Kernels {
         at_least("activations", x.len(), span("activations", m, stride, w.cols())?)?;
         let len = product("out of matmul_palette_f32", &[m, tiles.len(), TILE])?;
         expect_len("out of matmul_palette_f32", out.len(), len)?;
+        if out.is_empty() {
+            return Ok(()); // kernels step through the outputs of at least one row
+        }
         let kernel = self.float.matmul_palette_f32[w.kind() as usize];
-        // SAFETY: the level was detected when the table was built, and the lengths were checked above.
+        // SAFETY: the level was detected before the table was built; the kernel is of the weight's kind;
+        // tiles, activations and the length of `out` were checked above.
         unsafe { kernel(w, x, m, stride, tiles, out) };
         Ok(())
     }
@@ -77,7 +81,8 @@ impl Kernels {
             return Ok(());
         }
         let kernel = self.float.matmul_dense[w.dtype() as usize][usize::from(m > 1)];
-        // SAFETY: the level was detected when the table was built, and the lengths were checked above.
+        // SAFETY: the level was detected before the table was built; the kernel is of the weight's type;
+        // outputs, activations and the length of `out` were checked above.
         unsafe { kernel(w, x, m, stride, rows, out) };
         Ok(())
     }
@@ -102,7 +107,8 @@ impl Kernels {
         if slot >= KV_TOKENS {
             return Err(KernelError::Range { what: "slot of a block", got: slot, limit: KV_TOKENS });
         }
-        // SAFETY: the level was detected when the table was built, and the lengths were checked above.
+        // SAFETY: the level was detected before the table was built; the kernel is of the block's type;
+        // lengths and slot were checked above.
         unsafe { (self.float.kv_write[block.dtype() as usize])(k, v, block, slot) };
         Ok(())
     }
@@ -118,7 +124,8 @@ impl Kernels {
         let len = product("partial attention", &[a.rows(), Attention::partial_len(a.head_dim)])?;
         expect_len("partial attention", partial.len(), len)?;
         let dtype = a.blocks.first().map_or(KvType::F16, KvBlock::dtype);
-        // SAFETY: the level was detected when the table was built, and the lengths were checked above.
+        // SAFETY: the level was detected before the table was built; the kernel is of the blocks' type;
+        // lengths and positions were checked above.
         unsafe { (self.float.attention_split[dtype as usize])(a, partial) };
         Ok(())
     }
@@ -150,7 +157,7 @@ impl Kernels {
             let expected = partials.len().div_ceil(split).saturating_mul(split);
             return Err(KernelError::Length { what: "partial attention", expected, got: partials.len() });
         }
-        // SAFETY: the level was detected when the table was built, and the lengths were checked above.
+        // SAFETY: the level was detected before the table was built, and the lengths were checked above.
         unsafe { (self.float.attention_merge)(partials, rows, heads, head_dim, token_stride, out) };
         Ok(())
     }

@@ -51,7 +51,8 @@ fn weighted<'a, S: Simd, B: Numbers<'a>, const R: usize, const C: usize>(
     let mut sums = [[s.zero(); C]; R];
     for r in 0..R {
         for c in 0..C {
-            // SAFETY: row r of acc has head_dim channels from 2 on, and d + 16 c + 16 <= head_dim.
+            // SAFETY: row r of acc, which has R of them, has head_dim channels from 2 on, and d + 16 c + 16
+            // <= head_dim.
             sums[r][c] = unsafe { s.f32_at(acc.as_ptr().add(r * stride + 2 + d + c * LANES).cast()) };
         }
     }
@@ -60,7 +61,8 @@ fn weighted<'a, S: Simd, B: Numbers<'a>, const R: usize, const C: usize>(
         ask(s, ahead.wrapping_add(at * B::SIZE), C * LANES * B::SIZE);
         let mut values = [s.zero(); C];
         for (c, value) in values.iter_mut().enumerate() {
-            // SAFETY: t < 64 and d + 16 c + 16 <= head_dim, and v holds 64 * head_dim values.
+            // SAFETY: t < 64 and d + 16 c + 16 <= head_dim, and there are 64 * head_dim values, as asserted
+            // above.
             *value = unsafe { block.values(s, at + c * LANES) };
         }
         for r in 0..R {

@@ -28,10 +28,9 @@ macro_rules! elements {
         struct $name;
         impl Element for $name {
             const SIZE: usize = $size;
-            // The contract is the trait's.
             #[inline(always)]
             unsafe fn at<S: Simd>(s: S, p: *const u8) -> S::F {
-                // SAFETY: the caller's promise is the same.
+                // SAFETY: the caller promises 16 elements of `SIZE` bytes at `p`, which are what this reads.
                 unsafe { s.$read(p) }
             }
         }

@@ -6,17 +6,16 @@
 /// `generic` takes a [`crate::simd::Simd`] token first and must be `#[inline(always)]`, as everything that it calls: it becomes
 /// vector code only inside the function that carries the target features.
 ///
-/// # Safety
-/// The generated functions are `unsafe` for their target features alone: who calls one promises that the CPU has those of its
-/// level, as the table of a level does that is handed out after detection. Their arguments are slices, whose bounds the generic
-/// functions check themselves: a wrong length is a panic at worst. (The portable one needs nothing; it is `unsafe` only to have
-/// the type that the registry holds.)
+/// The generated functions are `unsafe` for their target features alone. Their arguments are slices, whose
+/// bounds the generic functions check themselves: a wrong length is a panic at worst.
 macro_rules! instantiate {
     ($($op:ident, $kind:expr, $variant:expr => $name:ident = $generic:path, ($($arg:ident: $ty:ty),* $(,)?);)*) => {
         mod scalar {
             #[allow(unused_imports)]
             use super::*;
-            $(pub(super) unsafe fn $name($($arg: $ty),*) {
+            $(/// # Safety
+            /// Needs nothing. `unsafe` only to have the type that the registry holds.
+            pub(super) unsafe fn $name($($arg: $ty),*) {
                 $generic(crate::simd::Scalar, $($arg),*)
             })*
         }
@@ -24,7 +23,9 @@ macro_rules! instantiate {
         mod avx2 {
             #[allow(unused_imports)]
             use super::*;
-            $(#[target_feature(enable = "avx2,fma,f16c")]
+            $(/// # Safety
+            /// The CPU must have the features: those of [`crate::Level::Avx2`].
+            #[target_feature(enable = "avx2,fma,f16c")]
             pub(super) unsafe fn $name($($arg: $ty),*) {
                 // SAFETY: this function has the features, and its caller promises that the CPU does.
                 let token = unsafe { crate::simd::Avx2::new() };
@@ -35,7 +36,9 @@ macro_rules! instantiate {
         mod avx512 {
             #[allow(unused_imports)]
             use super::*;
-            $(#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+            $(/// # Safety
+            /// The CPU must have the features, which are among those of [`crate::Level::Avx512`].
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
             pub(super) unsafe fn $name($($arg: $ty),*) {
                 // SAFETY: this function has the features, and its caller promises that the CPU does.
                 let token = unsafe { crate::simd::Avx512::new() };
@@ -46,7 +49,9 @@ macro_rules! instantiate {
         mod neon {
             #[allow(unused_imports)]
             use super::*;
-            $(#[target_feature(enable = "neon")]
+            $(/// # Safety
+            /// The CPU must have the feature: that of [`crate::Level::Neon`].
+            #[target_feature(enable = "neon")]
             pub(super) unsafe fn $name($($arg: $ty),*) {
                 // SAFETY: this function has the feature, and its caller promises that the CPU does.
                 let token = unsafe { crate::simd::Neon::new() };

@@ -36,7 +36,7 @@ pub(super) trait Numbers<'a>: Copy {
     /// Sixteen numbers of the values from `at` on, without scale.
     ///
     /// # Safety
-    /// `at + 16` is at most the number of the values' numbers.
+    /// `at + 16` is at most the second of [`Numbers::lens`].
     unsafe fn values<S: Simd>(self, s: S, at: usize) -> S::F;
     /// `count` numbers of the values, fewer than sixteen; the other lanes are 0.
     fn few_values<S: Simd>(self, s: S, at: usize, count: usize) -> S::F;
@@ -122,7 +122,7 @@ impl<'a> Numbers<'a> for Halves<'a> {
     }
     #[inline(always)]
     unsafe fn values<S: Simd>(self, s: S, at: usize) -> S::F {
-        // SAFETY: the caller promises that 16 numbers follow.
+        // SAFETY: the caller promises 16 numbers of the values from `at` on, of two bytes each.
         unsafe { s.f16_at(self.v.as_ptr().add(at).cast()) }
     }
     #[inline(always)]
@@ -236,7 +236,7 @@ impl<'a> Numbers<'a> for Scaled<'a> {
     }
     #[inline(always)]
     unsafe fn values<S: Simd>(self, s: S, at: usize) -> S::F {
-        // SAFETY: the caller promises that 16 numbers follow.
+        // SAFETY: the caller promises 16 numbers of the values from `at` on, of a byte each.
         unsafe { s.i8_at(self.v.as_ptr().add(at).cast()) }
     }
     #[inline(always)]

@@ -28,7 +28,7 @@ type I = (__m256i, __m256i);
 /// Needs the CPU of the token.
 #[inline(always)]
 unsafe fn widen(half: __m128i) -> __m256 {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises the CPU; all is arithmetic on registers.
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half))) }
 }
 
@@ -55,7 +55,7 @@ unsafe fn fold(
     f: unsafe fn(__m128i, __m128i) -> __m128i,
     g: unsafe fn(__m256i, __m256i) -> __m256i,
 ) -> i32 {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises the CPU, also for `f` and `g`; all is arithmetic on registers.
     unsafe {
         let v = g(a.0, a.1);
         let v = f(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));

@@ -25,7 +25,7 @@ impl Avx512 {
 /// Needs the CPU of the token.
 #[inline(always)]
 unsafe fn halves(a: __m512) -> (__m256, __m256) {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises the CPU; all is arithmetic on registers.
     unsafe { (_mm512_castps512_ps256(a), _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(a)))) }
 }
 

@@ -44,7 +44,7 @@ unsafe fn dot4(acc: int32x4_t, quads: int8x16_t, x: int8x16_t) -> int32x4_t {
 #[inline(always)]
 unsafe fn from_half(h: uint16x4_t) -> float32x4_t {
     let out;
-    // SAFETY: a register-to-register instruction of the base instruction set.
+    // SAFETY: from register to register, and the CPU of the token has the instruction.
     unsafe { asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) out, in(vreg) h, options(pure, nomem, nostack)) };
     out
 }
@@ -55,7 +55,7 @@ unsafe fn from_half(h: uint16x4_t) -> float32x4_t {
 #[inline(always)]
 unsafe fn to_half(v: float32x4_t) -> uint16x4_t {
     let out;
-    // SAFETY: a register-to-register instruction of the base instruction set.
+    // SAFETY: from register to register, and the CPU of the token has the instruction.
     unsafe { asm!("fcvtn {0:v}.4h, {1:v}.4s", out(vreg) out, in(vreg) v, options(pure, nomem, nostack)) };
     out
 }
@@ -72,7 +72,7 @@ macro_rules! each {
 /// Needs the CPU of the token.
 #[inline(always)]
 unsafe fn larger(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises the CPU; all is arithmetic on registers.
     unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
 }
 /// `a < b ? a : b`.
@@ -81,7 +81,7 @@ unsafe fn larger(a: float32x4_t, b: float32x4_t) -> float32x4_t {
 /// Needs the CPU of the token.
 #[inline(always)]
 unsafe fn smaller(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises the CPU; all is arithmetic on registers.
     unsafe { vbslq_f32(vcltq_f32(a, b), a, b) }
 }
 /// `a * b + c`, rounded once.
@@ -90,7 +90,7 @@ unsafe fn smaller(a: float32x4_t, b: float32x4_t) -> float32x4_t {
 /// Needs the CPU of the token.
 #[inline(always)]
 unsafe fn fused(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller promises the CPU; all is arithmetic on registers.
     unsafe { vfmaq_f32(c, a, b) }
 }
 

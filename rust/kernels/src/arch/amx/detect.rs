@@ -102,8 +102,8 @@ fn is_right(row: &Row) -> bool {
     let run = |row: &Row| {
         let KernelFn::MatmulPalette(kernel) = row.func else { return None };
         let mut out = vec![f32::NAN; x.rows() * w.tiles() * TILE];
-        // SAFETY: the processor has the instructions of both levels and the system has permitted them; x has the weight's
-        // inputs, the tiles exist, and out has the right length.
+        // SAFETY: the processor has the instructions of both levels and the system has permitted them; the
+        // weight is of the row's kind, x has its inputs, the tiles exist, and out has the right length.
         unsafe { kernel(&w, &x, 0..w.tiles(), &mut Scratch::new(), &mut out) };
         Some(out.into_iter().map(f32::to_bits).collect::<Vec<_>>())
     };

@@ -55,8 +55,11 @@ impl<U: TileUnit> Panels<Signed> for Tiles<U> {
     ) {
         let groups = w.cols.div_ceil(32);
         let mut buffers = Buffers { acts: MaybeUninit::uninit(), products: MaybeUninit::uninit() };
-        // SAFETY: the caller keeps the contract of the trait. A panel has room for 64 quads of V lines. Rows of x are padded to a
-        // multiple of 64 inputs; what is behind the weight's inputs meets lines of zeros.
+        // SAFETY: the caller keeps the contract of the trait: `sums` has room for CHUNK_ROWS rows of four
+        // tiles, a panel for 64 quads of V lines, which are the 8 groups that a block has at most, a group of
+        // zeros behind an odd number included. Rows of x are padded to a multiple of 64 inputs, so that whole
+        // steps of 64 are readable; what `block` reads are whole registers of them, or a copy of fewer that
+        // is made up with zeros. x has a scale for each row and block.
         unsafe {
             std::slice::from_raw_parts_mut(sums, rows.len() * V * SIDE).fill(0.0);
             for b in 0..blocks(w.cols) {
@@ -96,14 +99,16 @@ impl<U: TileUnit> Panels<Signed> for Tiles<U> {
 /// Copies `count` rows of `width` bytes to `to`, one behind the other, and fills the last register's missing rows with zeros.
 ///
 /// # Safety
-/// The rows must be readable; `to` must have room for two registers of rows of [`ACT_BLOCK`] bytes, and `width` be no more.
+/// `from` must be valid for reading the rows, `stride` apart; `to` must be memory apart from them with room
+/// for `count` rows, rounded up to a multiple of 16, of `width` bytes.
 unsafe fn copy(
     (from, stride): (*const i8, usize),
     count: usize,
     width: usize,
     to: *mut i8,
 ) -> (*const i8, usize) {
-    // SAFETY: as the caller promises.
+    // SAFETY: rows below `count` are read, which the caller promises; all that are written lie one behind the
+    // other in the room at `to`.
     unsafe {
         for row in 0..count.next_multiple_of(SIDE) {
             match row < count {
@@ -118,7 +123,9 @@ unsafe fn copy(
 /// The products of up to 32 rows × the `V` tiles of a panel over `steps` × 64 inputs: `take(row, tile, sums of the tile's outputs)`.
 ///
 /// # Safety
-/// The unit must be ready; rows rounded up to 16 must be readable at `acts`, in strides; the panel must hold 16 × steps quads.
+/// Needs AVX-512 F. The unit must be ready and `steps` be 1 to 4; `acts` must be valid for reading `count`
+/// rows, rounded up to a multiple of 16 and at most 32, of 64 × `steps` bytes, `stride` apart; the panel must
+/// hold 16 × `steps` quads of `V` lines, and `V` be 1 or even.
 #[inline(always)]
 unsafe fn block<U: TileUnit, const V: usize>(
     (acts, stride): (*const i8, usize),
@@ -131,11 +138,13 @@ unsafe fn block<U: TileUnit, const V: usize>(
     let products: *mut i32 = products.as_mut_ptr().cast();
     let mut flush = |rows: Range<usize>, v: usize, from: *const i32| {
         for (i, row) in rows.enumerate() {
-            // SAFETY: a product is 16 rows of 16 sums.
+            // SAFETY: `from` is a product, 16 rows of 16 sums that the unit has written; its rows are no more
+            // than 16.
             take(row, v, unsafe { _mm512_loadu_si512(from.add(i * SIDE).cast()) });
         }
     };
-    // SAFETY: as the caller promises; products have room for four.
+    // SAFETY: as the caller promises: with more than 16 rows there are 32 to read, and with V even a line has
+    // a neighbour. `products` has room for four, of which `flush` reads those that were just written.
     unsafe {
         if V > 1 && count > SIDE {
             for v in (0..V).step_by(2) {
@@ -157,6 +166,11 @@ unsafe fn block<U: TileUnit, const V: usize>(
     }
 }
 
+/// The kernel for many rows.
+///
+/// # Safety
+/// Needs the features that it enables and AMX, which the system must have permitted; weights and lengths as
+/// for [`crate::registry::KernelFn`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 unsafe fn all<const KIND: usize>(
     w: &Palette<'_>,
@@ -165,7 +179,8 @@ unsafe fn all<const KIND: usize>(
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
-    // SAFETY: the features are enabled here, the level has AMX, and the caller has checked the lengths.
+    // SAFETY: the caller promises the features and AMX, and weights of this kind whose lengths fit. The unit
+    // is ready while `_ready` lives, which is until the product is done.
     unsafe {
         if x.rows < LEAST_ROWS {
             return avx512::vbmi::all::<KIND>(w, x, tiles, scratch, out);
@@ -184,6 +199,9 @@ mod tests {
     use crate::matmul::scalar;
 
     /// The kernel as above, with tiles in plain Rust.
+    ///
+    /// # Safety
+    /// As above, but for AMX.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     unsafe fn emulated<const KIND: usize>(
         w: &Palette<'_>,
@@ -192,7 +210,8 @@ mod tests {
         scratch: &mut Scratch,
         out: &mut [f32],
     ) {
-        // SAFETY: the features are enabled here; the caller has checked the lengths.
+        // SAFETY: the caller promises the features, and weights of this kind whose lengths fit; this unit is
+        // always ready.
         unsafe { many::many::<Signed, Tiles<Emulated>, KIND>(w, x, tiles, scratch, out) }
     }
 
@@ -214,7 +233,8 @@ mod tests {
                 let tiles = w.tiles() / 3..w.tiles();
                 let mut got = vec![f32::NAN; m * tiles.len() * 16];
                 let mut expected = got.clone();
-                // SAFETY: the level is available but for AMX, which is emulated; lengths follow from the shapes.
+                // SAFETY: the level is available but for AMX, which is emulated; the kernel is that of the
+                // weight's kind, and lengths follow from the shapes.
                 unsafe {
                     kernel(&w, &x.as_rows(), tiles.clone(), &mut Scratch::new(), &mut got);
                     scalar::matmul(&w, &x.as_rows(), tiles.clone(), &mut Scratch::new(), &mut expected);

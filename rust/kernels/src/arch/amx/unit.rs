@@ -12,11 +12,15 @@ pub(super) const LINE: usize = 64;
 /// Products of 16 rows of activations × 16 outputs, over `steps` × 64 inputs (1 to 4 steps).
 ///
 /// # Safety
-/// Of its methods: the unit is ready. `acts` is valid for the rows that the method names, of 64 × `steps` bytes, `act_stride` apart;
-/// `weights` for the lines that it names of 16 × `steps` quads, `weight_stride` apart; `products` for 16 rows of 16 sums for
-/// each product.
+/// Of both methods: the unit is ready (for the processor's, a [`Ready`] of this thread lives), and `steps` is
+/// not 0. Nothing needs alignment but `products`, which has that of an `i32`.
 pub(super) trait TileUnit {
     /// The product of 16 rows and one line of each quad.
+    ///
+    /// # Safety
+    /// As above. `acts` is valid for reading 16 rows of 64 × `steps` bytes, `act_stride` apart; `weights` for
+    /// 16 × `steps` lines of 64 bytes, `weight_stride` apart; `products` is valid for writing 16 rows of 16
+    /// sums.
     unsafe fn one(
         acts: *const i8,
         act_stride: usize,
@@ -27,6 +31,11 @@ pub(super) trait TileUnit {
     );
 
     /// The four products of 32 rows and two neighbouring lines of each quad, by rows, then by lines.
+    ///
+    /// # Safety
+    /// As above. `acts` is valid for reading 32 rows of 64 × `steps` bytes, `act_stride` apart; `weights` for
+    /// 16 × `steps` pairs of lines, 128 bytes, `weight_stride` apart; `products` is valid for writing four
+    /// times 16 rows of 16 sums.
     unsafe fn four(
         acts: *const i8,
         act_stride: usize,
@@ -72,7 +81,9 @@ impl Amx {
     /// # Safety
     /// The processor must have AMX, and the system have permitted it.
     pub(super) unsafe fn begin() -> Ready {
-        // SAFETY: as the caller promises; the configuration is 64 bytes in the form of palette 1.
+        // SAFETY: the caller promises the instruction; the configuration is 64 bytes in the form of palette
+        // 1, and asks for no more than its eight registers of 16 rows of 64 bytes. The compiler keeps
+        // nothing in them.
         unsafe {
             asm!("ldtilecfg [{config}]", config = in(reg) &raw const CONFIG,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
@@ -85,7 +96,8 @@ impl Amx {
 
 impl Drop for Ready {
     fn drop(&mut self) {
-        // SAFETY: a value exists only after `begin`, so the instruction does.
+        // SAFETY: a value exists only after `begin`, so the instruction does; it touches nothing but the tile
+        // registers.
         unsafe {
             asm!("tilerelease",
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
@@ -105,7 +117,9 @@ impl TileUnit for Amx {
         steps: usize,
         products: *mut i32,
     ) {
-        // SAFETY: as the caller promises; the loop runs `steps` times, which is not 0, and reads and writes what the trait names.
+        // SAFETY: the caller promises that the unit is ready, with all registers in full, and the memory that
+        // the trait names. The loop runs `steps` times, which is not 0, each on 64 bytes of every row and 16
+        // lines or pairs of them.
         unsafe {
             asm!(
                 "tilezero tmm0",
@@ -141,7 +155,9 @@ impl TileUnit for Amx {
         steps: usize,
         products: *mut i32,
     ) {
-        // SAFETY: as the caller promises; the loop runs `steps` times, which is not 0, and reads and writes what the trait names.
+        // SAFETY: the caller promises that the unit is ready, with all registers in full, and the memory that
+        // the trait names. The loop runs `steps` times, which is not 0, each on 64 bytes of every row and 16
+        // lines or pairs of them.
         unsafe {
             asm!(
                 "tilezero tmm0",
@@ -191,7 +207,8 @@ pub(crate) unsafe fn products(rounds: u64) {
     if rounds == 0 {
         return;
     }
-    // SAFETY: as the caller promises; the loop runs `rounds` times, which is not 0, on registers alone.
+    // SAFETY: the caller promises the instructions; the loop runs `rounds` times, which is not 0, on
+    // registers alone, which `begin` has made ready and cleared.
     unsafe {
         let _ready = Amx::begin();
         asm!(
@@ -224,8 +241,11 @@ type Register = [[u8; LINE]; SIDE];
 #[cfg(test)]
 impl Emulated {
     /// `tileloadd`.
+    ///
+    /// # Safety
+    /// `from` must be valid for reading 16 rows of 64 bytes, `stride` apart.
     unsafe fn load(from: *const u8, stride: usize) -> Register {
-        // SAFETY: the caller has 16 rows of 64 bytes, `stride` apart.
+        // SAFETY: the caller promises these 16 rows; an array of bytes needs no alignment.
         std::array::from_fn(|row| unsafe { from.add(row * stride).cast::<[u8; LINE]>().read() })
     }
 
@@ -254,7 +274,8 @@ impl TileUnit for Emulated {
         products: *mut i32,
     ) {
         let mut sums = [[0i32; SIDE]; SIDE];
-        // SAFETY: the caller keeps the contract of the trait.
+        // SAFETY: the caller keeps the contract of the trait: a step reads 64 bytes of 16 rows and 16 lines,
+        // and there is aligned room for the 16 rows of sums.
         unsafe {
             for step in 0..steps {
                 let a = Self::load(acts.add(step * LINE).cast(), act_stride);
@@ -274,7 +295,8 @@ impl TileUnit for Emulated {
         products: *mut i32,
     ) {
         for part in 0..4 {
-            // SAFETY: the caller keeps the contract of the trait, which names all four.
+            // SAFETY: the caller keeps the contract of the trait, which names 32 rows, both lines, and room
+            // for all four.
             unsafe {
                 let acts = acts.add(part / 2 * SIDE * act_stride);
                 let weights = weights.add(part % 2 * LINE);
