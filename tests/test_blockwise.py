@@ -78,7 +78,7 @@ def test_blocks_learn_from_the_states_of_both_models(tmp_path: Path) -> None:
     learned = whole.params(whole.trainable | trained, whole.fixed)
     for what, params, read in (
         ("source", original, None),
-        ("student", learned, blockwise.read_int8),
+        ("student", learned, blockwise.reader(task.graph)),
     ):
         state = Hidden.at(tmp_path, layers, windows.size, task.graph.ops[last - 1].width, what)
         expected = np.asarray(interpreter.run(task.graph.ops[:last], params, ids, read))

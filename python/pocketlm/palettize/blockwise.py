@@ -33,7 +33,7 @@ from pocketlm.palettize.distil import Settings, Windows, batches, rule
 from pocketlm.palettize.guided import joined
 from pocketlm.palettize.hidden import Hidden, path_of
 from pocketlm.palettize.segments import HIDDEN, Segment, segments
-from pocketlm.palettize.student import Parts, Student, Tree, read_int8
+from pocketlm.palettize.student import Parts, Student, Tree, reader
 
 _STATE = "blocks.npz"
 _SOURCE, _STUDENT = "source", "student"
@@ -171,7 +171,7 @@ def _learn(
 ) -> Tree:
     """Trains a block, and runs it."""
     student = task.student(segment)
-    read = read_int8 if settings.int8 else None
+    read = reader(task.graph) if settings.int8 else None
 
     def run(trainable: Tree, fixed: Tree, given: jax.Array) -> jax.Array:
         return _forward(student.graph, student.params(trainable, fixed), given, read)

@@ -25,7 +25,7 @@ from pocketlm.errors import AdapterError
 from pocketlm.graph import Graph
 from pocketlm.interpret import jax as interpreter
 from pocketlm.loading.files import storage_errors
-from pocketlm.palettize.student import Student, Tree, read_int8
+from pocketlm.palettize.student import Student, Tree, reader
 
 Windows = NDArray[np.uint32]
 SAVE_SECONDS = 30.0
@@ -119,7 +119,7 @@ def distil(
 
     def loss(trainable: Tree, fixed: Tree, teacher: Tree, ids: jax.Array) -> jax.Array:
         wanted = jax.lax.stop_gradient(interpreter.logits(graph, teacher, ids))
-        read = read_int8 if settings.int8 else None
+        read = reader(student.graph) if settings.int8 else None
         return divergence(
             wanted, interpreter.logits(student.graph, student.params(trainable, fixed), ids, read)
         )

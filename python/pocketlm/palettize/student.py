@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlm._core import WeightStore
-from pocketlm.graph import Graph, Linear, Norm
+from pocketlm.graph import Attention, Graph, Norm
+from pocketlm.interpret.jax import Read
 from pocketlm.kinds import PALETTE_KINDS
 from pocketlm.loading.check import stored_name
 from pocketlm.palettize.segments import HIDDEN
@@ -95,8 +96,17 @@ def rounded(x: jax.Array) -> jax.Array:
     return x + jax.lax.stop_gradient(jnp.round(x) - x)
 
 
-def read_int8(op: Linear, x: jax.Array) -> jax.Array:
-    """Activations as the engine reads them: int8 with a scale for each token and block of 256 inputs."""
+def reader(graph: Graph) -> Read:
+    """Activations as the engine reads them: int8 with a scale for each token and block of 256 inputs; for the
+    head, which reads them in two terms, as good as they are."""
+    products = list(graph.linears())
+    last = max((at for at, op in enumerate(graph.ops) if isinstance(op, Attention)), default=-1)
+    head = products[-1].name if products and graph.ops.index(products[-1]) > last else None
+    return lambda op, x: x if op.name == head else read_int8(x)
+
+
+def read_int8(x: jax.Array) -> jax.Array:
+    """Activations [..., inputs] rounded to int8 with a scale for each block of 256 inputs; gradients pass."""
     blocks = -(-x.shape[-1] // ACT_BLOCK)
     padded = jnp.pad(x, (*((0, 0),) * (x.ndim - 1), (0, blocks * ACT_BLOCK - x.shape[-1])))
     grouped = padded.reshape(*x.shape[:-1], blocks, ACT_BLOCK)

@@ -107,22 +107,33 @@ impl<'a> ArenaView<'a> {
         (unsafe { std::slice::from_raw_parts(self.at(offset, len), len) }, stride)
     }
 
+    /// Terms of each row of a quantized buffer.
+    pub fn terms(&self, index: usize) -> usize {
+        let Content::Quantized(_, terms) = self.plan.buffers[index].content else {
+            panic!("buffer {index} is not quantized")
+        };
+        terms
+    }
+
     /// Byte offsets of values, scales and sums of a quantized buffer, its stride, columns and blocks.
     fn quantized(&self, index: usize) -> ([usize; 3], usize, usize, usize) {
         let (buffer, rows) = self.buffer(index);
-        let Content::Quantized(cols) = buffer.content else { panic!("buffer {index} is not quantized") };
-        let (stride, count) = (buffer.stride(), blocks(cols));
+        let Content::Quantized(cols, terms) = buffer.content else {
+            panic!("buffer {index} is not quantized")
+        };
+        let (stride, count, rows) = (buffer.stride(), blocks(cols), rows * terms);
         let scales = buffer.offset + rows * stride;
         ([buffer.offset, scales, scales + 4 * rows * count], stride, cols, count)
     }
 
-    /// The first `count` rows of a quantized buffer.
+    /// The terms of the first `count` rows of a quantized buffer, those of one row behind each other.
     ///
     /// # Safety
     /// Nobody, this thread included, writes them while the result is used.
     pub unsafe fn quantized_rows(&self, index: usize, count: usize) -> Result<QuantRows<'a>, KernelError> {
         let ([values, scales, sums], stride, cols, per_row) = self.quantized(index);
         assert!(count <= self.buffer(index).1);
+        let count = count * self.terms(index);
         // SAFETY: inside the map, which lives for 'a, and aligned, as `at` checks; any bits are a byte, a
         // float or an integer; not written meanwhile, by the caller's promise.
         let (values, scales, sums) = unsafe {
@@ -135,13 +146,14 @@ impl<'a> ArenaView<'a> {
         QuantRows::new(count, cols, stride, values, scales, sums)
     }
 
-    /// One row of a quantized buffer, to be written.
+    /// One term of a row of a quantized buffer, to be written.
     ///
     /// # Safety
     /// Nobody, this thread included, reads or writes it but through the result while that is used.
-    pub unsafe fn quantized_row_mut(&self, index: usize, row: usize) -> QuantRowMut<'a> {
+    pub unsafe fn quantized_row_mut(&self, index: usize, row: usize, term: usize) -> QuantRowMut<'a> {
         let ([values, scales, sums], stride, cols, count) = self.quantized(index);
-        assert!(row < self.buffer(index).1);
+        assert!(row < self.buffer(index).1 && term < self.terms(index));
+        let row = row * self.terms(index) + term;
         // SAFETY: as in `quantized_rows`, but that the caller promises exclusion; the three do not meet,
         // being one behind the other in the buffer.
         unsafe {

@@ -63,6 +63,8 @@ kernel_ops! {
     EmbedDense, "embed_dense", EmbedDenseFn;
     /// Float32 to int8. Variant "row", as of all the operations on one row below.
     Quantize, "quantize", QuantizeFn;
+    /// What the int8 of a row leaves of it, to int8.
+    QuantizeRest, "quantize_rest", QuantizeRestFn;
     /// Residual sum, norm and quantization.
     AddNormQuantize, "add_norm_quantize", AddNormQuantizeFn;
     /// Norm of each head.
@@ -114,6 +116,8 @@ pub type MatmulDenseFn = unsafe fn(&Dense<'_>, &[f32], usize, usize, Range<usize
 pub type EmbedDenseFn = unsafe fn(&[u8], &mut [f32]);
 /// `(x, row)`.
 pub type QuantizeFn = unsafe fn(&[f32], &mut QuantRowMut<'_>);
+/// `(x, its bytes and scales, row)`.
+pub type QuantizeRestFn = unsafe fn(&[f32], (&[i8], &[f32]), &mut QuantRowMut<'_>);
 /// `(norm, x, delta, out, quantized)`.
 pub type AddNormQuantizeFn =
     unsafe fn(&Norm<'_>, &mut [f32], Option<&[f32]>, Option<&mut [f32]>, Option<&mut QuantRowMut<'_>>);

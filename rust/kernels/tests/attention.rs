@@ -72,9 +72,8 @@ impl Cache {
     }
     fn key(&self, position: usize) -> Vec<f64> {
         let (block, slot) = (&self.blocks[position / KV_TOKENS], position % KV_TOKENS);
-        let quads = if block.scales.0.is_empty() { 0 } else { self.head_dim / 4 * 4 };
-        let within = |d| if d < quads { d / 4 * 64 + slot % 16 * 4 + d % 4 } else { d * 16 + slot % 16 };
-        (0..self.head_dim).map(|d| block.key(slot, slot / 16 * 16 * self.head_dim + within(d))).collect()
+        let at = |d| block.view().dtype().key_at(self.head_dim, slot, d);
+        (0..self.head_dim).map(|d| block.key(slot, at(d))).collect()
     }
     /// A query as it is multiplied with keys, and the factor of the products: of bytes it is rounded to bytes itself.
     fn query(&self, q: &[f32]) -> (Vec<f32>, f64) {

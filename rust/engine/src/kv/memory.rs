@@ -9,8 +9,6 @@ use pocketlm_kernels::{KvBlock, KvBlockMut, KvType};
 use super::KV_TOKENS;
 use crate::error::EngineError;
 
-/// Tokens of a group: keys are transposed in groups of as many tokens as a vector has lanes.
-const GROUP: usize = 16;
 /// Bytes of a scale.
 const SCALE: usize = size_of::<f32>();
 
@@ -45,7 +43,7 @@ impl CacheShape {
     }
 }
 
-/// All blocks. Block b holds, layer by layer and head by head, keys `[64 / 16][head_dim][16]`, then values `[64][head_dim]`; for
+/// All blocks. Block b holds, layer by layer and head by head, keys, then values (see [`KvBlock`]); for
 /// int8 then the scales of the 64 keys, and of the 64 values.
 pub(super) struct Blocks {
     map: MmapMut,
@@ -148,11 +146,11 @@ fn clear_slots(shape: CacheShape, kv: KvType, head: &mut [u8], slots: Range<usiz
     let (number, scale) = sizes(kv);
     let (keys, rest) = head.split_at_mut(number * shape.part());
     let (values, scales) = rest.split_at_mut(number * shape.part());
-    let line = GROUP * number;
-    for (group, lines) in keys.chunks_exact_mut(line * shape.head_dim).enumerate() {
-        let within = |slot: usize| slot.saturating_sub(group * GROUP).min(GROUP) * number;
-        let lanes = within(slots.start)..within(slots.end);
-        lines.chunks_exact_mut(line).for_each(|line| line[lanes.clone()].fill(0));
+    for slot in slots.clone() {
+        for channel in 0..shape.head_dim {
+            let at = kv.key_at(shape.head_dim, slot, channel);
+            keys[at * number..(at + 1) * number].fill(0);
+        }
     }
     let token = number * shape.head_dim;
     values[slots.start * token..slots.end * token].fill(0);

@@ -13,7 +13,8 @@ fn write(cache: &KvCache, id: SequenceId, position: usize, number: f32) {
             // SAFETY: one thread, and one head at a time: nothing else is borrowed from the cache.
             let block = unsafe { view.write(block, layer, head) };
             let (slot, dim) = (position % KV_TOKENS, shape.head_dim);
-            let keys = (0..dim).map(|index| (slot / 16 * dim + index) * 16 + slot % 16);
+            let kv = block.dtype();
+            let keys = (0..dim).map(|channel| kv.key_at(dim, slot, channel));
             match block {
                 KvBlockMut::F16 { k, v } => {
                     let bits = half::f16::from_f32(number).to_bits();
@@ -42,7 +43,7 @@ fn read(cache: &KvCache, id: SequenceId, position: usize) -> f32 {
             let block = unsafe { view.read(block, layer, head) };
             let dim = shape.head_dim;
             for index in 0..dim {
-                let (key, value) = ((slot / 16 * dim + index) * 16 + slot % 16, slot * dim + index);
+                let (key, value) = (block.dtype().key_at(dim, slot, index), slot * dim + index);
                 found.extend(match block {
                     KvBlock::F16 { k, v } => {
                         [k[key], v[value]].map(|bits| half::f16::from_bits(bits).to_f32())

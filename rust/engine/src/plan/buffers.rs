@@ -6,14 +6,14 @@ use super::values::Value;
 use super::{Phase, RowOp, View};
 
 impl Builder<'_> {
-    /// The quantized copy of a value, made now if there is none.
-    pub fn quantize(&mut self, value: Value) -> usize {
-        if let Some(&buffer) = self.quantized.get(&value) {
+    /// The quantized copy of a value in so many terms, made now if there is none.
+    pub fn quantize(&mut self, value: Value, terms: usize) -> usize {
+        if let Some(&buffer) = self.quantized.get(&(value, terms)) {
             return buffer;
         }
         let from = self.values.place(value);
-        let to = self.new_buffer(Content::Quantized(value.width));
-        self.quantized.insert(value, to);
+        let to = self.new_buffer(Content::Quantized(value.width, terms));
+        self.quantized.insert((value, terms), to);
         self.push(RowOp::Quantize { from, to });
         to
     }

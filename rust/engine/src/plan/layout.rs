@@ -13,8 +13,9 @@ const FLOAT: usize = 4;
 pub(crate) enum Content {
     /// f32 rows of this many columns.
     Float(usize),
-    /// Quantized rows of this many columns: int8 values, then scales, then sums.
-    Quantized(usize),
+    /// Quantized rows of this many columns: int8 values, then scales, then sums. Of each row as many terms, one behind the other,
+    /// which add up to it.
+    Quantized(usize, usize),
 }
 
 /// A matrix of activations.
@@ -33,7 +34,7 @@ impl Buffer {
     pub fn stride(&self) -> usize {
         match self.content {
             Content::Float(width) => width.next_multiple_of(ALIGN / FLOAT),
-            Content::Quantized(width) => padded_cols(width),
+            Content::Quantized(width, _) => padded_cols(width),
         }
     }
 
@@ -42,7 +43,9 @@ impl Buffer {
         let row = match self.content {
             Content::Float(_) => self.stride() * FLOAT,
             // Both tables of the blocks have elements of four bytes.
-            Content::Quantized(width) => self.stride() + 2 * FLOAT * blocks(width),
+            Content::Quantized(width, terms) => {
+                (self.stride() + 2 * FLOAT * blocks(width)).checked_mul(terms)?
+            }
         };
         // Room to round the tables of the blocks up to a line of their own.
         row.checked_mul(rows)?.checked_add(2 * ALIGN)?.checked_next_multiple_of(ALIGN)

@@ -85,7 +85,7 @@ impl Builder<'_> {
             None => None,
         };
         let input = if self.reads_quantized(op) {
-            Input::Quantized(self.quantize(value))
+            Input::Quantized(self.quantize(value, self.terms(op)))
         } else {
             Input::Float(self.values.place(value))
         };

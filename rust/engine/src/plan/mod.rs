@@ -92,7 +92,7 @@ pub(crate) enum RowOp {
     Softcap { x: View, cap: f32 },
     /// In place.
     Clip { x: View, limit: f32 },
-    /// The row as int8; the target is a buffer of [`Content::Quantized`].
+    /// The row as int8, in as many terms as the target has, a buffer of [`Content::Quantized`].
     Quantize { from: View, to: usize },
     /// Puts key and value into the cache.
     WriteKv { cache: usize, k: View, v: View },

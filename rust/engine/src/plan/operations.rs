@@ -80,7 +80,9 @@ impl Builder<'_> {
     fn plan_norm(&mut self, index: usize, x: usize, vectors: usize) -> Option<View> {
         let value = self.values.value(index);
         let readers = self.values.readers(index).to_vec();
-        let by_quantized = |&(who, read): &(usize, Value)| read == value && self.reads_quantized(who);
+        let by_quantized = |&(who, read): &(usize, Value)| {
+            read == value && self.reads_quantized(who) && self.terms(who) == 1
+        };
         let wants_floats = self.options.trace || !readers.iter().all(by_quantized);
         let wants_quantized = readers.iter().any(by_quantized);
         let x = self.values.place(self.values.value(x));
@@ -92,9 +94,9 @@ impl Builder<'_> {
             self.pending.pop();
         }
         let to = wants_floats.then(|| self.new_view(value.width));
-        let quantized = wants_quantized.then(|| self.new_buffer(Content::Quantized(value.width)));
+        let quantized = wants_quantized.then(|| self.new_buffer(Content::Quantized(value.width, 1)));
         if let Some(buffer) = quantized {
-            self.quantized.insert(value, buffer);
+            self.quantized.insert((value, 1), buffer);
         }
         self.push(RowOp::Norm { vectors, x, delta, to, quantized });
         to

@@ -33,7 +33,8 @@ impl Step<'_, '_> {
     ) -> Result<(), KernelError> {
         let tiles = |part: &Part| part.to.width.div_ceil(TILE);
         let total: usize = parts.iter().map(tiles).sum();
-        let room = worker.products[0].len() / (pass.rows * TILE);
+        let terms = parts.iter().map(|part| self.terms(&part.factor)).max().unwrap_or(1);
+        let room = worker.products[0].len() / (pass.rows * terms * TILE);
         let step = self.least_chunk(parts, pass.rows).min(room);
         let most = room / step * step;
         while let Some(claimed) = self.claim_tiles(total, step, most, threads) {
@@ -48,6 +49,14 @@ impl Step<'_, '_> {
             }
         }
         Ok(())
+    }
+
+    /// Terms of what a factor reads: rows of products that add up to one.
+    fn terms(&self, factor: &Factor) -> usize {
+        match factor.input {
+            Input::Quantized(buffer) => self.arena.terms(buffer),
+            Input::Float(_) => 1,
+        }
     }
 
     /// Tiles that are worth a claim.
@@ -142,7 +151,8 @@ impl Step<'_, '_> {
     ) -> Result<usize, KernelError> {
         let matrix = &self.plan.weights.matrices[factor.matrix];
         let stride = if matrix.is_palette() { outputs.len().next_multiple_of(TILE) } else { outputs.len() };
-        let out = &mut out[..rows * stride];
+        let terms = self.terms(factor);
+        let out = &mut out[..rows * terms * stride];
         let (start, end) = (factor.start + outputs.start, factor.start + outputs.end);
         let tiles = start / TILE..end.div_ceil(TILE);
         // SAFETY (of the calls below): the inputs were written in earlier phases, and no part of this one has
@@ -170,7 +180,23 @@ impl Step<'_, '_> {
                 });
             }
         }
+        if terms > 1 {
+            self.add_up(out, rows, terms, stride)?;
+        }
         Ok(stride)
+    }
+
+    /// The sums of the products of each row's terms, in order, to where the row's products belong.
+    fn add_up(&self, out: &mut [f32], rows: usize, terms: usize, stride: usize) -> Result<(), KernelError> {
+        for row in 0..rows {
+            let first = row * terms * stride;
+            out.copy_within(first..first + stride, row * stride);
+            let (sums, others) = out.split_at_mut(first + stride);
+            for other in others[..(terms - 1) * stride].chunks_exact(stride) {
+                self.kernels.add(&mut sums[row * stride..][..stride], other)?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds bias and earlier value, where there are such.

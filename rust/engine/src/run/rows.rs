@@ -88,7 +88,7 @@ impl Step<'_, '_> {
                         arena.row_mut(x, row),
                         delta.map(|delta| arena.row(delta, row)),
                         to.map(|to| arena.row_mut(to, row)),
-                        quantized.map(|to| arena.quantized_row_mut(to, row)).as_mut(),
+                        quantized.map(|to| arena.quantized_row_mut(to, row, 0)).as_mut(),
                     )
                 }
             }
@@ -121,7 +121,14 @@ impl Step<'_, '_> {
             RowOp::Clip { x, limit } => kernels.clip(unsafe { arena.row_mut(x, row) }, limit),
             // SAFETY: see above.
             RowOp::Quantize { from, to } => unsafe {
-                kernels.quantize(arena.row(from, row), &mut arena.quantized_row_mut(to, row))
+                let x = arena.row(from, row);
+                let mut first = arena.quantized_row_mut(to, row, 0);
+                kernels.quantize(x, &mut first)?;
+                if arena.terms(to) == 2 {
+                    let mut rest = arena.quantized_row_mut(to, row, 1);
+                    kernels.quantize_rest(x, (first.values, first.scales), &mut rest)?;
+                }
+                Ok(())
             },
             RowOp::WriteKv { cache, k, v } => {
                 let dim = self.kv.shape(cache).head_dim;

@@ -1,5 +1,6 @@
 //! The safe methods of [`Kernels`] for float operations on one row: they check every length, then call the level's function.
 
+use super::api_rows::at_least;
 use super::{Activation, LogitStats, MAXIMA_BLOCK, Norm, TERMS_BLOCK};
 use crate::error::{KernelError, expect_len};
 use crate::formats::Dense;
@@ -64,6 +65,23 @@ impl Kernels {
     pub fn quantize(&self, x: &[f32], row: &mut QuantRowMut<'_>) -> Result<(), KernelError> {
         check_quantized(row, x.len())?;
         run!(self.float.quantize, x, row)
+    }
+
+    /// What the int8 of a row leaves of it, `x - scale · q` with one rounding, to int8 by the rule of [`Kernels::quantize`]: the two
+    /// together come about 250 times as near to `x`. `first` are the bytes and the scales that that gave.
+    ///
+    /// # Errors
+    /// When one of the rows does not fit `x`.
+    pub fn quantize_rest(
+        &self,
+        x: &[f32],
+        first: (&[i8], &[f32]),
+        row: &mut QuantRowMut<'_>,
+    ) -> Result<(), KernelError> {
+        check_quantized(row, x.len())?;
+        at_least("values of the first row", first.0.len(), x.len())?;
+        expect_len("scales of the first row", first.1.len(), blocks(x.len()))?;
+        run!(self.float.quantize_rest, x, first, row)
     }
 
     /// Adds `delta` to `x` in place (if given), normalises the sum, and writes the result as float32, as int8, or both.

@@ -19,7 +19,7 @@ fn span(what: &'static str, count: usize, stride: usize, len: usize) -> Result<u
     product(what, &[count - 1, stride])?.checked_add(len).ok_or(KernelError::Overflow { what })
 }
 
-fn at_least(what: &'static str, got: usize, expected: usize) -> Result<(), KernelError> {
+pub(super) fn at_least(what: &'static str, got: usize, expected: usize) -> Result<(), KernelError> {
     if got >= expected { Ok(()) } else { Err(KernelError::Length { what, expected, got }) }
 }
 

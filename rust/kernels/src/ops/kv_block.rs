@@ -4,7 +4,9 @@
 //! recomputed, however a prompt was cut.
 
 use super::KV_TOKENS;
+use super::kv_numbers::QUAD;
 use crate::error::{KernelError, expect_len};
+use crate::simd::LANES;
 
 /// How the cache stores numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -25,6 +27,17 @@ impl KvType {
         match self {
             Self::F16 => "f16",
             Self::I8 => "int8",
+        }
+    }
+
+    /// Where among the keys of a block channel `channel` of the token in slot `slot` lies.
+    pub const fn key_at(self, head_dim: usize, slot: usize, channel: usize) -> usize {
+        let (group, lane) = (slot / LANES * LANES * head_dim, slot % LANES);
+        match self {
+            Self::I8 if channel < head_dim / QUAD * QUAD => {
+                group + channel / QUAD * QUAD * LANES + lane * QUAD + channel % QUAD
+            }
+            Self::F16 | Self::I8 => group + channel * LANES + lane,
         }
     }
 }

@@ -1,5 +1,8 @@
 //! The numbers of a block as attention computes with them: half floats as floats, bytes by integer products.
 
+// Counted loops over arrays of registers: they unroll reliably, and the index names the register.
+#![allow(clippy::needless_range_loop)]
+
 use super::MAX_HEAD_DIM;
 use super::kv_block::KvBlock;
 use super::quantize::quantize_block;
@@ -82,7 +85,7 @@ impl<'a> Numbers<'a> for Halves<'a> {
         (self.k.as_ptr().cast(), self.v.as_ptr().cast())
     }
     #[inline(always)]
-    fn queries<'q, S: Simd, const R: usize>(_: S, rows: [&'q [f32]; R]) -> [&'q [f32]; R] {
+    fn queries<S: Simd, const R: usize>(_: S, rows: [&[f32]; R]) -> [&[f32]; R] {
         rows
     }
     /// For each token a sum over channels in order.
@@ -173,7 +176,7 @@ impl<'a> Numbers<'a> for Scaled<'a> {
         (self.k.as_ptr().cast(), self.v.as_ptr().cast())
     }
     #[inline(always)]
-    fn queries<'q, S: Simd, const R: usize>(s: S, rows: [&'q [f32]; R]) -> ByteQueries<R> {
+    fn queries<S: Simd, const R: usize>(s: S, rows: [&[f32]; R]) -> ByteQueries<R> {
         let mut made = ByteQueries { bytes: [[0; MAX_HEAD_DIM]; R], scales: [0.0; R], sums: [0; R] };
         for r in 0..R {
             let to = &mut made.bytes[r][..rows[r].len()];

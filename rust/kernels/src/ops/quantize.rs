@@ -60,6 +60,29 @@ fn quantize<S: Simd>(s: S, x: &[f32], row: &mut QuantRowMut<'_>) {
     clear_padding(row);
 }
 
+/// What `first`, the bytes and scales of `x`, leaves of it, quantized in turn: `x ≈ scale · first + row's scale · row`.
+#[inline(always)]
+fn quantize_rest<S: Simd>(s: S, x: &[f32], first: (&[i8], &[f32]), row: &mut QuantRowMut<'_>) {
+    let blocks = x.chunks(ACT_BLOCK).zip(first.0.chunks(ACT_BLOCK)).zip(first.1);
+    let rows =
+        row.values[..x.len()].chunks_mut(ACT_BLOCK).zip(row.scales.iter_mut().zip(row.sums.iter_mut()));
+    for (((x, bytes), &scale), (values, (to_scale, sum))) in blocks.zip(rows) {
+        let mut rest = [0.0; ACT_BLOCK];
+        let back = s.splat(-scale);
+        for ((x, bytes), rest) in x.chunks(LANES).zip(bytes.chunks(LANES)).zip(rest.chunks_mut(LANES)) {
+            let mut lanes = [0i8; LANES];
+            lanes[..x.len()].copy_from_slice(&bytes[..x.len()]);
+            // SAFETY: an array of 16 bytes.
+            let q = unsafe { s.i8_at(lanes.as_ptr().cast()) };
+            s.store_part(&mut rest[..x.len()], s.fma(q, back, s.load_part(x)));
+        }
+        quantize_block(s, &rest[..x.len()], values, to_scale, sum);
+    }
+    clear_padding(row);
+}
+
 instantiate! {
     Quantize, "f32", "row" => row = quantize, (x: &[f32], row: &mut QuantRowMut<'_>);
+    QuantizeRest, "f32", "row" => rest_row = quantize_rest,
+        (x: &[f32], first: (&[i8], &[f32]), row: &mut QuantRowMut<'_>);
 }

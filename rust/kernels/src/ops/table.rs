@@ -7,13 +7,15 @@ use crate::kernels::by_kind;
 use crate::registry::{
     ActivateFn, AddFn, AddNormQuantizeFn, AddScaledFn, AttentionMergeFn, AttentionSplitFn, ClipFn,
     EmbedDenseFn, GatedFn, GatedQuantizeFn, KvWriteFn, LogitMaximaFn, LogitTermsFn, MatmulDenseFn,
-    MatmulPaletteF32Fn, NormHeadsFn, OuterF32Fn, OuterF64Fn, QuantizeFn, RopeFn, ScaleFn, SoftcapFn, pick,
+    MatmulPaletteF32Fn, NormHeadsFn, OuterF32Fn, OuterF64Fn, QuantizeFn, QuantizeRestFn, RopeFn, ScaleFn,
+    SoftcapFn, pick,
 };
 
 /// One function pointer for each float operation, kind and variant.
 #[derive(Debug)]
 pub(crate) struct FloatOps {
     pub quantize: QuantizeFn,
+    pub quantize_rest: QuantizeRestFn,
     pub add_norm_quantize: AddNormQuantizeFn,
     pub norm_heads: NormHeadsFn,
     /// Halves, interleaved.
@@ -66,6 +68,7 @@ impl FloatOps {
         let [f16, bf16, f32] = DenseType::ALL;
         Some(Self {
             quantize: pick!(level, Quantize, "f32", "row"),
+            quantize_rest: pick!(level, QuantizeRest, "f32", "row"),
             add_norm_quantize: pick!(level, AddNormQuantize, "f32", "row"),
             norm_heads: pick!(level, NormHeads, "f32", "row"),
             rope: [pick!(level, Rope, "f32", "halves"), pick!(level, Rope, "f32", "interleaved")],
