@@ -82,7 +82,10 @@ def test_activations_are_read_as_the_engine_reads_them(tmp_path: Path) -> None:
     for op in model.graph.linears():
         x = traced[model.graph.ops[op.x].name]
         read = np.asarray(read_by(op, jnp.asarray(x)))
-        assert np.array_equal(read, x) == (op is head)
+        if op is head:
+            assert np.array_equal(read, x)  # which the engine's two terms come near to:
+            first = np.asarray(student.read_int8(jnp.asarray(x)))
+            read = first + np.asarray(student.read_int8(jnp.asarray(x - first)))
         y = read.astype(np.float64) @ model.store.dense(op.weight.name).T
         assert np.abs(y - traced[op.name]).max() < 1e-5 * np.abs(y).max(), op.name
     slopes = jax.grad(lambda v: (student.read_int8(v) * 3).sum())(jnp.ones((2, 300)))
