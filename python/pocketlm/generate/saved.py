@@ -104,7 +104,8 @@ def read(path: Path, model: str) -> Saved:
         raise FileFormatError(f"{path}: damaged: the checksum does not match")
     if facts["model"] != model:
         raise ParameterError(
-            f"restore: {path} was saved from another model or other weights, or with another kv_dtype"
+            f"restore: {path} was saved from another model or other weights, with another kv_dtype, or by an "
+            "earlier version that kept its cache otherwise"
         )
     messages = _messages(path, transcript)
     if version != __version__ or len(tokens) % 4:
