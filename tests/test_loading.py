@@ -28,7 +28,7 @@ from pocketlm.errors import (
 )
 from pocketlm.graph import Weight
 from pocketlm.loading import LoadedModel, open_model
-from pocketlm.loading import tokenizer as reading
+from pocketlm.loading import model as opening
 from pocketlm.loading.check import check_weights
 
 CONFIGS = {"llama": llama(), "tied": llama(tie_word_embeddings=True), "openelm": openelm()}
@@ -64,8 +64,8 @@ def test_loading_reads_the_tokenizer_once_and_says_what_is_wrong_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, read = write_checkpoint(tmp_path / "m"), []
-    real = reading.read_tokenizer
-    monkeypatch.setattr(reading, "read_tokenizer", lambda file: (read.append(file), real(file))[1])
+    real = opening.read_tokenizer
+    monkeypatch.setattr(opening, "read_tokenizer", lambda file: (read.append(file), real(file))[1])
     with pocketlm.load(path) as lm:
         assert lm.tokenizer.encode("w3 w5") == [3, 5]
     assert read == [path / "tokenizer.json"]

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from pocketlm._core import Engine, Sampler, WeightStore
 from pocketlm.errors import MissingFileError, ParameterError
+from pocketlm.generate.defaults import GenerationDefaults
+from pocketlm.loading import LoadedModel, open_model
+from pocketlm.model import LM
+from pocketlm.tokenizer import Tokenizer
 
-# What opens and runs a model is imported by `load`, while a thread of its own reads the tokenizer: neither
-# waits for the other.
 if TYPE_CHECKING:
     from pocketlm.describe import Description
-    from pocketlm.loading import LoadedModel
-    from pocketlm.loading.tokenizer import ReadTokenizer
-    from pocketlm.model import LM
-    from pocketlm.tokenizer import Tokenizer
-
-Read = TypeVar("Read")
 
 BUNDLED = Path(__file__).parent / "assets" / "pocketlm-stories"
 DEFAULT_CONTEXT = (
@@ -88,30 +83,21 @@ def load(
             isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 62
         ):
             raise ParameterError(f"{name}: must be a positive integer, not {value!r:.60}")
-    if draft is not None and not isinstance(draft, str | PathLike) and not _is_loaded(draft):
+    if draft is not None and not isinstance(draft, str | PathLike | LM):
         raise ParameterError(f"draft: must be a path, a hub id or a loaded model, not {draft!r:.60}")
     if kv_dtype not in ("f16", "int8"):
         raise ParameterError(f"kv_dtype: must be 'f16' or 'int8', not {kv_dtype!r:.60}")
     if path_or_id is None and not BUNDLED.is_dir():
         raise MissingFileError(f"{BUNDLED}: the bundled model is not part of this installation; name a model")
     place = BUNDLED if path_or_id is None else path_or_id
-    early = _early(place)
-    from dataclasses import replace
-
-    from pocketlm.generate.defaults import GenerationDefaults
-    from pocketlm.loading import open_model
-
     model = open_model(place, revision=revision, check_values=check_values, adapter=adapter)
-    if early is not None:
-        model = replace(model, reading=early.result)
     most = model.graph.context_length
     if context is not None and context > most:
         raise ParameterError(f"context: {context} is more than the {most} tokens that the model was made for")
     context = context or min(most, DEFAULT_CONTEXT)
     source = str(model.path / "generation_config.json")
     defaults = GenerationDefaults.of(model.generation_config, model.config, source)
-    tokenizer = functools.partial(_tokenizer, model, defaults.eos)
-    reading = None if _is_large(model.tokenizer_path) else _Reading(tokenizer)
+    tokenizer = functools.partial(Tokenizer.of, model, defaults.eos)
     graph = model.graph.to_json()
     capacity = max(cache_tokens or 2 * context, context)
 
@@ -126,11 +112,9 @@ def load(
             kv_dtype=kv_dtype,
         )
 
-    from pocketlm.model import LM
-
     engine = make(capacity, threads, max_memory)
     try:
-        ready = tokenizer if reading is None else reading.result()
+        ready = tokenizer if _is_large(model.tokenizer_path) else tokenizer()
         helper = None if draft is None else _draft_engine(draft, ready, engine, capacity, max_memory)
     except BaseException:
         engine.close()
@@ -153,52 +137,6 @@ def load(
     return lm
 
 
-def _early(place: str | PathLike[str]) -> _Reading[ReadTokenizer] | None:
-    """Begins to read the tokenizer of a local directory, before the rest is looked at; not a large one."""
-    try:
-        file = Path(place).expanduser() / "tokenizer.json"
-        small = file.is_file() and not _is_large(file)
-    except (OSError, RuntimeError, TypeError, ValueError):
-        return None  # what is wrong is said where the model is opened
-
-    def read() -> ReadTokenizer:
-        from pocketlm.loading.tokenizer import read_tokenizer
-
-        return read_tokenizer(file)
-
-    return _Reading(read) if small else None
-
-
-def _tokenizer(model: LoadedModel, eos: Iterable[int]) -> Tokenizer:
-    from pocketlm.tokenizer import Tokenizer
-
-    return Tokenizer.of(model, eos)
-
-
-class _Reading(Generic[Read]):
-    """Something on its way, read in a thread of its own: the library lets others run meanwhile."""
-
-    def __init__(self, read: Callable[[], Read]) -> None:
-        self._read = read
-        self._found: list[Read] = []
-        self._problem: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="pocketlm-tokenizer", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._found.append(self._read())
-        except BaseException as problem:
-            self._problem = problem
-
-    def result(self) -> Read:
-        """Waits for it. Raises what reading it raised."""
-        self._thread.join()
-        if self._problem is not None:
-            raise self._problem
-        return self._found[0]
-
-
 def _draft_engine(
     draft: str | PathLike[str] | LM,
     tokenizer: Tokenizer | Callable[[], Tokenizer],
@@ -207,9 +145,9 @@ def _draft_engine(
     max_memory: int | None,
 ) -> Any:
     """An engine of the draft model, with a cache of its own, in what ``engine`` leaves of the memory."""
-    known = tokenizer() if callable(tokenizer) else tokenizer
+    known = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer()
     left = None if max_memory is None else max(1, max_memory - sum(engine.memory().values()))
-    lm = load(draft, threads=engine.threads, max_memory=left) if isinstance(draft, str | PathLike) else draft
+    lm = draft if isinstance(draft, LM) else load(draft, threads=engine.threads, max_memory=left)
     try:
         if lm._again is None:
             raise ParameterError("draft: must be a model that pocketlm.load() made")
@@ -235,12 +173,6 @@ def _describe(model: LoadedModel) -> Description:
     from pocketlm.describe import describe
 
     return describe(model.graph, model.store)
-
-
-def _is_loaded(draft: object) -> bool:
-    from pocketlm.model import LM
-
-    return isinstance(draft, LM)
 
 
 def _is_large(path: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -39,8 +38,7 @@ ADAPTERS, RECOVERY = "adapters", "recovery"  # a model's directory of adapters, 
 class LoadedModel:
     """A model whose files are open and whose weights fit its graph.
 
-    ``graph`` and ``store`` include the recovery adapter, if one is attached. ``reading`` gives the tokenizer
-    that somebody reads already.
+    ``graph`` and ``store`` include the recovery adapter, if one is attached.
     """
 
     path: Path
@@ -51,7 +49,6 @@ class LoadedModel:
     tokenizer_config: dict[str, Any]
     chat_template: str | None
     adapter: Adapter | None = None
-    reading: Callable[[], ReadTokenizer] | None = None
 
     @property
     def tokenizer_path(self) -> Path:
@@ -67,7 +64,7 @@ class LoadedModel:
     def read_tokenizer(self) -> ReadTokenizer:
         """The same, with its vocabulary."""
         path = self.tokenizer_path
-        found = read_tokenizer(path) if self.reading is None else self.reading()
+        found = read_tokenizer(path)
         check_tokenizer(path, found.vocabulary, self.graph.vocab_size)
         return found
 
