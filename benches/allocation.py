@@ -210,6 +210,7 @@ def table(found: dict[str, Any]) -> str:
 def picture(found: dict[str, Any], seeds: list[dict[str, Any]], path: Path) -> None:
     """Divergence against bits, and measured against predicted."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5))
     for way, color in zip(WAYS, ("#999999", "#d97706", "#2563eb"), strict=True):
@@ -234,6 +235,10 @@ def picture(found: dict[str, Any], seeds: list[dict[str, Any]], path: Path) -> N
     right.plot(ends, ends, color="#999999", lw=1)
     right.set(xscale="log", yscale="log", xlabel="predicted KL of random recipes", ylabel="measured KL")
     right.legend()
+    for axis in (left.yaxis, right.xaxis, right.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
