@@ -20,7 +20,7 @@ from independent.cases import llama, openelm
 from independent.test_engine_agreement import bound
 from palettizing import QUIET
 from pocketlm import _core, errors
-from pocketlm.adapters.attach import attach, is_adapter
+from pocketlm.adapters.attach import LowRank, attach, is_adapter
 from pocketlm.adapters.config import read_config, stored_bytes
 from pocketlm.adapters.write import write_adapter
 from pocketlm.describe import describe
@@ -85,7 +85,7 @@ def test_palettized_models_keep_to_the_bound(tmp_path: Path, config: dict[str, A
     for op in model.graph.ops:
         if isinstance(op, Linear):
             x = traced[model.graph.ops[op.x].name].astype(np.float64)
-            limit = bound(op, x, values)
+            limit = bound(op, x, values, op is model.graph.head())
             if op.weight.name not in palettes:  # float32 sums
                 limit = (
                     (x.shape[1] + 4) * 2.0**-24 * (np.abs(x) @ np.abs(values[op.weight.name].T.astype(float)))
@@ -344,6 +344,24 @@ def test_values_beyond_half_precision_are_not_written(tmp_path: Path) -> None:
         with pytest.raises(errors.AdapterError, match="lora_B"):
             write_adapter(tmp_path / "x", {"w.weight": (a, b)}, "base", int8=True)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_an_adapter_of_zeros_on_the_head_changes_no_bit(tmp_path: Path, scale: float) -> None:
+    palettize(write_checkpoint(tmp_path / "src", llama()), tmp_path / "m", bits=4, **QUIET)
+    model = open_model(tmp_path / "m")
+    outputs, inputs = model.graph.weights()["lm_head.weight"].shape
+    zeros = _core.WeightStore()
+    zeros.add("a", np.zeros((4, inputs), np.float32))
+    zeros.add("b", np.zeros((outputs, 4), np.float32))
+    graph = attach(model.graph, {"lm_head.weight": LowRank("a", "b", 4, scale)})
+    heads = [found.head() for found in (model.graph, graph)]
+    assert [op.weight.name for op in heads if op is not None] == ["lm_head.weight"] * 2
+    logits = []
+    for each, store in ((model.graph, model.store), (graph, model.store.overlay(zeros))):
+        engine = _core.Engine(each.to_json(), store, cache_tokens=256)
+        logits.append(engine.step([(engine.sequence(), IDS, None, "all")])[0].logits)
+    np.testing.assert_array_equal(*logits)
 
 
 def test_attaching_nothing_changes_nothing() -> None:

@@ -77,7 +77,7 @@ def test_activations_are_read_as_the_engine_reads_them(tmp_path: Path) -> None:
     palettize(write_checkpoint(tmp_path / "src", config), tmp_path / "m", bits=4, **QUIET)
     model = open_model(tmp_path / "m")
     ids = np.random.default_rng(0).integers(0, 97, 20)
-    read_by, (*_, head) = student.reader(model.graph), model.graph.linears()
+    read_by, head = student.reader(model.graph), model.graph.head()
     traced = _core.Engine(model.graph.to_json(), model.store, cache_tokens=64).trace(ids)
     for op in model.graph.linears():
         x = traced[model.graph.ops[op.x].name]

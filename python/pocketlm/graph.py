@@ -243,6 +243,22 @@ class Graph:
         """The matrix products, in order."""
         return (op for op in self.ops if isinstance(op, Linear))
 
+    def head(self) -> Linear | None:
+        """The product whose result becomes the logits, if no attention follows it: the last that is neither
+        half of a low-rank term. Its activations are read in two terms (docs/numerics.md)."""
+        ops = self.ops
+
+        def behind(op: Linear) -> Op:
+            x = ops[op.x]
+            return ops[x.x] if isinstance(x, Scale) else x  # a term's halves may have a scale between them
+
+        halves = {behind(op).name for op in self.linears()}
+        last = max((at for at, op in enumerate(ops) if isinstance(op, Attention)), default=-1)
+        for op in reversed(ops[last + 1 :]):
+            if isinstance(op, Linear) and not isinstance(behind(op), Linear) and op.name not in halves:
+                return op
+        return None
+
     def to_json(self) -> str:
         """The graph as the engine reads it: ``{"ops": [{"kind": ..., field: value, ...}], ...}``."""
         ops = [{"kind": op.kind, **dataclasses.asdict(op)} for op in self.ops]

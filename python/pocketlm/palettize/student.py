@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlm._core import WeightStore
-from pocketlm.graph import Attention, Graph, Norm
+from pocketlm.graph import Graph, Norm
 from pocketlm.interpret.jax import Read
 from pocketlm.kinds import PALETTE_KINDS
 from pocketlm.loading.check import stored_name
@@ -99,10 +99,8 @@ def rounded(x: jax.Array) -> jax.Array:
 def reader(graph: Graph) -> Read:
     """Activations as the engine reads them: int8 with a scale for each token and block of 256 inputs; for the
     head, which reads them in two terms, as good as they are."""
-    products = list(graph.linears())
-    last = max((at for at, op in enumerate(graph.ops) if isinstance(op, Attention)), default=-1)
-    head = products[-1].name if products and graph.ops.index(products[-1]) > last else None
-    return lambda op, x: x if op.name == head else read_int8(x)
+    head = graph.head()
+    return lambda op, x: x if head is not None and op.name == head.name else read_int8(x)
 
 
 def read_int8(x: jax.Array) -> jax.Array:

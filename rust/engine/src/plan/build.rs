@@ -40,7 +40,7 @@ pub(super) struct Builder<'a> {
     pub quantized: BTreeMap<(Value, usize), usize>,
     pub domain: Domain,
     pub tail_from: usize,
-    /// The last product, unless an attention follows it: that of the head.
+    /// The product whose result becomes the logits, unless an attention follows it.
     head: Option<usize>,
 }
 
@@ -59,8 +59,7 @@ impl<'a> Builder<'a> {
         let is_attention = |op: &Op| matches!(op.kind, OpKind::Attention(_));
         // Without attention everything behind the first operation is the tail; when tracing, nothing is.
         let last = graph.ops.iter().rposition(is_attention).unwrap_or(0);
-        let is_product = |op: &Op| matches!(op.kind, OpKind::Linear { .. });
-        let head = graph.ops.iter().rposition(is_product).filter(|&op| op >= last);
+        let head = head(graph).filter(|&op| op >= last);
         let tail_from = if options.trace { usize::MAX } else { last + 1 };
         Ok(Self {
             graph,
@@ -187,4 +186,21 @@ impl<'a> Builder<'a> {
             && (op < self.tail_from || self.domain == Domain::Tail)
             && self.matrices[op].is_some_and(|matrix| self.weights.matrices[matrix].is_palette())
     }
+}
+
+/// The last product that is on its own: neither half of a low-rank term, which an adapter may have put beside it.
+fn head(graph: &Graph) -> Option<usize> {
+    let operand = |op: usize| match graph.ops[op].kind {
+        OpKind::Linear { x, .. } => Some(x),
+        _ => None,
+    };
+    // A term's two halves may have a scale between them.
+    let unscaled = |op: usize| match graph.ops[op].kind {
+        OpKind::Scale { x, .. } => x,
+        _ => op,
+    };
+    let read: Vec<usize> = (0..graph.ops.len()).filter_map(operand).map(unscaled).collect();
+    let alone =
+        |op: &usize| operand(*op).is_some_and(|x| operand(unscaled(x)).is_none()) && !read.contains(op);
+    (0..graph.ops.len()).rev().find(alone)
 }
