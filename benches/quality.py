@@ -44,7 +44,7 @@ from pocketlm.palettize.held_out import hold_out
 from pocketlm.palettize.text import read_windows
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ("2", "2.5", "3", "3.5", "4", "5", "8")
+OURS = ("2", "2.5", "3", "3.5", "4", "5", "8", "2.5,recover=8", "3.5,recover=8", "3.5,kv=int8")
 THEIRS = ("IQ2_S", "Q2_K", "IQ3_S", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "Q8_0")
 PLAIN = "-plain"  # ends the name of a type that is to be made without the importance matrix
 TOGETHER = 4  # windows that run as one batch
@@ -90,15 +90,17 @@ class Bench:
 
     def ours(self, spec: str) -> Row:
         """A row of pocketlm: ``16`` for the source, bits with options of ``pocketlm palettize``
-        (``3.5,embedding-bits=4``; ``all4.5`` for bits of everything), or ``name=path`` of a model that is
-        there already."""
+        (``3.5,embedding-bits=4``; ``all4.5`` for bits of everything) or a type of the cache
+        (``3.5,kv=int8``), or ``name=path`` of a model that is there already."""
         first, *options = spec.split(",")
         name, _, path = first.partition("=")
         if path:
             return self.score_ours(name, Path(path))
         if first == "16":
             return self.score_ours("16", self.args.model)
-        target = self.out / f"pocketlm-{re.sub('[=,/]', '_', spec)}"
+        kept = [option.removeprefix("kv=") for option in options if option.startswith("kv=")]
+        options = [option for option in options if not option.startswith("kv=")]
+        target = self.out / f"pocketlm-{re.sub('[=,/]', '_', ','.join([first, *options]))}"
         command = [str(Path(sys.executable).with_name("pocketlm")), "palettize", str(self.args.model)]
         budget = ["--bits-all", first[3:]] if first.startswith("all") else ["--bits", first]
         command += [str(target), "--overwrite", *budget]
@@ -110,13 +112,13 @@ class Bench:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"pocketlm {spec}: {done.stderr[-2000:]}")
-        return self.score_ours(spec, target)
+        return self.score_ours(spec, target, kept[0] if kept else "f16")
 
-    def score_ours(self, name: str, path: Path) -> Row:
+    def score_ours(self, name: str, path: Path, kv_dtype: Any = "f16") -> Row:
         """Scores a model directory."""
         import pocketlm
 
-        with pocketlm.load(path, threads=self.args.threads) as lm:
+        with pocketlm.load(path, threads=self.args.threads, kv_dtype=kv_dtype) as lm:
             written = lm.engine.vocab_size if path == self.args.model else None
             scores = Scores([window.scored for window in self.windows], self.source, written)
             for start in range(0, len(self.windows), TOGETHER):
@@ -228,7 +230,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="tokens of each text; all without it")
     parser.add_argument(
         "--ours", nargs="*", default=list(OURS), metavar="SPEC",
-        help="bits with options of `pocketlm palettize` (3.5,embedding-bits=4), or NAME=PATH of a model",
+        help="bits with options of `pocketlm palettize` (3.5,embedding-bits=4) or with a type of the cache "
+        "(3.5,kv=int8), or NAME=PATH of a model",
     )  # fmt: skip
     parser.add_argument(
         "--theirs", nargs="*", default=list(THEIRS), metavar="TYPE",
@@ -254,6 +257,14 @@ def main() -> None:
     """Makes, scores and reports every form."""
     args = parse()
     bench = Bench(args)
+    try:
+        run(args, bench)
+    finally:
+        bench.source.unlink(missing_ok=True)  # it is large
+
+
+def run(args: argparse.Namespace, bench: Bench) -> None:
+    """The same, with a bench."""
     rows = [bench.ours("16")]
     print(f"{len(bench.windows)} windows, {sum(w.scored for w in bench.windows)} tokens", flush=True)
     report = quality_report.Report({name: len(cut) for name, cut in bench.texts.items()}, bench.windows, rows)
@@ -276,7 +287,6 @@ def main() -> None:
             for options in args.matched:
                 rows.append(bench.ours(f"all{bits}" + (options and f",{options}")))
                 print(report.line(rows[-1]), flush=True)
-    bench.source.unlink()  # it is large
     stem = bench.out / f"quality-{args.model.name}"
     settings = {"context": args.context, "limit": args.limit, "calibration": args.calibration is not None}
     kept = {"machine": machine.describe(), "date": time.strftime("%Y-%m-%d"), "settings": settings}

@@ -8,6 +8,7 @@ The source's logits of all scored tokens lie in a file, [tokens, vocabulary] flo
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ class Scores:
         self._writes = written is not None
         if written is not None:
             shape = (int(self._starts[-1]), written)
+            free, needed = shutil.disk_usage(source.parent).free, 4 * shape[0] * shape[1]
+            if free < needed:  # a map does not say so
+                raise OSError(f"{source.parent}: {needed} bytes for the source's logits, and {free} are free")
             self._source = np.lib.format.open_memmap(source, mode="w+", dtype=np.float32, shape=shape)
         else:
             self._source = np.load(source, mmap_mode="r")

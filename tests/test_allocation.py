@@ -243,8 +243,12 @@ def test_the_divergence_keeps_to_its_bound(
     assert report.plan.measured_kl is not None and report.plan.measured_kl <= kl
     tight = plan(source, max_kl=kl / 4, validation=[TEXT], **QUIET, recipe=None)
     assert tight.bytes > report.bytes
-    with pytest.raises(BudgetError, match="max_kl"):
+    with pytest.raises(BudgetError, match=r"max_kl 1e-07 cannot.*nearest that can is") as nearest:
         plan(source, max_kl=1e-7, validation=[TEXT], **QUIET)
+    reachable = float(str(nearest.value).split("nearest that can is ")[1].split(",")[0])
+    assert plan(source, max_kl=1.01 * reachable, validation=[TEXT], **QUIET).measured_kl is not None
+    with pytest.raises(BudgetError, match="with the kinds p3; the nearest that can is"):
+        plan(source, max_kl=1e-7, kinds="3", validation=[TEXT], **QUIET)
     with pytest.raises(ParameterError, match=r"max_kl.*validation"):
         palettize(source, tmp_path / "x", max_kl=kl, **QUIET)
     assert names(tmp_path) == ["cache", "dst", "src"]

@@ -258,3 +258,18 @@ def test_the_command_tells_of_both(tmp_path: Path) -> None:
     found = json.loads(run.output)
     assert found["adapter_bytes"] > 0
     assert len(found["training_losses"]) == 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 20.0])  # e^20 is beyond half precision
+def test_nothing_that_is_not_finite_is_stored(bad: float) -> None:
+    parts = np.ones(16, np.float16), np.arange(16, dtype=np.int8)[None]
+    fine = {"scale:w": np.zeros(16, np.float32), "codebook:w": np.full((1, 16), 3.4, np.float32)}
+    scale, book = student.learned(parts, "p4", fine, "w")
+    assert (scale == 1).all() and book is not None and (book == 3).all()
+    for key in fine:
+        values = fine[key].copy()
+        values.flat[5] = bad
+        if key == "codebook:w" and np.isfinite(bad):
+            continue
+        with pytest.raises(AdapterError, match="w: training led to"):
+            student.learned(parts, "p4", {**fine, key: values}, "w")

@@ -202,9 +202,9 @@ class Planner:
             try:
                 recipe = allocate(items, self._budgets, rest, scale=scale)
             except BudgetError:
-                if best is None:
+                if limit is None:
                     raise
-                break
+                break  # sums of damages may tell more than there is: the whole is measured below
             if self._divergence is None:
                 return recipe, None
             measured = self._measure(recipe)
@@ -219,11 +219,20 @@ class Planner:
             seen.add(tuple(recipe.items()))
             ratio = measured / predicted
             scale = ratio if measured <= limit else max(ratio, 1.02 * scale)
-        if best is None:
+        return self._closest(items, rest) if best is None else best[1:]
+
+    def _closest(self, items: Sequence[Item], rest: Rest) -> tuple[Recipe, float]:
+        """The recipe that loses least within the other budgets, where all sized to ``max_kl`` missed it."""
+        limit = self._budgets.max_kl
+        assert limit is not None
+        recipe = allocate(items, dataclasses.replace(self._budgets, max_kl=None), rest)
+        measured = self._measure(recipe)
+        if measured > limit:
             raise BudgetError(
-                f"max_kl {limit:g} was missed by every recipe tried; the last one measures {measured:.4g}"
+                f"max_kl {limit:g} cannot be met with the kinds {', '.join(self._budgets.kinds)}; the "
+                f"nearest that can is {measured:.4g}, as measured"
             )
-        return best[1:]
+        return recipe, measured
 
     def _measure(self, recipe: Recipe) -> float:
         assert self._divergence is not None

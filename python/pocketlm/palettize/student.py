@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlm._core import WeightStore
+from pocketlm.errors import AdapterError
 from pocketlm.graph import Graph, Norm
 from pocketlm.interpret.jax import Read
 from pocketlm.kinds import PALETTE_KINDS
@@ -179,11 +180,19 @@ class Student:
 
 def learned(parts: Parts, kind: str, trainable: Tree, name: str) -> Parts:
     """Scale and codebook of a projection of a kind as they are to be stored, in place of ``parts``; these, if
-    it did not learn."""
+    it did not learn.
+
+    Raises:
+        AdapterError: what was learned is not finite, or a scale is beyond half precision.
+    """
     if f"scale:{name}" not in trainable:
         return parts
-    scale = parts[0].astype(np.float32) * np.exp(np.asarray(trainable[f"scale:{name}"]))
+    factors = np.exp(np.asarray(trainable[f"scale:{name}"], np.float64))
+    with np.errstate(over="ignore"):
+        scale = (parts[0] * factors).astype(np.float16)
+    entries = np.asarray(trainable.get(f"codebook:{name}", 0.0))
+    if not (np.isfinite(scale).all() and np.isfinite(entries).all()):
+        raise AdapterError(f"{name}: training led to numbers that are not finite")
     if f"codebook:{name}" not in trainable:
-        return scale.astype(np.float16), None
-    entries = np.clip(np.asarray(trainable[f"codebook:{name}"]), *PALETTE_KINDS[kind].grid)
-    return scale.astype(np.float16), np.rint(entries).astype(np.int8)
+        return scale, None
+    return scale, np.rint(np.clip(entries, *PALETTE_KINDS[kind].grid)).astype(np.int8)

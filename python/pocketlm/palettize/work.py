@@ -18,7 +18,7 @@ from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.files import as_path, storage_errors
 from pocketlm.loading.safetensors import weight_files
 from pocketlm.palettize.budgets import Budgets
-from pocketlm.palettize.compensate import DAMPING, LOOKED_UP_DAMPING, compensated
+from pocketlm.palettize.compensate import compensated
 from pocketlm.palettize.forms import Forms
 from pocketlm.palettize.forms import Work as PalettizeTensor
 from pocketlm.palettize.held_out import hold_out, sequences
@@ -30,6 +30,9 @@ from pocketlm.palettize.recipe import candidates, read_recipe
 from pocketlm.palettize.recovery import Recovery, training_windows
 
 FORMAT_VERSION = 1
+# Of what the engine computes and of how codes are chosen, as far as kept measurements and unfinished work
+# depend on it: to be raised with every change that alters numbers.
+ARITHMETIC = 2
 
 
 class Work:
@@ -73,6 +76,7 @@ class Work:
         texts = self.importance.digest, self.sequences
         facts = [
             FORMAT_VERSION,
+            ARITHMETIC,
             files,
             self.model.config,
             dataclasses.astuple(self.budgets),
@@ -102,7 +106,7 @@ class Work:
         )
         self.importance.prepare(writer, threads=self._threads, progress=self._progress)
         if self.importance.kept is not None:
-            facts = FORMAT_VERSION, DAMPING, LOOKED_UP_DAMPING, self.importance.digest, self.sequences
+            facts = FORMAT_VERSION, ARITHMETIC, self.importance.digest, self.sequences
             digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
             notes.keep_in(self.importance.kept / f"measured-{digest}.jsonl")
         try:

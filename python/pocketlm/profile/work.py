@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from pocketlm._core import TensorInfo, WeightStore
 from pocketlm.graph import Attention, Embed, Graph, Linear, Op, Positions
+from pocketlm.kinds import PALETTE_KINDS
 from pocketlm.loading.check import stored_name
 
 _CACHE_BYTES = {"f16": (2, 0), "int8": (1, 4)}  # of a cached number, and of the scale of a key or a value
@@ -47,13 +48,17 @@ def work(
     """Bytes of weights and cache read, and multiply-adds, of every operation. ``tail`` tells which
     operations see only the selected rows."""
     attentions = [op.name for op in graph.ops if isinstance(op, Attention)]
-    found = {}
+    found, head = {}, graph.head()
     for op in graph.ops:
         # Chunks before the last end when their keys and values are in the cache.
         last = tail.get(op.name, False) or (attentions and op.name == attentions[-1])
         chunks = load.chunks[-1:] if last else load.chunks
         rows = load.selected if tail.get(op.name, False) else sum(count for _, count in chunks)
-        found[op.name] = _of(op, store, chunks, rows, kv_dtype)
+        read, macs = _of(op, store, chunks, rows, kv_dtype)
+        info = matrix(store, op)
+        if op is head and info is not None and info.kind in PALETTE_KINDS:
+            macs *= 2  # it reads its activations in two terms
+        found[op.name] = read, macs
     return found
 
 
