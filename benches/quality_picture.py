@@ -13,7 +13,7 @@ MATCHED = "all"  # begins the name of a form that stands beside one of llama.cpp
 SERIES = {
     "llama.cpp": (OTHER_COLORS[0], "s", 5),
     "pocketlm": (COLORS["pocketlm"], "o", -10),
-    "pocketlm, with recovery": (OTHER_COLORS[1], "D", -10),
+    "pocketlm, with recovery": ("#2563eb", "D", -10),
 }
 
 
@@ -83,15 +83,15 @@ def _points(axis: Any, report: Report, figures: dict[int, Any]) -> None:
     """Every form with its standard error, and a line along those of its series that no other beats."""
     for name, (color, marker, place) in SERIES.items():
         edge: list[tuple[float, float]] = []
-        for row in (row for row in _shown(report) if series(row) == name):
+        for index, row in enumerate(row for row in _shown(report) if series(row) == name):
             found = figures[id(row)]
             axis.errorbar(row.bits_all, found.value, found.se or 0.0, color=color, elinewidth=0.8)
             axis.plot(row.bits_all, found.value, color=color, marker=marker, markersize=4, linestyle="")
             if not row.name.startswith(MATCHED):
-                label = row.name.partition(",")[0]
+                # Labels of neighbours at two heights.
                 axis.annotate(
-                    label, (row.bits_all, found.value), xytext=(4, place), textcoords="offset points",
-                    fontsize=6.5, color=color,
+                    row.name.partition(",")[0], (row.bits_all, found.value), xytext=(4, place * (1 + index % 2)),
+                    textcoords="offset points", fontsize=6.5, color=color,
                 )  # fmt: skip
             if not edge or found.value < edge[-1][1]:
                 edge.append((row.bits_all, found.value))
