@@ -88,11 +88,9 @@ def _points(axis: Any, report: Report, figures: dict[int, Any]) -> None:
             axis.errorbar(row.bits_all, found.value, found.se or 0.0, color=color, elinewidth=0.8)
             axis.plot(row.bits_all, found.value, color=color, marker=marker, markersize=4, linestyle="")
             if not row.name.startswith(MATCHED):
-                # Labels of neighbours at two heights.
-                axis.annotate(
-                    row.name.partition(",")[0], (row.bits_all, found.value), xytext=(4, place * (1 + index % 2)),
-                    textcoords="offset points", fontsize=6.5, color=color,
-                )  # fmt: skip
+                label, at = row.name.partition(",")[0], (row.bits_all, found.value)
+                beside = 4, place * (1 + index % 2)  # those of neighbours at two heights
+                axis.annotate(label, at, xytext=beside, textcoords="offset points", fontsize=6.5, color=color)
             if not edge or found.value < edge[-1][1]:
                 edge.append((row.bits_all, found.value))
         if edge:
