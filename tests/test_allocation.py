@@ -27,6 +27,7 @@ from pocketlm.palettize.forms import Forms
 from pocketlm.palettize.held_out import hold_out, sequences
 from pocketlm.palettize.importance import Importance, Statistics
 from pocketlm.palettize.recipe import KEEP, KINDS, Candidate, candidates, read_recipe
+from pocketlm.palettize.text import Head, read_windows
 from profiles import quick
 
 TEXT = " ".join(f"w{i * i % 97}" for i in range(900))
@@ -59,7 +60,7 @@ def test_the_end_of_the_text_is_held_out(tmp_path: Path, monkeypatch: pytest.Mon
     # Of a large file only the end is read, even where a character begins before it.
     monkeypatch.setattr("pocketlm.palettize.held_out._WHOLE_BYTES", 100)
     monkeypatch.setattr("pocketlm.palettize.held_out._END_CHARACTERS", 101)
-    assert hold_out(tmp_path / "text", None) == (tmp_path / "text", ["é" * 50])
+    assert hold_out(tmp_path / "text", None) == (Head(tmp_path / "text", 1900), ["é" * 50])
     assert hold_out(tmp_path, None) == (tmp_path, [])  # a directory has no text
     (tmp_path / "latin").write_bytes(b"caf\xe9 " * 10)
     with pytest.raises(FileFormatError, match=r"latin: not UTF-8.*byte 3"):
@@ -69,6 +70,23 @@ def test_the_end_of_the_text_is_held_out(tmp_path: Path, monkeypatch: pytest.Mon
     for bad in ([], [" "], [7]):
         with pytest.raises(ParameterError, match="validation"):
             hold_out(None, bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("whole", [1 << 20, 1000])  # read whole, and in pieces
+def test_no_window_of_a_large_file_has_text_that_judges(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: int
+) -> None:
+    model, path = open_model(source), tmp_path / "text"
+    path.write_text("w1 " * 40_000 + "w2 " * 10_000)
+    monkeypatch.setattr("pocketlm.palettize.held_out._WHOLE_BYTES", 1000)
+    monkeypatch.setattr("pocketlm.palettize.held_out._END_CHARACTERS", 30_000)
+    monkeypatch.setattr("pocketlm.palettize.text._WHOLE_BYTES", whole)
+    left, (judging,) = hold_out(path, None)
+    assert judging == "w2 " * 10_000 and left is not None
+    windows = read_windows(left, model, window=8, tokens=2000)
+    assert len(windows) == 250
+    calibrating, judges = (model.tokenizer.encode(text).ids[-1] for text in ("w1", "w2"))
+    assert calibrating in windows and judges not in windows
 
 
 def test_long_runs_take_fewer_tokens(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,47 @@ def test_threads_and_interruptions_do_not_matter(tmp_path: Path, monkeypatch: py
         calibrate(model, windows[:2], tmp_path / "cal", progress=False)
 
 
+@pytest.mark.parametrize("kind", ["hidden-*", "moment-*"])
+def test_files_of_another_size_count_as_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    model = open_model(write_checkpoint(tmp_path / "src"))
+    calibrate(model, some_windows(90), tmp_path / "whole", progress=False)
+    run = module._run
+
+    def limited(*args: Any) -> None:
+        if args[5] == 2:
+            raise KeyboardInterrupt
+        run(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_run", limited)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(model, some_windows(90), tmp_path / "cal", progress=False)
+    for file in tmp_path.glob(f"cal.partial-*/{kind}"):
+        data = file.read_bytes()
+        file.write_bytes(data + data if kind == "hidden-*" else data[:-5])
+    calibrate(model, some_windows(90), tmp_path / "cal", progress=False)
+    assert content(tmp_path / "cal") == content(tmp_path / "whole")
+
+
+def test_two_at_once_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = open_model(write_checkpoint(tmp_path / "src"))
+    calibrate(model, some_windows(90), tmp_path / "whole", progress=False)
+    real = module._run
+
+    def nested(*args: Any) -> None:
+        monkeypatch.setattr(module, "_run", real)
+        with pytest.raises(StorageError, match=r"cal\.partial.*another process"):
+            calibrate(model, some_windows(90), tmp_path / "cal", progress=False)
+        real(*args)
+
+    monkeypatch.setattr(module, "_run", nested)
+    calibrate(model, some_windows(90), tmp_path / "cal", progress=False)
+    assert content(tmp_path / "cal") == content(tmp_path / "whole")
+    assert names(tmp_path) == ["cal", "src", "whole"]
+
+
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     arrays = weights(llama())
     for name in ("gate", "up"):

@@ -20,8 +20,11 @@ from pocketlm.errors import (
     MissingFileError,
     StorageError,
 )
-from pocketlm.loading import open_model
+from pocketlm.loading import directory, open_model
+from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.palettize import palettize, run
+
+TEXT = " ".join(f"w{i * 7 % 97}" for i in range(900))
 
 
 @pytest.mark.parametrize("bits", [4, 3.5])
@@ -134,3 +137,67 @@ def test_two_at_once_do_not_mix(source: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(run, "palettize_tensor", nested)
     palettize(source, tmp_path / "dst", **QUIET)
     open_model(tmp_path / "dst")
+
+
+@pytest.mark.parametrize("moment", ["in the scratch", "behind the scratch", "behind the rename"])
+def test_kills_at_the_end_leave_no_scratch(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    options: dict[str, Any] = {"calibration": [TEXT], **QUIET}
+    palettize(source, tmp_path / "whole", **options)
+    target = tmp_path / "dst"
+
+    def kill(path: Path, **_: Any) -> None:
+        for file in list(path.glob("*.npy"))[:1]:
+            file.unlink()
+        raise KeyboardInterrupt
+
+    sync = directory._sync_directory
+
+    def late(path: Path) -> None:
+        (kill if target.exists() else sync)(path)
+
+    with monkeypatch.context() as patch:
+        if moment == "in the scratch":
+            patch.setattr("shutil.rmtree", kill)
+        elif moment == "behind the scratch":
+            patch.setattr(DirectoryWriter, "_rename", lambda writer: kill(writer.partial))
+        else:
+            patch.setattr(directory, "_sync_directory", late)
+        with pytest.raises(KeyboardInterrupt):
+            palettize(source, target, **options)
+    assert target.exists() == (moment == "behind the rename")
+    if not target.exists():
+        palettize(source, target, **options)
+    assert content(target) == content(tmp_path / "whole")
+    assert names(tmp_path) == ["dst", "src", "whole"]
+
+
+def test_a_kill_while_overwriting_loses_neither_model(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    palettize(source, tmp_path / "whole", bits=3, **QUIET)
+    target = tmp_path / "dst"
+    palettize(source, target, bits=2, **QUIET)
+    before = content(target)
+    real = Path.rename
+
+    def kill(path: Any, to: Any, *_: Any, **__: Any) -> Any:
+        if isinstance(path, Path) and to != target:
+            return real(path, to)
+        raise KeyboardInterrupt
+
+    for owner, name in ((Path, "rename"), (run, "palettize_tensor")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, kill)
+            with pytest.raises(KeyboardInterrupt):
+                palettize(source, target, bits=3, overwrite=True, **QUIET)
+        (old,) = tmp_path.glob("dst.partial-*.old")
+        assert content(old) == before and not target.exists()
+    palettize(source, target, bits=3, **QUIET)
+    assert content(target) == content(tmp_path / "whole")
+    assert names(tmp_path) == ["dst", "src", "whole"]
+    # Killed before it was deleted.
+    real(tmp_path / "whole", old)
+    palettize(source, target, bits=3, overwrite=True, **QUIET)
+    assert names(tmp_path) == ["dst", "src"]

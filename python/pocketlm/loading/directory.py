@@ -3,8 +3,8 @@
 Work happens in ``DST.partial-<key>`` beside the destination; the key says what is being made, so that only
 the same work is resumed. The file of weights has its final size from the start; each tensor is written at its
 place, and then a line of a journal records its checksums. A tensor without a line, or whose bytes do not have
-these checksums, is written again. When all is there and synced to disk, one rename makes the directory appear
-under its name.
+these checksums, is written again. When all is there and synced to disk, what only the making needs is deleted
+and one rename makes the directory appear under its name.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from pocketlm.errors import ParameterError, StorageError
 from pocketlm.loading.files import forget_pages, storage_errors
 from pocketlm.loading.layout import Layout
+from pocketlm.loading.lock import open_locked
 from pocketlm.loading.safetensors import SINGLE
 
 JOURNAL = "journal.jsonl"
@@ -36,6 +37,7 @@ class DirectoryWriter:
     def __init__(self, destination: Path, key: str, *, overwrite: bool = False) -> None:
         self.destination = destination
         self.partial = destination.with_name(f"{destination.name}.partial-{key}")
+        self._old = self.partial.with_name(f"{self.partial.name}.old")  # what was to be overwritten
         self.scratch: list[str] = []  # entries of the partial directory that are not part of the model
         self._overwrite = overwrite
         self._file: BinaryIO | None = None
@@ -54,12 +56,11 @@ class DirectoryWriter:
         with storage_errors(self.partial):
             self.destination.parent.mkdir(parents=True, exist_ok=True)
             self.partial.mkdir(exist_ok=True)
-            # Held until the end, so it is opened outside of a with statement.
-            self._journal = (self.partial / JOURNAL).open("a+b")
-        if not _lock(self._journal):
-            self._journal.close()
-            raise StorageError(f"{self.partial}: another process is writing here")
+        self._journal = open_locked(self.partial / JOURNAL)
         self._done = self._read_journal()
+        with storage_errors(self._old):
+            if self._is_filled():  # else it is all that there is of the old model
+                shutil.rmtree(self._old, ignore_errors=True)
         return self
 
     def __exit__(
@@ -176,27 +177,33 @@ class DirectoryWriter:
                 with target.open("rb+") as copy:
                     _sync(copy)
             self._file.close()
-            self._rename()
-            # Last, so that a kill before the rename leaves all that a resumption needs.
+            self.check_destination()
+            # Before the rename, behind which nobody would look for it. Whoever is killed from here on makes
+            # again what is missing, and it comes out the same.
             for name in self.scratch:
-                _remove(self.destination / name)
-            (self.destination / JOURNAL).unlink(missing_ok=True)
+                _remove(self.partial / name)
+            _sync_directory(self.partial)
+            self._rename()
             _sync_directory(self.destination)
 
     def _rename(self) -> None:
-        self.check_destination()
-        old: Path | None = None
-        if self.destination.is_dir() and any(self.destination.iterdir()):
-            # Two steps: a kill between them leaves the old model under this name, and the new one to resume.
-            old = self.partial.with_name(self.partial.name + ".old")
-            shutil.rmtree(old, ignore_errors=True)
-            self.destination.rename(old)
+        if self._is_filled():
+            # Two steps: a kill between them leaves the old model under another name until the work is resumed
+            # and the new one is there.
+            shutil.rmtree(self._old, ignore_errors=True)
+            self.destination.rename(self._old)
         elif self.destination.is_dir():
             self.destination.rmdir()
+        # Last, since with it all is resumed but for the scratch.
+        (self.partial / JOURNAL).unlink()
         self.partial.rename(self.destination)
         _sync_directory(self.destination.parent)
-        if old is not None:
-            shutil.rmtree(old)
+        if self._old.exists():
+            shutil.rmtree(self._old)
+
+    def _is_filled(self) -> bool:
+        """Whether the destination is a directory with something in it."""
+        return self.destination.is_dir() and any(self.destination.iterdir())
 
     def _read_journal(self) -> dict[str, dict[str, Any]]:
         assert self._journal is not None
@@ -220,26 +227,15 @@ class DirectoryWriter:
 
 
 def _remove(path: Path) -> None:
-    """Deletes a file or a directory, if it is there."""
+    """Deletes a file or a directory, if it is there; under its name a kill leaves all of it or nothing."""
+    removed = path.with_name(f"{path.name}.removed")
+    if removed.exists():  # left by a kill
+        shutil.rmtree(removed)
     if path.is_dir():
-        shutil.rmtree(path)
+        path.rename(removed)
+        shutil.rmtree(removed)
     else:
         path.unlink(missing_ok=True)
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Takes the lock of an open file; the system gives it back when the process ends, however it ends."""
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
 
 
 def _reserve(file: BinaryIO, size: int) -> None:

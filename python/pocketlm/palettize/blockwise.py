@@ -118,7 +118,7 @@ def train_blocks(
     """
     blocks = task.blocks()
     states = States(directory, windows, max(1, settings.tokens // windows.shape[1]))
-    learned, done = _load(directory, len(blocks))
+    learned, done = _load(states, blocks)
     for index in range(done, len(blocks)):
         source, own = blocks[index]
         widths = source.graph.ops[source.start - 1].width if source.start else 0, source.ops[-1].width
@@ -226,13 +226,17 @@ def _save(directory: Path, learned: Mapping[str, Any], done: int) -> None:
         unfinished.replace(path)
 
 
-def _load(directory: Path, blocks: int) -> tuple[dict[str, Any], int]:
+def _load(states: States, blocks: list[tuple[Segment, Segment]]) -> tuple[dict[str, Any], int]:
     """What blocks that are done have learned, and how many they are."""
+    directory = states.directory
     path = directory / _STATE
     if not path.exists():
         return {}, 0
     with storage_errors(path), np.load(path) as saved:
         learned = {name: saved[name] for name in saved.files}
     done = int(learned.pop("done"))
-    there = all(Hidden.is_there(directory, done, what) for what in (_SOURCE, _STUDENT))
-    return (learned, done) if there or done == blocks else ({}, 0)
+    if done == len(blocks):
+        return learned, done
+    width, tokens = blocks[done - 1][0].ops[-1].width, states.windows.size
+    there = all(Hidden.is_there(directory, done, tokens, width, what) for what in (_SOURCE, _STUDENT))
+    return (learned, done) if there else ({}, 0)

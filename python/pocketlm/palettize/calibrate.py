@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from pocketlm.graph import Embed, Linear
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.check import stored_name
 from pocketlm.loading.files import storage_errors
+from pocketlm.loading.lock import open_locked
 from pocketlm.loading.safetensors import open_weights
 from pocketlm.palettize import guided
 from pocketlm.palettize.calibration import MANIFEST, VERSION, Calibration, identify
@@ -34,6 +36,8 @@ from pocketlm.palettize.progress import Progress
 from pocketlm.palettize.segments import HIDDEN, Segment, segments
 from pocketlm.palettize.text import digest
 from pocketlm.palettize.unfinished import JOURNAL, check_room, done_before, moment_file, replace
+
+LOCK = "lock"  # held by the process that is at work
 
 
 def calibrate(
@@ -56,24 +60,67 @@ def calibrate(
 
     Raises:
         ParameterError: ``target`` exists and holds something else.
-        StorageError: the disk is full or read-only.
+        StorageError: the disk is full or read-only, or another process makes the same.
         WeightError: the model, or a gradient, gives numbers that are not finite.
     """
     who = identify(model)
     key = work_key(who, windows, groups)
-    with storage_errors(target):
-        exists = target.exists()
-    if exists:
-        found = Calibration.open(target)
-        if found.key != key:
-            raise ParameterError(f"{target}: holds the calibration of another model or text")
-        return found
     partial = target.with_name(f"{target.name}.partial-{key[:12]}")
-    parts = segments(model.graph)
-    wholes = guided.joined(parts) if groups else []
+    if (found := _opened(target, key)) is not None:
+        return found
     with storage_errors(partial):
         partial.mkdir(parents=True, exist_ok=True)
-    done, back = done_before(partial, parts, wholes)
+    with open_locked(partial / LOCK):
+        if (found := _opened(target, key)) is not None:  # made by another process in the meantime
+            shutil.rmtree(partial, ignore_errors=True)
+            return found
+        _fill(model, windows, partial, groups, threads, progress)
+        facts = {
+            "pocketlm_calibration": VERSION,
+            "model": who,
+            "key": key,
+            "tokens": int(windows.size),
+            "guided": groups,
+            "tensors": _tensors(model, groups),
+        }
+        replace(partial / MANIFEST, facts)
+        with storage_errors(target):
+            Hidden.remove_all(partial)
+            for name in (JOURNAL, LOCK):
+                (partial / name).unlink(missing_ok=True)
+            partial.rename(target)
+    return Calibration.open(target)
+
+
+def work_key(model: str, windows: NDArray[np.uint32], groups: int = 0) -> str:
+    """Tells one calibration from another: its model (see :func:`identify`) and all that decides about it."""
+    facts = [VERSION, model, digest(windows), groups, guided.SEED]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _opened(target: Path, key: str) -> Calibration | None:
+    """The calibration that is there, if there is one."""
+    with storage_errors(target):
+        if not target.exists():
+            return None
+    found = Calibration.open(target)
+    if found.key != key:
+        raise ParameterError(f"{target}: holds the calibration of another model or text")
+    return found
+
+
+def _fill(
+    model: LoadedModel,
+    windows: NDArray[np.uint32],
+    partial: Path,
+    groups: int,
+    threads: int | None,
+    progress: bool,
+) -> None:
+    """Both passes over the parts of the model, from where an earlier run stopped."""
+    parts = segments(model.graph)
+    wholes = guided.joined(parts) if groups else []
+    done, back = done_before(partial, parts, wholes, windows.size, groups)
     check_room(partial, model.graph, parts, wholes, (done, back), windows.size, groups)
     kept = {at for at, _ in wholes}
     with Progress("calibrating", windows.size * (len(parts) + len(wholes)), progress, unit="tokens") as bar:
@@ -90,26 +137,6 @@ def calibrate(
             guided.run_back(model, at, whole, behind, windows, partial, groups, threads, bar)
             replace(partial / JOURNAL, {"parts": len(parts), "back": index + 1})
             Hidden.remove_at(partial, at, behind)
-    facts = {
-        "pocketlm_calibration": VERSION,
-        "model": who,
-        "key": key,
-        "tokens": int(windows.size),
-        "guided": groups,
-        "tensors": _tensors(model, groups),
-    }
-    replace(partial / MANIFEST, facts)
-    with storage_errors(target):
-        Hidden.remove_all(partial)
-        (partial / JOURNAL).unlink(missing_ok=True)
-        partial.rename(target)
-    return Calibration.open(target)
-
-
-def work_key(model: str, windows: NDArray[np.uint32], groups: int = 0) -> str:
-    """Tells one calibration from another: its model (see :func:`identify`) and all that decides about it."""
-    facts = [VERSION, model, digest(windows), groups, guided.SEED]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _run(

@@ -14,6 +14,7 @@ from pocketlm.errors import FileFormatError, ParameterError
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.files import as_path, storage_errors
 from pocketlm.palettize.damage import MOST_WORK, products
+from pocketlm.palettize.text import Head
 
 TOKENS = 2048  # of all sequences: KL is over whole distributions, so its mean settles early
 _FEWEST = 512  # where a run is so long that more would leave time for few runs
@@ -55,7 +56,7 @@ def hold_out(calibration: Texts, validation: Texts) -> tuple[Texts, list[str]]:
                 return calibration, []
             size = path.stat().st_size
         if size > _WHOLE_BYTES:
-            return calibration, [_end(path, size)]
+            return _cut(path, size)
         calibration = [_read(path)]
     if calibration is None or not all(isinstance(text, str) for text in calibration):
         return calibration, []
@@ -106,14 +107,15 @@ def _read(path: Path) -> str:
     return _decode(path, data, 0, last)
 
 
-def _end(path: Path, size: int) -> str:
+def _cut(path: Path, size: int) -> tuple[Head, list[str]]:
+    """A large file without its end, of which nothing is read here, and the end."""
     start = size - _END_CHARACTERS
     with storage_errors(path), path.open("rb") as file:
         file.seek(start)
         data = file.read(_END_CHARACTERS)
     # The character that begins before this piece is left out.
     lead = next((at for at, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0)
-    return _decode(path, data[lead:], start + lead, True)
+    return Head(path, start + lead), [_decode(path, data[lead:], start + lead, True)]
 
 
 def _decode(path: Path, data: bytes, offset: int, last: bool) -> str:

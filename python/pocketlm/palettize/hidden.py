@@ -28,14 +28,11 @@ class Hidden:
     @classmethod
     def create(cls, directory: Path, border: int, tokens: int, width: int, what: str = STATE) -> Hidden:
         """A new file without rows, in place of an old one; :meth:`append` adds them."""
-        shape = {"dtype": "F32", "shape": [tokens, width], "data_offsets": [0, 4 * tokens * width]}
-        header = json.dumps({HIDDEN: shape}).encode()
-        header += b" " * (-len(header) % 64)
-        made = cls(path_of(directory, border, what), tokens, width, 8 + len(header))
+        start = _start(tokens, width)
+        made = cls(path_of(directory, border, what), tokens, width, len(start))
         with storage_errors(made.path):
             made.path.unlink(missing_ok=True)
-            with made.path.open("wb") as file:
-                file.write(len(header).to_bytes(8, "little") + header)
+            made.path.write_bytes(start)
         return made
 
     @classmethod
@@ -53,9 +50,11 @@ class Hidden:
         return cls(path, tokens, width, size - 4 * tokens * width)
 
     @classmethod
-    def is_there(cls, directory: Path, border: int, what: str = STATE) -> bool:
-        """Whether the segments up to ``border``, or those behind it, left their result."""
-        return path_of(directory, border, what).exists()
+    def is_there(cls, directory: Path, border: int, tokens: int, width: int, what: str = STATE) -> bool:
+        """Whether the segments up to ``border``, or those behind it, left their whole result."""
+        path = path_of(directory, border, what)
+        with storage_errors(path):
+            return path.exists() and path.stat().st_size == len(_start(tokens, width)) + 4 * tokens * width
 
     @staticmethod
     def remove_at(directory: Path, border: int, behind: int) -> None:
@@ -92,3 +91,11 @@ class Hidden:
 
 def path_of(directory: Path, border: int, what: str) -> Path:
     return directory / f"{what}-{border:04d}.safetensors"
+
+
+def _start(tokens: int, width: int) -> bytes:
+    """The file before its numbers."""
+    shape = {"dtype": "F32", "shape": [tokens, width], "data_offsets": [0, 4 * tokens * width]}
+    header = json.dumps({HIDDEN: shape}).encode()
+    header += b" " * (-len(header) % 64)
+    return len(header).to_bytes(8, "little") + header

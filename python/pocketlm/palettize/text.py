@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
 from os import PathLike
@@ -24,6 +25,17 @@ _OR_STORED = {"calibration": " or of a stored calibration"}
 _PIECE = 1 << 16  # characters tokenized at a time
 
 
+@dataclasses.dataclass(frozen=True)
+class Head(PathLike[str]):
+    """The first ``size`` bytes of a text file, whole characters; what comes behind them is not read."""
+
+    path: Path
+    size: int
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
 def read_windows(
     given: str | PathLike[str] | Iterable[str],
     model: LoadedModel,
@@ -32,8 +44,8 @@ def read_windows(
     window: int = WINDOW,
     argument: str = "calibration",
 ) -> NDArray[np.uint32]:
-    """Token ids [windows, window] of a text file, or of texts one behind the other, that were ``given`` as
-    ``argument``.
+    """Token ids [windows, window] of a text file or its :class:`Head`, or of texts one behind the other, that
+    were ``given`` as ``argument``.
 
     A window has ``window`` tokens, or the model's context if that is less, the token that begins a text
     first where the model has one. There are at most ``tokens`` tokens in all, in windows spread evenly over
@@ -54,9 +66,10 @@ def read_windows(
             path = as_path(given, argument)
             with storage_errors(path):
                 size = path.stat().st_size if path.is_file() else 0
+            size = min(size, given.size) if isinstance(given, Head) else size
             if size > max(_WHOLE_BYTES, 2 * count * own * _PIECE_BYTES):
                 return _checked(argument, begin, list(_spread(path, size, count, own, tokenizer)))
-            texts = [_read(path)]
+            texts = [_read(path, size if isinstance(given, Head) else -1)]
         case _:
             texts = list(given)
     if not all(isinstance(text, str) for text in texts):
@@ -91,9 +104,9 @@ def _tokens(tokenizer: Tokenizer, text: str) -> Iterator[int]:
         yield from tokenizer.encode(text[start : start + _PIECE], bos=False)
 
 
-def _read(path: Path) -> str:
-    with storage_errors(path):
-        data = path.read_bytes()
+def _read(path: Path, size: int) -> str:
+    with storage_errors(path), path.open("rb") as file:
+        data = file.read(size)
     return _decode(path, data, 0)
 
 
@@ -107,12 +120,13 @@ def _decode(path: Path, data: bytes, offset: int) -> str:
 def _spread(
     path: Path, size: int, count: int, own: int, tokenizer: Tokenizer
 ) -> Iterator[NDArray[np.uint32]]:
-    """Windows from ``count`` places of a large file. A place whose piece gives too few tokens has none."""
+    """Windows from ``count`` places of the first ``size`` bytes of a large file. A place whose piece gives
+    too few tokens has none."""
     for index in range(count):
         start = index * size // count
         with storage_errors(path), path.open("rb") as file:
             file.seek(start)
-            data = file.read(own * _PIECE_BYTES)
+            data = file.read(min(own * _PIECE_BYTES, size - start))
         # A character that begins before the piece is left out, and one that ends behind it.
         lead = next((i for i, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0) if start else 0
         last = start + len(data) == size

@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pocketlm.errors import StorageError
 from pocketlm.graph import Graph, Linear
 from pocketlm.loading.files import storage_errors
 from pocketlm.palettize import guided
-from pocketlm.palettize.hidden import GRADIENT, Hidden
+from pocketlm.palettize.hidden import GRADIENT, STATE, Hidden
 from pocketlm.palettize.segments import Segment
 
 JOURNAL = "journal.json"
@@ -55,8 +57,11 @@ def check_room(
         raise StorageError(f"{partial}: calibration needs {needed} bytes, the disk has {free} free")
 
 
-def done_before(partial: Path, parts: list[Segment], wholes: list[tuple[int, Segment]]) -> tuple[int, int]:
-    """How many parts of the forward and of the backward pass an earlier run has finished."""
+def done_before(
+    partial: Path, parts: list[Segment], wholes: list[tuple[int, Segment]], tokens: int, groups: int
+) -> tuple[int, int]:
+    """How many parts of the forward and of the backward pass an earlier run has finished: none where one of
+    their files is missing, or has another size than it should."""
     try:
         facts = json.loads((partial / JOURNAL).read_text())
         done, back = facts["parts"], facts["back"]
@@ -64,15 +69,53 @@ def done_before(partial: Path, parts: list[Segment], wholes: list[tuple[int, Seg
         return 0, 0
     if not (isinstance(done, int) and isinstance(back, int)):
         return 0, 0
+    if not (0 <= done <= len(parts) and 0 <= back <= len(wholes)):
+        return 0, 0
     # What is still to be done reads from these.
     states = {at for at, _ in wholes[: len(wholes) - back] if 0 < at <= done}
     if done < len(parts):
         states |= {done} - {0}
     slopes = {wholes[-back][0]} if 0 < back < len(wholes) else set()
-    there = all(Hidden.is_there(partial, border) for border in states) and all(
-        Hidden.is_there(partial, border, GRADIENT) for border in slopes
+    between = [(border, STATE) for border in states] + [(border, GRADIENT) for border in slopes]
+    there = all(
+        Hidden.is_there(partial, border, tokens, parts[border - 1].ops[-1].width, what)
+        for border, what in between
     )
+    left = _moments(parts[:done]) | _guided([whole for _, whole in wholes[len(wholes) - back :]], groups)
+    there = there and all(_has_shape(partial / name, shape) for name, shape in left.items())
     return (done, back) if there else (0, 0)
+
+
+def _moments(parts: list[Segment]) -> dict[str, tuple[int, ...]]:
+    """The files that these parts leave going forward, and the shapes in them."""
+    return {
+        moment_file(part.graph, op): (op.weight.shape[1],) * 2
+        for part in parts
+        for op in part.ops
+        if isinstance(op, Linear)
+    }
+
+
+def _guided(parts: list[Segment], groups: int) -> dict[str, tuple[int, ...]]:
+    """The files that these parts leave going backward, and the shapes in them."""
+    found: dict[str, tuple[int, ...]] = {}
+    for part in parts:
+        for index, op in enumerate(part.ops, part.start):
+            if isinstance(op, Linear):
+                rows, inputs = op.weight.shape
+                found[guided.rows_file(index)] = (rows,)
+                for group in range(len(guided.row_groups(rows, groups))):
+                    found[guided.group_file(index, group)] = (inputs, inputs)
+    return found
+
+
+def _has_shape(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether an array's file is there and whole; its numbers are not read."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    return bool(found.shape == shape)
 
 
 def replace(path: Path, facts: dict[str, Any]) -> None:
