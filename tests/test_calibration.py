@@ -259,6 +259,17 @@ def test_a_stored_calibration_keeps_what_kinds_cost(
     assert len(runs) == 2 * first + 3  # other text, other costs
 
 
+def test_text_of_another_tokenizer_is_refused(source: Path, tmp_path: Path) -> None:
+    model = open_model(source)
+    half = "w1 x " * 400  # as much is let through: names and numbers are unknown to any vocabulary of words
+    assert read_windows([half], model).size
+    with pytest.raises(ParameterError, match=r"calibration: \d+ % of the text's tokens are unknown"):
+        read_windows(["x " * 100 + half], model)
+    with pytest.raises(ParameterError, match="another model's"):
+        palettize(source, tmp_path / "m", calibration=["日本語 " * 4000], **QUIET)
+    assert names(tmp_path) == []
+
+
 def test_damaged_calibrations_are_refused(source: Path, tmp_path: Path) -> None:
     model = open_model(source)
     stored = tmp_path / "cal"

@@ -177,6 +177,15 @@ class Tokenizer:
         """The token as the vocabulary writes it, or an empty string for an id without one."""
         return self._inner.id_to_token(token) or ""
 
+    @property
+    def unknown(self) -> int | None:
+        """The id that stands for text that the vocabulary cannot spell, or ``None`` if it can spell all."""
+        token = getattr(self._inner.model, "unk_token", None)
+        if isinstance(token, str):
+            return self._inner.token_to_id(token)
+        found = getattr(self._inner.model, "unk_id", None)  # of the Unigram model
+        return found if isinstance(found, int) else None
+
     def token_id(self, text: str) -> int | None:
         """The id of a token of the vocabulary, by its exact text."""
         return self._inner.token_to_id(text)

@@ -19,6 +19,7 @@ from pocketlm.tokenizer import Tokenizer
 
 TOKENS = 65536  # some times the channels of the widest input
 WINDOW = 1024
+_MOST_UNKNOWN = 0.5  # share of tokens that the tokenizer does not know
 _WHOLE_BYTES = 16 << 20  # of a larger file only pieces are read
 _PIECE_BYTES = 24  # for each token of a piece: hardly any token is longer
 _OR_STORED = {"calibration": " or of a stored calibration"}
@@ -68,7 +69,7 @@ def read_windows(
                 size = path.stat().st_size if path.is_file() else 0
             size = min(size, given.size) if isinstance(given, Head) else size
             if size > max(_WHOLE_BYTES, 2 * count * own * _PIECE_BYTES):
-                return _checked(argument, begin, list(_spread(path, size, count, own, tokenizer)))
+                return _checked(argument, begin, list(_spread(path, size, count, own, tokenizer)), tokenizer)
             texts = [_read(path, size if isinstance(given, Head) else -1)]
         case _:
             texts = list(given)
@@ -84,7 +85,7 @@ def read_windows(
         raise ParameterError(f"{argument}: the text has {len(ids)} tokens, a window needs {own}")
     count = min(count, there)
     firsts = [i * there // count * own for i in range(count)]
-    return _checked(argument, begin, [ids[first : first + own] for first in firsts])
+    return _checked(argument, begin, [ids[first : first + own] for first in firsts], tokenizer)
 
 
 def digest(windows: NDArray[np.uint32]) -> str:
@@ -92,9 +93,17 @@ def digest(windows: NDArray[np.uint32]) -> str:
     return hashlib.sha256(repr(windows.shape).encode() + windows.astype("<u4").tobytes()).hexdigest()
 
 
-def _checked(argument: str, begin: list[int], windows: list[NDArray[np.uint32]]) -> NDArray[np.uint32]:
+def _checked(
+    argument: str, begin: list[int], windows: list[NDArray[np.uint32]], tokenizer: Tokenizer
+) -> NDArray[np.uint32]:
     if not windows:
         raise ParameterError(f"{argument}: the text has no piece that fills a window")
+    unknown = tokenizer.unknown
+    if unknown is not None and (share := float(np.mean(np.stack(windows) == unknown))) > _MOST_UNKNOWN:
+        raise ParameterError(
+            f"{argument}: {100 * share:.0f} % of the text's tokens are unknown to the model's tokenizer: it "
+            "is no text of this model's kind, or the tokenizer is another model's"
+        )
     head = np.array(begin, np.uint32)
     return np.stack([np.concatenate([head, window]) for window in windows])
 
