@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pocketlm._core import __version__, int8_peak
+from pocketlm._core import int8_peak
 from pocketlm.errors import InternalError
 
 
@@ -50,8 +50,9 @@ class Machine:
 
     @property
     def fingerprint(self) -> str:
-        """Tells machines, versions and settings apart whose kernels may take different times."""
-        facts = (self.processor, platform.machine(), self.isa, self.threads, __version__)
+        """Tells machines, builds and settings apart whose kernels may take different times."""
+        build = Path(sys.modules["pocketlm._core"].__file__ or "").stat()
+        facts = (self.processor, platform.machine(), self.isa, self.threads, build.st_size, build.st_mtime_ns)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def roof_seconds(self, read: int, macs: int) -> float:
