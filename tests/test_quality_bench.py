@@ -110,7 +110,6 @@ def test_sums_over_windows_are_those_of_single_tokens(tmp_path: Path) -> None:
 
 
 def test_the_picture_shows_what_damage_gained(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the picture needs matplotlib")
     found = report()
     found.rows[2].nll = [2.9 * count for count in COUNTS]
     quality_picture.draw(found, "made up", tmp_path / "picture.png")
