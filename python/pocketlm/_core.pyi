@@ -71,7 +71,7 @@ class Engine:
         *,
         threads: int | None = None,
         cache_tokens: int,
-        max_rows: int = 512,
+        max_rows: int = 256,
         precise: bool = False,
         max_memory: int | None = None,
         kv_dtype: str = "f16",
@@ -290,6 +290,9 @@ def read_bandwidth(threads: int, seconds: float = 0.5) -> float:
 def int8_peak(threads: int, seconds: float = 0.1) -> float:
     """Int8 multiply-adds per second that so many threads do together from registers, with the instructions of
     :func:`current_isa`: the best pass counts."""
+
+def release_freed_memory() -> None:
+    """Gives memory that was freed back to the system, where the C library's allocator would keep it."""
 
 def cpu_count() -> int:
     """Threads that an engine would choose."""

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pocketlm._core import Engine, Sampler, WeightStore
+from pocketlm._core import Engine, Sampler, WeightStore, release_freed_memory
 from pocketlm.errors import MissingFileError, ParameterError
 from pocketlm.generate.defaults import GenerationDefaults
 from pocketlm.loading import LoadedModel, open_model
@@ -132,6 +132,7 @@ def load(
         name=model.path.name,
         loaded=model,
     )
+    release_freed_memory()
     if prewarm:
         lm.prewarm()
     return lm

@@ -76,7 +76,7 @@ impl PyStepResult {
 #[pymethods]
 impl PyEngine {
     #[new]
-    #[pyo3(signature = (graph_json, store, *, threads=None, cache_tokens, max_rows=512, precise=false, max_memory=None, kv_dtype="f16"))]
+    #[pyo3(signature = (graph_json, store, *, threads=None, cache_tokens, max_rows=256, precise=false, max_memory=None, kv_dtype="f16"))]
     fn new(
         py: Python<'_>,
         graph_json: &str,

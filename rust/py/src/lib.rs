@@ -23,6 +23,7 @@ mod _core {
     #[pymodule_export]
     use crate::machine::{
         cpu_count, current_isa, int8_peak, isa_levels, isa_notes, kernel_registry, read_bandwidth,
+        release_freed_memory,
     };
     #[pymodule_export]
     use crate::moment::{PyHessian, PySecondMoment};

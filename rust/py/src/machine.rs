@@ -57,6 +57,18 @@ pub(crate) fn measuring_time(seconds: f64) -> PyResult<Duration> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
+/// Gives memory that was freed back to the system, where the allocator keeps it otherwise: glibc's keeps what a tokenizer was read
+/// with, while an engine maps its own.
+#[pyfunction]
+pub(crate) fn release_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: takes a number of bytes to keep; the allocator locks its arenas by itself, and only pages that
+    // it has handed to nobody are given back.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Bytes per second that `threads` threads read from memory together.
 #[pyfunction]
 #[pyo3(signature = (threads, seconds=0.5))]

@@ -5,6 +5,7 @@
 
 use std::arch::x86_64::*;
 
+use super::codes::{EVEN, ODD, SECOND, THREE};
 use super::{Dot, dot_ops, fits};
 use crate::cpu::Level;
 use crate::formats::Kind;
@@ -29,6 +30,16 @@ unsafe fn opaque(mut table: __m512i) -> __m512i {
     table
 }
 
+/// Sixteen bytes in every lane of as many.
+///
+/// # Safety
+/// Needs AVX-512 F.
+#[inline(always)]
+unsafe fn lanes(bytes: &[u8; 16]) -> __m512i {
+    // SAFETY: the caller promises the instructions; the bytes are read whole.
+    unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(bytes.as_ptr().cast())) }
+}
+
 impl<const VBMI: bool, const RAISE: i32> Avx512<VBMI, RAISE> {
     /// The entries of 64 codes.
     ///
@@ -46,32 +57,46 @@ impl<const VBMI: bool, const RAISE: i32> Avx512<VBMI, RAISE> {
         }
     }
 
-    /// Codes of three bits of quad `Q`: two from `low`, the third from bit `4 * HALF + Q` of `high`.
+    /// Four quads of three bits: two bits of each code from `low`, the third from bit `4 * HALF` + quad of `high`. With VBMI an
+    /// index of six bits holds codes of two neighbouring quads, of which each table reads one. Without, an index of four bits
+    /// has room for one, but two quads are put together at once.
     ///
     /// # Safety
-    /// Needs AVX-512 F and BW.
+    /// Needs AVX-512 F and BW, and VBMI if the type says so.
     #[inline(always)]
-    unsafe fn three<const HALF: usize, const Q: usize>(low: __m512i, high: __m512i) -> __m512i {
-        // SAFETY: the caller promises the instructions; all is arithmetic on registers.
+    unsafe fn three<const HALF: usize>(
+        [first, second]: [__m512i; 2],
+        low: __m512i,
+        high: __m512i,
+    ) -> [__m512i; 4] {
+        // SAFETY: the caller promises the instructions; tables are read whole, the rest is arithmetic on
+        // registers.
         unsafe {
-            let low = match Q {
-                0 => low,
-                1 => _mm512_srli_epi16::<2>(low),
-                2 => _mm512_srli_epi16::<4>(low),
-                _ => _mm512_srli_epi16::<6>(low),
-            };
-            // The third bit goes to position 2; shifts by 16 bits spoil only bits that do not count.
-            let high = match 4 * HALF + Q {
-                0 => _mm512_slli_epi16::<2>(high),
-                1 => _mm512_slli_epi16::<1>(high),
-                2 => high,
-                3 => _mm512_srli_epi16::<1>(high),
-                4 => _mm512_srli_epi16::<2>(high),
-                5 => _mm512_srli_epi16::<3>(high),
-                6 => _mm512_srli_epi16::<4>(high),
-                _ => _mm512_srli_epi16::<5>(high),
-            };
-            _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi8(3), low, high)
+            if VBMI {
+                // Third bits go to positions 4 and 5; shifts by 16 bits spoil only bits that do not count.
+                let (near, far) = match HALF {
+                    0 => (_mm512_slli_epi16::<4>(high), _mm512_slli_epi16::<2>(high)),
+                    _ => (high, _mm512_srli_epi16::<2>(high)),
+                };
+                let four = _mm512_set1_epi8(15);
+                let a = _mm512_ternarylogic_epi32::<0xca>(four, low, near);
+                let b = _mm512_ternarylogic_epi32::<0xca>(four, _mm512_srli_epi16::<4>(low), far);
+                return [
+                    Self::look_up(first, a),
+                    Self::look_up(second, a),
+                    Self::look_up(first, b),
+                    Self::look_up(second, b),
+                ];
+            }
+            let high = if HALF == 0 { high } else { _mm512_srli_epi16::<4>(high) };
+            let third = _mm512_and_si512(high, _mm512_set1_epi8(15));
+            let two = _mm512_set1_epi8(0x33);
+            let even = _mm512_ternarylogic_epi32::<0xca>(two, low, _mm512_shuffle_epi8(lanes(&EVEN), third));
+            let low = _mm512_srli_epi16::<2>(low);
+            let odd = _mm512_ternarylogic_epi32::<0xca>(two, low, _mm512_shuffle_epi8(lanes(&ODD), third));
+            // Bits 3 and 7 are clear: of an index only bit 7 would matter beyond the nibble.
+            [even, odd, _mm512_srli_epi16::<4>(even), _mm512_srli_epi16::<4>(odd)]
+                .map(|index| _mm512_shuffle_epi8(first, index))
         }
     }
 }
@@ -94,8 +119,19 @@ impl<const VBMI: bool, const RAISE: i32> Dot for Avx512<VBMI, RAISE> {
             let sixteen = |entries: *const i8| _mm512_broadcast_i32x4(_mm_loadu_si128(entries.cast()));
             let raise = |entries| opaque(_mm512_xor_si512(entries, _mm512_set1_epi8(RAISE as i8)));
             let one = match Kind::numbered(KIND) {
-                Kind::P2 => _mm512_set1_epi32(codebook.cast::<i32>().read_unaligned()),
-                Kind::P3 => _mm512_set1_epi64(codebook.cast::<i64>().read_unaligned()),
+                Kind::P2 => {
+                    let four = _mm512_set1_epi32(codebook.cast::<i32>().read_unaligned());
+                    return [raise(four), raise(_mm512_shuffle_epi8(four, lanes(&SECOND)))];
+                }
+                Kind::P3 => {
+                    let eight = _mm512_set1_epi64(codebook.cast::<i64>().read_unaligned());
+                    if VBMI {
+                        return THREE
+                            .each_ref()
+                            .map(|order| raise(_mm512_shuffle_epi8(eight, _mm512_loadu_si512(order.as_ptr().cast()))));
+                    }
+                    eight
+                }
                 Kind::P4 => sixteen(codebook),
                 Kind::P2v => return [raise(sixteen(codebook)), raise(sixteen(codebook.add(16)))],
                 Kind::P8 => _mm512_setzero_si512(),
@@ -106,34 +142,23 @@ impl<const VBMI: bool, const RAISE: i32> Dot for Avx512<VBMI, RAISE> {
             let [table, second] = tables;
             let line = |i: usize| _mm512_loadu_si512(group.add(64 * i).cast());
             match Kind::numbered(KIND) {
-                Kind::P2v => {
+                Kind::P2 | Kind::P2v => {
                     let low = line(HALF);
                     let high = _mm512_srli_epi16::<4>(low);
-                    [
-                        Self::look_up(table, low),
-                        Self::look_up(second, low),
-                        Self::look_up(table, high),
-                        Self::look_up(second, high),
-                    ]
+                    if VBMI {
+                        return [
+                            Self::look_up(table, low),
+                            Self::look_up(second, low),
+                            Self::look_up(table, high),
+                            Self::look_up(second, high),
+                        ];
+                    }
+                    let nibble = _mm512_set1_epi8(15);
+                    let (low, high) = (_mm512_and_si512(low, nibble), _mm512_and_si512(high, nibble));
+                    [(table, low), (second, low), (table, high), (second, high)]
+                        .map(|(table, index)| _mm512_shuffle_epi8(table, index))
                 }
-                Kind::P2 => {
-                    let a = line(HALF);
-                    [
-                        Self::look_up(table, a),
-                        Self::look_up(table, _mm512_srli_epi16::<2>(a)),
-                        Self::look_up(table, _mm512_srli_epi16::<4>(a)),
-                        Self::look_up(table, _mm512_srli_epi16::<6>(a)),
-                    ]
-                }
-                Kind::P3 => {
-                    let (low, high) = (line(HALF), line(2));
-                    [
-                        Self::look_up(table, Self::three::<HALF, 0>(low, high)),
-                        Self::look_up(table, Self::three::<HALF, 1>(low, high)),
-                        Self::look_up(table, Self::three::<HALF, 2>(low, high)),
-                        Self::look_up(table, Self::three::<HALF, 3>(low, high)),
-                    ]
-                }
+                Kind::P3 => Self::three::<HALF>(tables, line(HALF), line(2)),
                 Kind::P4 => {
                     let (a, b) = (line(2 * HALF), line(2 * HALF + 1));
                     [

@@ -10,6 +10,8 @@ pub(crate) mod amx;
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod codes;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod i8mm;
 #[cfg(target_arch = "aarch64")]
@@ -42,8 +44,8 @@ pub(crate) trait Dot {
 
     /// What decoded weights have been raised by, so that they are unsigned.
     fn bias<const KIND: usize>() -> i32;
-    /// The tables for the codebook of a tile at `codebook`, of which the kind's number of entries is read. A second table, equal
-    /// to the first where codes stand for single weights, holds the second elements of pairs.
+    /// The tables for the codebook of a tile at `codebook`, of which the kind's number of entries is read. The second table holds
+    /// the second elements of pairs, or serves the second of two codes in one index; else it is the first again.
     ///
     /// # Safety
     /// The CPU has the instructions; `codebook` is valid for reading `codebook_len` bytes of the kind (for

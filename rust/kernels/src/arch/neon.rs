@@ -3,6 +3,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
+use super::codes::{EVEN, ODD, SECOND};
 use super::{Dot, dot_ops, fits};
 use crate::cpu::Level;
 use crate::formats::Kind;
@@ -18,7 +19,10 @@ unsafe fn table<const KIND: usize>(codebook: *const i8) -> [uint8x16_t; 2] {
     // read.
     unsafe {
         let one = match Kind::numbered(KIND) {
-            Kind::P2 => vreinterpretq_u8_u32(vdupq_n_u32(codebook.cast::<u32>().read_unaligned())),
+            Kind::P2 => {
+                let four = vreinterpretq_u8_u32(vdupq_n_u32(codebook.cast::<u32>().read_unaligned()));
+                return [four, vqtbl1q_u8(four, vld1q_u8(SECOND.as_ptr()))];
+            }
             Kind::P3 => vreinterpretq_u8_u64(vdupq_n_u64(codebook.cast::<u64>().read_unaligned())),
             Kind::P4 => vld1q_u8(codebook.cast()),
             Kind::P2v => return [vld1q_u8(codebook.cast()), vld1q_u8(codebook.add(16).cast())],
@@ -44,7 +48,7 @@ unsafe fn decode<const KIND: usize, const HALF: usize>(
         let line = |i: usize| vld1q_u8(group.add(64 * i));
         let nibble = |index| vqtbl1q_u8(table, vandq_u8(index, vdupq_n_u8(15)));
         match Kind::numbered(KIND) {
-            Kind::P2v => {
+            Kind::P2 | Kind::P2v => {
                 let a = line(HALF);
                 let (low, high) = (vandq_u8(a, vdupq_n_u8(15)), vshrq_n_u8::<4>(a));
                 [
@@ -54,34 +58,21 @@ unsafe fn decode<const KIND: usize, const HALF: usize>(
                     vqtbl1q_u8(second, high),
                 ]
             }
-            Kind::P2 => {
-                // The table repeats every four entries, so a nibble may hold two codes.
-                let a = line(HALF);
-                [
-                    nibble(a),
-                    nibble(vshrq_n_u8::<2>(a)),
-                    vqtbl1q_u8(table, vshrq_n_u8::<4>(a)),
-                    vqtbl1q_u8(table, vshrq_n_u8::<6>(a)),
-                ]
-            }
             Kind::P3 => {
                 let (low, high) = (line(HALF), line(2));
-                // The third bit goes to position 2; the table repeats every eight entries.
-                let (h0, h1, h2, h3) = match HALF {
-                    0 => (vshlq_n_u8::<2>(high), vshlq_n_u8::<1>(high), high, vshrq_n_u8::<1>(high)),
-                    _ => (
-                        vshrq_n_u8::<2>(high),
-                        vshrq_n_u8::<3>(high),
-                        vshrq_n_u8::<4>(high),
-                        vshrq_n_u8::<5>(high),
-                    ),
+                let third = match HALF {
+                    0 => vandq_u8(high, vdupq_n_u8(15)),
+                    _ => vshrq_n_u8::<4>(high),
                 };
-                let join = |low, high| nibble(vbslq_u8(vdupq_n_u8(3), low, high));
+                let join = |low, spread: &[u8; 16]| {
+                    vbslq_u8(vdupq_n_u8(0x33), low, vqtbl1q_u8(vld1q_u8(spread.as_ptr()), third))
+                };
+                let (even, odd) = (join(low, &EVEN), join(vshrq_n_u8::<2>(low), &ODD));
                 [
-                    join(low, h0),
-                    join(vshrq_n_u8::<2>(low), h1),
-                    join(vshrq_n_u8::<4>(low), h2),
-                    join(vshrq_n_u8::<6>(low), h3),
+                    nibble(even),
+                    nibble(odd),
+                    vqtbl1q_u8(table, vshrq_n_u8::<4>(even)),
+                    vqtbl1q_u8(table, vshrq_n_u8::<4>(odd)),
                 ]
             }
             Kind::P4 => {

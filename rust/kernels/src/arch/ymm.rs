@@ -2,7 +2,18 @@
 
 use std::arch::x86_64::*;
 
+use super::codes::{EVEN, ODD, SECOND};
 use crate::formats::Kind;
+
+/// Sixteen bytes in both lanes.
+///
+/// # Safety
+/// Needs AVX2; `bytes` must be valid for reading 16 bytes.
+#[inline(always)]
+unsafe fn lanes(bytes: *const u8) -> __m256i {
+    // SAFETY: the caller promises both.
+    unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.cast())) }
+}
 
 /// The contract of `Dot::table`: the codebook in every 16-byte lane, raised by `bias`.
 ///
@@ -13,10 +24,13 @@ pub(super) unsafe fn table<const KIND: usize>(codebook: *const i8, bias: i8) -> 
     // SAFETY: the caller promises AVX2 and the kind's entries: 4, 8, 16, twice 16 or none, which is what is
     // read.
     unsafe {
-        let sixteen = |entries: *const i8| _mm256_broadcastsi128_si256(_mm_loadu_si128(entries.cast()));
+        let sixteen = |entries: *const i8| lanes(entries.cast());
         let raise = |entries| _mm256_add_epi8(entries, _mm256_set1_epi8(bias));
         let one = match Kind::numbered(KIND) {
-            Kind::P2 => _mm256_set1_epi32(codebook.cast::<i32>().read_unaligned()),
+            Kind::P2 => {
+                let four = _mm256_set1_epi32(codebook.cast::<i32>().read_unaligned());
+                return [raise(four), raise(_mm256_shuffle_epi8(four, lanes(SECOND.as_ptr())))];
+            }
             Kind::P3 => _mm256_set1_epi64x(codebook.cast::<i64>().read_unaligned()),
             Kind::P4 => sixteen(codebook),
             Kind::P2v => return [raise(sixteen(codebook)), raise(sixteen(codebook.add(16)))],
@@ -44,50 +58,23 @@ pub(super) unsafe fn decode<const KIND: usize, const HALF: usize>(
         let nibble = |index| _mm256_and_si256(index, _mm256_set1_epi8(15));
         let look_up = |index| _mm256_shuffle_epi8(table, nibble(index));
         match Kind::numbered(KIND) {
-            Kind::P2v => {
+            Kind::P2 | Kind::P2v => {
                 let a = line(HALF);
                 let (low, high) = (nibble(a), nibble(_mm256_srli_epi16::<4>(a)));
                 [(table, low), (second, low), (table, high), (second, high)]
                     .map(|(table, index)| _mm256_shuffle_epi8(table, index))
             }
-            Kind::P2 => {
-                // Tables repeat every four entries, so the bits above a code do no harm within a nibble.
-                let a = line(HALF);
-                [
-                    look_up(a),
-                    look_up(_mm256_srli_epi16::<2>(a)),
-                    look_up(_mm256_srli_epi16::<4>(a)),
-                    look_up(_mm256_srli_epi16::<6>(a)),
-                ]
-            }
             Kind::P3 => {
                 let (low, high) = (line(HALF), line(2));
-                // The third bit goes to position 2; the table repeats every eight entries, so bit 3 may hold anything.
-                let (h0, h1, h2, h3) = match HALF {
-                    0 => (
-                        _mm256_slli_epi16::<2>(high),
-                        _mm256_slli_epi16::<1>(high),
-                        high,
-                        _mm256_srli_epi16::<1>(high),
-                    ),
-                    _ => (
-                        _mm256_srli_epi16::<2>(high),
-                        _mm256_srli_epi16::<3>(high),
-                        _mm256_srli_epi16::<4>(high),
-                        _mm256_srli_epi16::<5>(high),
-                    ),
+                let third = nibble(if HALF == 0 { high } else { _mm256_srli_epi16::<4>(high) });
+                let join = |low, table: &[u8; 16]| {
+                    let low = _mm256_and_si256(low, _mm256_set1_epi8(0x33));
+                    _mm256_or_si256(low, _mm256_shuffle_epi8(lanes(table.as_ptr()), third))
                 };
-                let join = |low, high| {
-                    let low = _mm256_and_si256(low, _mm256_set1_epi8(3));
-                    let high = _mm256_and_si256(high, _mm256_set1_epi8(4));
-                    _mm256_shuffle_epi8(table, _mm256_or_si256(low, high))
-                };
-                [
-                    join(low, h0),
-                    join(_mm256_srli_epi16::<2>(low), h1),
-                    join(_mm256_srli_epi16::<4>(low), h2),
-                    join(_mm256_srli_epi16::<6>(low), h3),
-                ]
+                let (even, odd) = (join(low, &EVEN), join(_mm256_srli_epi16::<2>(low), &ODD));
+                // Bits 3 and 7 are clear: of an index only bit 7 would matter beyond the nibble.
+                [even, odd, _mm256_srli_epi16::<4>(even), _mm256_srli_epi16::<4>(odd)]
+                    .map(|index| _mm256_shuffle_epi8(table, index))
             }
             Kind::P4 => {
                 let (a, b) = (line(2 * HALF), line(2 * HALF + 1));

@@ -140,7 +140,10 @@ proptest! {
 
         if kind == Kind::P2v {
             let scalar = fit(Kind::P2, rows, &weights, importance).unwrap();
-            prop_assert!(fitted.fit.error <= scalar.fit.error * (1.0 + 1e-6));
+            // Where weights are so small that the scale's bits run out, a larger grid needs a smaller scale, rounded more coarsely.
+            let rounded = f64::from(kind.grid().1) * 2f64.powi(-25);
+            let weight: f64 = (0..n).map(h).sum();
+            prop_assert!(fitted.fit.error <= scalar.fit.error * (1.0 + 1e-6) + weight * rounded.powi(2));
             let pairs: Vec<_> = (0..16).map(|c| (fitted.codebook[c], fitted.codebook[16 + c])).collect();
             prop_assert!(pairs.is_sorted());
         }

@@ -135,6 +135,9 @@ unsafe fn pass<D: Dot, const KIND: usize, const M: usize, const CHAINS: usize, c
     let group_bytes = Kind::numbered(KIND).group_bytes();
     let tile_bytes = groups * group_bytes;
     let lanes = TILE / D::PARTS;
+    // Parts that go through a block side by side share the loads of activations. Of one row, and where sums of all parts leave
+    // half of the registers free.
+    let together = if M == 1 && D::PARTS * CHAINS * size_of::<D::Sum>() <= 256 { D::PARTS } else { 1 };
     let row: [usize; M] = std::array::from_fn(|m| (rows.start + m).min(rows.end - 1));
     // Counted loops rather than closures, which would not be inlined into code with the instructions.
     // SAFETY: the caller promises the instructions and the kind, by which a tile's codes are `groups` groups
@@ -152,18 +155,20 @@ unsafe fn pass<D: Dot, const KIND: usize, const M: usize, const CHAINS: usize, c
         let mut acc = [[[D::splat(0.0); T]; M]; 4];
         for b in 0..n_blocks {
             let here = (groups - 8 * b).min(8);
-            for (p, acc) in acc.iter_mut().enumerate().take(D::PARTS) {
-                let mut sums = [[[D::sum(0); CHAINS]; T]; M];
+            for part in (0..D::PARTS).step_by(together) {
+                let mut sums = [[[[D::sum(0); CHAINS]; T]; M]; 4];
                 for m in 0..M {
                     let total = *x.sums.get_unchecked(row[m] * n_blocks + b);
-                    for sums in &mut sums[m] {
-                        sums[0] = D::sum(total.wrapping_mul(-D::bias::<KIND>()));
+                    for p in 0..together {
+                        for sums in &mut sums[p][m] {
+                            sums[0] = D::sum(total.wrapping_mul(-D::bias::<KIND>()));
+                        }
                     }
                 }
                 for g in 0..here {
                     let k = b * 256 + g * 32;
                     let at = (8 * b + g) * group_bytes;
-                    if p == 0 && M > 2 {
+                    if part == 0 && M > 2 {
                         // Behind tiles that are read side by side come the next ones.
                         let near = at + AHEAD / T < tile_bytes;
                         let ahead = at + AHEAD / T + if near { 0 } else { (T - 1) * tile_bytes };
@@ -173,36 +178,44 @@ unsafe fn pass<D: Dot, const KIND: usize, const M: usize, const CHAINS: usize, c
                             }
                         }
                     }
-                    let group = codes.map(|codes| codes.add(at + p * 64 / D::PARTS));
-                    let mut quads = [D::decode::<KIND, 0>(table[0], group[0]); T];
-                    for t in 1..T {
-                        quads[t] = D::decode::<KIND, 0>(table[t], group[t]);
-                    }
-                    for m in 0..M {
-                        let x = D::acts(values[m].add(k));
-                        for t in 0..T {
-                            D::dot4::<KIND, CHAINS>(&mut sums[m][t], quads[t], x);
+                    for p in 0..together {
+                        let group = codes.map(|codes| codes.add(at + (part + p) * 64 / D::PARTS));
+                        let mut quads = [D::decode::<KIND, 0>(table[0], group[0]); T];
+                        for t in 1..T {
+                            quads[t] = D::decode::<KIND, 0>(table[t], group[t]);
+                        }
+                        for m in 0..M {
+                            let x = D::acts(values[m].add(k));
+                            for t in 0..T {
+                                D::dot4::<KIND, CHAINS>(&mut sums[p][m][t], quads[t], x);
+                            }
                         }
                     }
-                    let mut quads = [D::decode::<KIND, 1>(table[0], group[0]); T];
-                    for t in 1..T {
-                        quads[t] = D::decode::<KIND, 1>(table[t], group[t]);
-                    }
-                    for m in 0..M {
-                        let x = D::acts(values[m].add(k + 16));
-                        for t in 0..T {
-                            D::dot4::<KIND, CHAINS>(&mut sums[m][t], quads[t], x);
+                    for p in 0..together {
+                        let group = codes.map(|codes| codes.add(at + (part + p) * 64 / D::PARTS));
+                        let mut quads = [D::decode::<KIND, 1>(table[0], group[0]); T];
+                        for t in 1..T {
+                            quads[t] = D::decode::<KIND, 1>(table[t], group[t]);
+                        }
+                        for m in 0..M {
+                            let x = D::acts(values[m].add(k + 16));
+                            for t in 0..T {
+                                D::dot4::<KIND, CHAINS>(&mut sums[p][m][t], quads[t], x);
+                            }
                         }
                     }
                 }
-                for m in 0..M {
-                    let scale = D::splat(*x.scales.get_unchecked(row[m] * n_blocks + b));
-                    for t in 0..T {
-                        let mut sum = sums[m][t][0];
-                        for chain in &sums[m][t][1..] {
-                            sum = D::add(sum, *chain);
+                for p in 0..together {
+                    for m in 0..M {
+                        let scale = D::splat(*x.scales.get_unchecked(row[m] * n_blocks + b));
+                        for t in 0..T {
+                            let mut sum = sums[p][m][t][0];
+                            for chain in &sums[p][m][t][1..] {
+                                sum = D::add(sum, *chain);
+                            }
+                            let acc = &mut acc[part + p][m][t];
+                            *acc = D::fma(D::float(sum), scale, *acc);
                         }
-                        acc[m][t] = D::fma(D::float(sum), scale, acc[m][t]);
                     }
                 }
             }
