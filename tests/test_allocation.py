@@ -102,6 +102,33 @@ def test_long_runs_take_fewer_tokens(source: Path, monkeypatch: pytest.MonkeyPat
         sequences(model, [""])
 
 
+def test_texts_that_judge_are_encoded_like_any_other(source: Path, tmp_path: Path) -> None:
+    text, file = " ".join(f"w{i % 89}" for i in range(300)), source / "tokenizer.json"
+    plain = sequences(open_model(source), [text])
+    facts = json.loads(file.read_text())
+    cut = {"max_length": 5, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    padded = {
+        "strategy": {"Fixed": 700},
+        "direction": "Right",
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "w0",
+    }
+    for settings in ({"truncation": cut}, {"padding": {**padded, "pad_to_multiple_of": None}}):
+        file.write_text(json.dumps({**facts, **settings}))
+        assert sequences(open_model(source), [text]) == plain
+    file.write_text(json.dumps(facts))
+    # What cannot judge is refused as what cannot calibrate is.
+    model = open_model(source)
+    with pytest.raises(ParameterError, match=r"^validation: .*surrogate"):
+        sequences(model, ["w1 \ud800 w2"])
+    with pytest.raises(ParameterError, match=r"^validation: \d+ % of the text's tokens are unknown"):
+        plan(source, validation=["x y z " * 90], **QUIET)
+    for end, words in (("x y z ", "unknown"), ("w\ud800 ", "surrogate")):
+        with pytest.raises(ParameterError, match=rf"^calibration: .*{words}"):
+            plan(source, calibration=["w1 w2 " * 1500, end * 200], **QUIET)
+
+
 def parts(source: Path) -> tuple[Any, list[Candidate], Forms, Divergence]:
     model = open_model(source)
     known = candidates(model.graph, model.store)

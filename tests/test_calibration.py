@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from pocketlm.graph import Linear
 from pocketlm.loading import open_model
 from pocketlm.palettize import calibrate as module
 from pocketlm.palettize import compensate, palettize
+from pocketlm.palettize import text as reading
 from pocketlm.palettize.calibrate import calibrate
 from pocketlm.palettize.calibration import MANIFEST, Calibration
 from pocketlm.palettize.divergence import Divergence
+from pocketlm.palettize.held_out import hold_out
 from pocketlm.palettize.hidden import Hidden
 from pocketlm.palettize.importance import Importance, Statistics
 from pocketlm.palettize.segments import segments
@@ -331,6 +334,38 @@ def test_texts_that_are_none(source: Path, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="tokenizer"):
         palettize(source, tmp_path / "x", calibration=[TEXT], **QUIET)
     assert names(tmp_path) == ["latin", "src"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_texts_that_never_end_are_refused(source: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    model = open_model(source)
+    for place in (tmp_path / "pipe", Path("/dev/zero"), source):
+        for argument in ("calibration", "recover_text"):
+            with pytest.raises(MissingFileError, match=f"{place}: is not a regular file"):
+                read_windows(place, model, argument=argument)
+        with pytest.raises(MissingFileError, match=f"{place}: is not a regular file"):
+            hold_out(None, place)
+    with pytest.raises(MissingFileError, match="is not a regular file"):
+        palettize(source, tmp_path / "x", calibration=tmp_path / "pipe", **QUIET)
+
+
+def test_no_number_of_tokens_has_a_large_file_read_whole(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(reading, "_MOST_BYTES", 4000)
+    whole: list[int] = []
+    real = reading._read
+    monkeypatch.setattr(reading, "_read", lambda path, size: whole.append(size) or real(path, size))
+    model, file = open_model(source), tmp_path / "text"
+    file.write_text("w1 w2 w3 w4 " * 300)
+    few = read_windows(file, model, 1 << 30, window=8)
+    assert len(whole) == 1 and few.size == 1200
+    file.write_text("w1 w2 w3 w4 " * 3000)
+    many = read_windows(file, model, 1 << 40, window=8)
+    # No more windows than the text has, whatever is asked for.
+    assert len(whole) == 1 and 6000 < many.size <= 12_000
 
 
 def test_windows_are_spread_over_the_text(source: Path, tmp_path: Path) -> None:

@@ -62,6 +62,20 @@ def require_directory(path: Path) -> Path:
     return path
 
 
+def require_file(path: Path) -> Path:
+    """``path``, if it is a regular file: what else can be opened may have no end.
+
+    Raises:
+        MissingFileError: it does not exist or is something else (a directory, a device, a pipe).
+        StorageError: it cannot be looked at.
+    """
+    with storage_errors(path):
+        if not path.is_file():
+            reason = "is not a regular file" if path.exists() else "no such file"
+            raise MissingFileError(f"{path}: {reason}")
+    return path
+
+
 def read_small(path: Path, most: int) -> bytes:
     """The bytes of a regular file that has no reason to be large.
 
@@ -69,13 +83,10 @@ def read_small(path: Path, most: int) -> bytes:
         MissingFileError, StorageError: it cannot be read.
         FileFormatError: it has more than ``most`` bytes; no more than those are read.
     """
-    with storage_errors(path):
-        if not path.is_file():
-            reason = "is not a regular file" if path.exists() else "no such file"
-            raise MissingFileError(f"{path}: {reason}")
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size > most or len(data := file.read(most + 1)) > most:
-                raise FileFormatError(f"{path}: larger than {most >> 20} MiB, so not what it should be")
+    require_file(path)
+    with storage_errors(path), path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > most or len(data := file.read(most + 1)) > most:
+            raise FileFormatError(f"{path}: larger than {most >> 20} MiB, so not what it should be")
     return data
 
 

@@ -60,7 +60,8 @@ class Work:
         self.fixed = read_recipe(recipe, self.known)
         calibration, texts = hold_out(statistics.calibration, validation)
         self.importance = Importance(self.model, dataclasses.replace(statistics, calibration=calibration))
-        self.sequences = sequences(self.model, texts) if texts else []
+        judges = "calibration" if validation is None else "validation"
+        self.sequences = sequences(self.model, texts, judges) if texts else []
         self.forms = Forms(self.model, self.importance, threads, compensated(self.importance, palettize))
         self.recovery = recovery or Recovery()
         self.windows = training_windows(self.model, recover_text, self.recovery)
