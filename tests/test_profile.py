@@ -352,6 +352,12 @@ def test_energy_is_read_from_counters_or_said_to_be_assumed(tmp_path: Path) -> N
         (tmp_path / "b:0" / "energy_uj").write_text("1002000000")  # 3 J
         (tmp_path / "c" / "energy_uj").write_text("5000000000")
     meter._seconds = 2.0
+    # A second door to the first package's counter, and one to it that cannot be read.
+    for domain, joules in (("a-mmio:0", "4000001"), ("Z:0", "secret")):
+        (tmp_path / domain).mkdir()
+        (tmp_path / domain / "name").write_text("package-0")
+        (tmp_path / domain / "energy_uj").write_text(joules)
+    assert [path.name for path in Meter(tmp_path)._packages] == ["a:0", "b:0"]
     energy = meter.energy(2)
     assert (energy.watts, energy.measured) == (4.0, True) and "RAPL" in energy.source
     (tmp_path / "broken").mkdir()
