@@ -31,6 +31,7 @@ _TAIL = 0.999
 class Comparison:
     """A model against its source over a text. Every ``..._se`` is the standard error of the figure it is
     named for (:mod:`pocketlm.evaluate.statistics`), or ``None`` for a single window.
+    ``kl_p999_se`` is ``None`` too where there are too few tokens, always below 1,000.
 
     Attributes:
         model, source: each one's perplexity and bits per byte.
