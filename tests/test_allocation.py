@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from checkpoints import write_checkpoint
 from independent.cases import openelm
-from palettizing import QUIET, UP, content, interrupted, names
+from palettizing import QUIET, UP, content, full_disk, interrupted, names
 from pocketlm._core import compensate_tensor, palettize_tensor
-from pocketlm.errors import BudgetError, FileFormatError, MissingFileError, ParameterError
+from pocketlm.errors import BudgetError, FileFormatError, MissingFileError, ParameterError, StorageError
 from pocketlm.kinds import BEST, BITS
 from pocketlm.loading import open_model
 from pocketlm.palettize import compensate, damage, palettize, plan, run
@@ -365,6 +365,10 @@ def test_a_plan_is_a_recipe_that_makes_the_model(
         assert entry["kind"] == found.recipe[name] and entry["bytes"] > 0
         assert (entry["microseconds"] > 0) == (entry["sites"] != ["embed"])
         assert entry["kl"] == pytest.approx(found.sensitivity[name][entry["kind"]], rel=1e-3)
+    before = file.read_bytes()
+    with full_disk(), pytest.raises(StorageError, match=r"r\.json: File too large"):
+        found.save(file)
+    assert file.read_bytes() == before and names(tmp_path) == ["cache", "r.json", "src"]
     report = palettize(source, tmp_path / "dst", recipe=file, **QUIET)
     assert report.recipe == found.recipe and report.bytes == found.bytes
     # Edited by hand.

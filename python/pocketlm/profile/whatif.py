@@ -10,7 +10,7 @@ from typing import Any
 
 from pocketlm.errors import ParameterError
 from pocketlm.kinds import PALETTES
-from pocketlm.loading.files import as_path, read_json, storage_errors
+from pocketlm.loading.files import as_path, read_json, write_whole
 from pocketlm.palettize.recipe import KEEP, Recipe, recipe_kinds, recipe_text
 from pocketlm.palettize.tensors import palette_parts
 from pocketlm.profile.rows import Table, matches, unknown
@@ -144,8 +144,7 @@ class WhatIf:
             StorageError, MissingFileError: it cannot be written.
         """
         target = as_path(path, "path")
-        with storage_errors(target):
-            target.write_text(recipe_text(self.tensors, {"predicted": self.predicted}), encoding="utf-8")
+        write_whole(target, recipe_text(self.tensors, {"predicted": self.predicted}))
         return target
 
 
