@@ -131,6 +131,7 @@ def load(
         draft=helper,
         name=model.path.name,
         loaded=model,
+        precise=precise,
     )
     if prewarm:
         lm.prewarm()
