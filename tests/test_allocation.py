@@ -408,6 +408,8 @@ def test_recipes_name_what_they_do_not_know(source: Path) -> None:
         ({UP.replace("up", "upp"): "p4"}, ["upp_proj", f"nearest is '{UP}'"]),
         ({"ffn.dwon": "p4"}, ["'ffn.dwon'", "nearest is 'ffn.down'"]),
         ({UP: "p44"}, ["'p44'", "nearest is p4"]),
+        ({5: "p4"}, ["recipe: 5 is not a name"]),
+        ({None: {"kind": "p4"}}, ["recipe: None is not a name"]),
         ({UP: 4}, ["4", ", ".join(KINDS)]),
         ({UP: None}, ["None"]),
         ({**good, "tensors": {UP: {}}}, [UP, "None"]),

@@ -325,6 +325,13 @@ def test_texts_that_are_none(source: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ParameterError, match=f"calibration.*{message}"):
             palettize(source, tmp_path / "x", calibration=bad, **QUIET)  # type: ignore[arg-type]
+    for argument in ("calibration", "validation"):
+        with pytest.raises(ParameterError, match=f"^{argument}: must be the path of a text file.*not 5"):
+            palettize(source, tmp_path / "x", **{argument: 5}, **QUIET)
+    with pytest.raises(ParameterError, match=r"^recover_text: must be the path of a text file.*not 5"):
+        read_windows(5, open_model(source), argument="recover_text")  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match=r"^recover_text: must be"):
+        read_windows([7], open_model(source), argument="recover_text")  # type: ignore[list-item]
     with pytest.raises(MissingFileError, match="nothing"):
         palettize(source, tmp_path / "x", calibration=tmp_path / "nothing", **QUIET)
     (tmp_path / "latin").write_bytes(b"caf\xe9 " * 10)

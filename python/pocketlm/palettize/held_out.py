@@ -14,7 +14,7 @@ from pocketlm.errors import FileFormatError, ParameterError
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.files import as_path, require_file, storage_errors
 from pocketlm.palettize.damage import MOST_WORK, products
-from pocketlm.palettize.text import Head, check_known, encode
+from pocketlm.palettize.text import Head, check_known, encode, texts_of
 from pocketlm.tokenizer import Tokenizer
 
 TOKENS = 2048  # of all sequences: KL is over whole distributions, so its mean settles early
@@ -36,18 +36,16 @@ def hold_out(calibration: Texts, validation: Texts) -> tuple[Texts, list[str]]:
     Raises:
         MissingFileError, StorageError, FileFormatError: a file cannot be read, is none (a device, a pipe), or
             is not UTF-8.
-        ParameterError: there is no text in ``validation``.
+        ParameterError: there is no text in ``validation``, or one of both is neither a path nor texts.
     """
     if calibration is not None and not isinstance(calibration, str | PathLike):
-        calibration = list(calibration)
+        calibration = texts_of(calibration, "calibration")
     if validation is not None:
         texts = (
             [_read(as_path(validation, "validation"))]
             if isinstance(validation, str | PathLike)
-            else list(validation)
+            else texts_of(validation, "validation")
         )
-        if not all(isinstance(text, str) for text in texts):
-            raise ParameterError("validation: must be the path of a text file, or texts")
         if not any(text.strip() for text in texts):
             raise ParameterError("validation: there is no text")
         return calibration, texts
@@ -60,9 +58,7 @@ def hold_out(calibration: Texts, validation: Texts) -> tuple[Texts, list[str]]:
         if size > _WHOLE_BYTES:
             return _cut(path, size)
         calibration = [_read(path)]
-    if calibration is None or not all(isinstance(text, str) for text in calibration):
-        return calibration, []
-    return _split(calibration)
+    return (None, []) if calibration is None else _split(calibration)
 
 
 def sequences(model: LoadedModel, texts: list[str], argument: str = "validation") -> list[list[int]]:

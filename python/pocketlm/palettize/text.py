@@ -25,7 +25,6 @@ _WHOLE_BYTES = 16 << 20  # of a larger file only pieces are read
 _MOST_BYTES = 256 << 20  # of a file that is read whole, however many tokens are asked for
 _TOKEN_BYTES = 4  # of a usual one
 _PIECE_BYTES = 24  # for each token of a piece: hardly any token is longer
-_OR_STORED = {"calibration": " or of a stored calibration"}
 _PIECE = 1 << 16  # characters tokenized at a time
 
 
@@ -78,11 +77,7 @@ def read_windows(
                 return _checked(argument, begin, list(_spread(path, size, count, own, tokenizer)), tokenizer)
             texts = [_read(path, size)]
         case _:
-            texts = list(given)
-    if not all(isinstance(text, str) for text in texts):
-        raise ParameterError(
-            f"{argument}: must be the path of a text file{_OR_STORED.get(argument, '')}, or texts"
-        )
+            texts = texts_of(given, argument)
     if not any(text.strip() for text in texts):
         raise ParameterError(f"{argument}: there is no text")
     ids = np.concatenate([ids for text in texts for ids in _tokens(tokenizer, text, argument)])
@@ -92,6 +87,22 @@ def read_windows(
     count = min(count, there)
     firsts = [i * there // count * own for i in range(count)]
     return _checked(argument, begin, [ids[first : first + own] for first in firsts], tokenizer)
+
+
+def texts_of(given: Iterable[str], argument: str) -> list[str]:
+    """Texts that were given as ``argument``, and not as a file.
+
+    Raises:
+        ParameterError: they are no texts.
+    """
+    texts = list(given) if isinstance(given, Iterable) else [given]
+    for text in texts:
+        if not isinstance(text, str):
+            stored = " or of a stored calibration" if argument == "calibration" else ""
+            raise ParameterError(
+                f"{argument}: must be the path of a text file{stored}, or texts, not {text!r:.60}"
+            )
+    return texts
 
 
 def digest(windows: NDArray[np.uint32]) -> str:

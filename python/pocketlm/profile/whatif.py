@@ -174,8 +174,6 @@ def resolve(
     known = {op: matrix for matrix in matrices for op in matrix.ops}
     recipe = {matrix.name: matrix.current for matrix in known.values()}
     for pattern, kind in recipe_kinds(changes, source).items():
-        if not isinstance(pattern, str):
-            raise ParameterError(f"{source}: {pattern!r:.200} is not a name or pattern")
         rows = [row for row in table if matches(row, pattern)]
         if not rows:
             raise ParameterError(unknown(pattern, table))
