@@ -29,6 +29,7 @@ from pocketlm.loading import open_model
 from pocketlm.palettize import calibrate as module
 from pocketlm.palettize import compensate, palettize
 from pocketlm.palettize import text as reading
+from pocketlm.palettize.arrays import has_shape, load_array
 from pocketlm.palettize.calibrate import calibrate
 from pocketlm.palettize.calibration import MANIFEST, Calibration
 from pocketlm.palettize.divergence import Divergence
@@ -292,7 +293,24 @@ def test_damaged_calibrations_are_refused(source: Path, tmp_path: Path) -> None:
     whole = np.load(stored / moment)
     wrong = whole.copy()
     wrong[0, 0] = np.nan
+
+    def huge(d: Path) -> None:  # 16 TiB, says the header
+        with (d / moment).open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 21, 1 << 21)}
+            np.lib.format.write_array_header_1_0(file, header)
+
+    def zipped(d: Path) -> None:
+        np.savez(d / "a.npz", whole)
+        (d / "a.npz").rename(d / moment)
+
     for change in (
+        huge,
+        zipped,
+        lambda d: (d / moment).write_bytes(b"PK\x03\x04" + b"?" * 200),
+        lambda d: (d / moment).write_bytes((stored / moment).read_bytes() + b"more"),
+        lambda d: (d / moment).write_bytes((stored / moment).read_bytes().replace(b"<f4", b"|O8")),
+        lambda d: (d / moment).write_bytes(b"\x93NUMPY\x01\0\x40\0" + b"(" * 64),
+        lambda d: (d / moment).write_bytes(b"\x93NUMPY\x09\0\x40\0" + b" " * 64),
         lambda d: (d / moment).write_bytes((d / moment).read_bytes()[:-5]),
         lambda d: (d / moment).write_bytes(b""),
         lambda d: (d / moment).write_bytes(b"\x93NUMPY garbage"),
@@ -302,6 +320,12 @@ def test_damaged_calibrations_are_refused(source: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(FileFormatError, match=moment):
             damaged(change).second_moment(name)
+    for change in (huge, zipped):
+        damaged(change)
+        assert not has_shape(tmp_path / "bad" / moment, whole.shape)
+    assert has_shape(stored / moment, whole.shape)
+    np.save(tmp_path / "turned.npy", whole.T)  # in Fortran's order
+    assert (load_array(tmp_path / "turned.npy", whole.shape) == whole.T).all()
     with pytest.raises(MissingFileError, match=moment):
         damaged(lambda d: (d / moment).unlink()).second_moment(name)
     for text in ("", "[]", "{", '{"pocketlm_calibration": 1}', '{"pocketlm_calibration": 2}'):
