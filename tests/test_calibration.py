@@ -157,6 +157,87 @@ def test_two_at_once_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert names(tmp_path) == ["cal", "src", "whole"]
 
 
+@pytest.mark.parametrize("moment", ["before the rename", "behind the rename"])
+def test_a_kill_at_the_end_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    model, target = open_model(write_checkpoint(tmp_path / "src")), tmp_path / "cal"
+    calibrate(model, some_windows(90), tmp_path / "whole", progress=False)
+    rename = Path.rename
+
+    def kill(path: Path, to: Path) -> Path:
+        if moment == "behind the rename":
+            rename(path, to)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", kill)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(model, some_windows(90), target, progress=False)
+    assert target.exists() == (moment == "behind the rename")
+    monkeypatch.setattr(module, "_run", None)  # nothing is computed again
+    calibrate(model, some_windows(90), target, progress=False)
+    assert content(target) == content(tmp_path / "whole")
+    assert names(tmp_path) == ["cal", "src", "whole"]
+
+
+@pytest.mark.parametrize("moment", ["before the lock", "behind the rename"])
+def test_who_comes_at_the_end_finds_it_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    model, target = open_model(write_checkpoint(tmp_path / "src")), tmp_path / "cal"
+    calibrate(model, some_windows(90), tmp_path / "whole", progress=False)
+    if moment == "before the lock":
+        lock = module.open_locked
+
+        def late(path: Path) -> Any:
+            monkeypatch.setattr(module, "open_locked", lock)
+            calibrate(model, some_windows(90), target, progress=False)
+            return lock(path)
+
+        monkeypatch.setattr(module, "open_locked", late)
+    else:
+        rename = Path.rename
+
+        def early(path: Path, to: Path) -> Path:
+            monkeypatch.setattr(Path, "rename", rename)
+            done = rename(path, to)
+            calibrate(model, some_windows(90), target, progress=False)
+            return done
+
+        monkeypatch.setattr(Path, "rename", early)
+    assert calibrate(model, some_windows(90), target, progress=False).path == target
+    assert content(target) == content(tmp_path / "whole")
+    assert names(tmp_path) == ["cal", "src", "whole"]
+
+
+def test_one_place_has_one_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, target = open_model(write_checkpoint(tmp_path / "src")), tmp_path / "cal"
+    calibrate(model, some_windows(90)[:2], tmp_path / "other", progress=False)
+    real = module._run
+
+    def nested(*args: Any) -> None:
+        monkeypatch.setattr(module, "_run", real)
+        with pytest.raises(StorageError, match=r"cal: another process.*another"):
+            calibrate(model, some_windows(90)[:2], target, progress=False)
+        assert len([*tmp_path.glob("cal.partial-*")]) == 1
+        shutil.copytree(tmp_path / "other", target)  # by whatever way
+        real(*args)
+
+    monkeypatch.setattr(module, "_run", nested)
+    with pytest.raises(ParameterError, match=r"cal: holds the calibration of another"):
+        calibrate(model, some_windows(90), target, progress=False)
+    assert content(target) == content(tmp_path / "other")
+    shutil.rmtree(target)  # and what was computed is not lost
+    monkeypatch.setattr(module, "_run", None)
+    assert calibrate(model, some_windows(90), target, progress=False).tokens == some_windows(90).size
+    # Work that was left by a kill is in nobody's way.
+    (tmp_path / "third.partial-0").mkdir()
+    (tmp_path / "third.partial-0" / module.LOCK).touch()
+    monkeypatch.setattr(module, "_run", real)
+    calibrate(model, some_windows(90), tmp_path / "third", progress=False)
+
+
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     arrays = weights(llama())
     for name in ("gate", "up"):

@@ -209,14 +209,15 @@ def test_a_kill_while_overwriting_loses_neither_model(
             return real(path, to)
         raise KeyboardInterrupt
 
-    for owner, name in ((Path, "rename"), (run, "palettize_tensor")):
+    for owner, name in ((Path, "rename"), (run, "_write")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, kill)
             with pytest.raises(KeyboardInterrupt):
                 palettize(source, target, bits=3, overwrite=True, **QUIET)
         (old,) = tmp_path.glob("dst.partial-*.old")
         assert content(old) == before and not target.exists()
-    palettize(source, target, bits=3, **QUIET)
+    report = palettize(source, target, bits=3, **QUIET)
+    assert report.resumed == len(report.tensors)  # all was there but for the name
     assert content(target) == content(tmp_path / "whole")
     assert names(tmp_path) == ["dst", "src", "whole"]
     # Killed before it was deleted.

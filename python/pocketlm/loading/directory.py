@@ -198,9 +198,9 @@ class DirectoryWriter:
             self.destination.rename(self._old)
         elif self.destination.is_dir():
             self.destination.rmdir()
-        # Last, since with it all is resumed but for the scratch.
-        (self.partial / JOURNAL).unlink()
         self.partial.rename(self.destination)
+        # Last, since with it all is resumed but for the scratch; a kill in between leaves it, to no harm.
+        (self.destination / JOURNAL).unlink(missing_ok=True)
         _sync_directory(self.destination.parent)
         if self._old.exists():
             shutil.rmtree(self._old)

@@ -34,7 +34,8 @@ def check_room(
     groups: int,
 ) -> None:
     """Whether the disk has room for what is still to be written."""
-    there = {path.name for path in partial.iterdir()}
+    with storage_errors(partial):
+        there = {path.name for path in partial.iterdir()}
     moments = {
         moment_file(graph, op): 4 * graph.ops[op.x].width ** 2 for op in graph.ops if isinstance(op, Linear)
     }
