@@ -443,6 +443,20 @@ def test_the_engine_of_products_is_precise_where_the_model_is(monkeypatch: pytes
     assert made == [False, False, True, True]
 
 
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert costs.cache_directory() == tmp_path / "pocketlm"
+    monkeypatch.setenv("XDG_CACHE_HOME", "beside")  # counts only if it is absolute
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert costs.cache_directory() == tmp_path / ".cache" / "pocketlm"
+
+    def nowhere(*_: Any) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert costs.cache_directory() is None
+
+
 def test_the_least_disturbed_pass_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([(3.0, 1.0), (5.0, 5.0), (2.0, 4.0), (6.0, 6.0), (4.0, 2.0), (7.0, 4.0)])
     monkeypatch.setattr(costs.Costs, "_run", lambda *_: next(times))

@@ -146,10 +146,15 @@ def interpolate(points: Sequence[tuple[int, Seconds]], size: int) -> Seconds:
     return decode, prefill
 
 
-def cache_directory() -> Path:
-    """Where this user's measurements are kept."""
+def cache_directory() -> Path | None:
+    """Where this user's measurements are kept; ``None`` for a user without a home."""
     root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if root and Path(root).is_absolute() else Path.home() / ".cache") / "pocketlm"
+    if root and Path(root).is_absolute():
+        return Path(root) / "pocketlm"
+    try:
+        return Path.home() / ".cache" / "pocketlm"
+    except RuntimeError:  # no HOME, and a user that the system does not know
+        return None
 
 
 def _graph(shape: Shape, copies: int) -> str:
