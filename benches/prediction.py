@@ -7,20 +7,24 @@ what-if is predicted; then its recipe is applied and the outcome measured, in tu
 that a drifting machine meets both. What counts is the ratio of two neighbours, beside the predicted ratio;
 and how far steps with the clock, which the rows are parts of, are from those without.
 
-Everything is kept under ``--out``. ``--stage`` does a part of it: ``models``, ``predict``, or ``measure``
-(with ``--only`` of some what-ifs), so that an otherwise idle machine is needed for short times only.
+Everything is kept under ``--out``, apart for each build of pocketlm. ``--stage`` does a part of it:
+``models``, ``predict``, or ``measure`` (with ``--only`` of some what-ifs), so that an idle machine is
+needed for short times only.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import pocketlm
+from pocketlm import _core
 from pocketlm.palettize import palettize
+from pocketlm.palettize.work import ARITHMETIC
 from pocketlm.profile import Profile, profile
 
 SOURCE = Path(__file__).parent.parent / "models" / "pocketlm-stories"
@@ -42,7 +46,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.source: Path = args.source
         self.threads, self.rounds, self.repeats = args.threads, args.rounds, args.repeats
-        self.out: Path = args.out / "prediction" / args.source.resolve().name
+        self.out: Path = args.out / "prediction" / f"{args.source.resolve().name}-{build()}"
         self.names = [name for name in WHAT_IFS if not args.only or name in args.only]
 
     def path(self, name: str) -> Path:
@@ -116,6 +120,12 @@ class Bench:
                 }
             found.append(entry)
         return found
+
+
+def build() -> str:
+    """Tells models and times of one build from those of another."""
+    facts = Path(_core.__file__).read_bytes() + str(ARITHMETIC).encode()
+    return hashlib.sha256(facts).hexdigest()[:12]
 
 
 def apart(found: Profile) -> float:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from checkpoints import write_checkpoint
 from independent.cases import openelm
-from palettizing import QUIET, UP, content, interrupted, names
+from palettizing import QUIET, UP, content, full_disk, interrupted, names
 from pocketlm._core import compensate_tensor, palettize_tensor
-from pocketlm.errors import BudgetError, FileFormatError, MissingFileError, ParameterError
+from pocketlm.errors import BudgetError, FileFormatError, MissingFileError, ParameterError, StorageError
 from pocketlm.kinds import BEST, BITS
 from pocketlm.loading import open_model
 from pocketlm.palettize import compensate, damage, palettize, plan, run
@@ -102,6 +102,33 @@ def test_long_runs_take_fewer_tokens(source: Path, monkeypatch: pytest.MonkeyPat
         sequences(model, [""])
 
 
+def test_texts_that_judge_are_encoded_like_any_other(source: Path, tmp_path: Path) -> None:
+    text, file = " ".join(f"w{i % 89}" for i in range(300)), source / "tokenizer.json"
+    plain = sequences(open_model(source), [text])
+    facts = json.loads(file.read_text())
+    cut = {"max_length": 5, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    padded = {
+        "strategy": {"Fixed": 700},
+        "direction": "Right",
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "w0",
+    }
+    for settings in ({"truncation": cut}, {"padding": {**padded, "pad_to_multiple_of": None}}):
+        file.write_text(json.dumps({**facts, **settings}))
+        assert sequences(open_model(source), [text]) == plain
+    file.write_text(json.dumps(facts))
+    # What cannot judge is refused as what cannot calibrate is.
+    model = open_model(source)
+    with pytest.raises(ParameterError, match=r"^validation: .*surrogate"):
+        sequences(model, ["w1 \ud800 w2"])
+    with pytest.raises(ParameterError, match=r"^validation: \d+ % of the text's tokens are unknown"):
+        plan(source, validation=["x y z " * 90], **QUIET)
+    for end, words in (("x y z ", "unknown"), ("w\ud800 ", "surrogate")):
+        with pytest.raises(ParameterError, match=rf"^calibration: .*{words}"):
+            plan(source, calibration=["w1 w2 " * 1500, end * 200], **QUIET)
+
+
 def parts(source: Path) -> tuple[Any, list[Candidate], Forms, Divergence]:
     model = open_model(source)
     known = candidates(model.graph, model.store)
@@ -173,6 +200,25 @@ def test_damages_of_large_models_are_estimated(
             for values in (exact, found)
         ]
         assert np.corrcoef(logs)[0, 1] > correlation
+
+
+def test_what_is_kept_is_no_sample(source: Path, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, known, forms, divergence = parts(source)
+    # Of each site but one, the tensor that would stand for all of them is kept; of that one, both are.
+    wanted = {
+        tensor: [KEEP] if ".layers.1." in tensor.name or "down" in tensor.name else ["p2", "p4"]
+        for tensor in known
+    }
+    errors = {tensor.name: {"p2": 0.1, "p4": 0.01} for tensor in known}
+    monkeypatch.setattr(damage, "MOST_WORK", products(model.graph) * divergence.tokens)
+    notes = Notes()
+    found = measure_damages(model, wanted, forms, divergence, lambda: errors, notes, progress=False)
+    open_ones = {tensor.name for tensor, kinds in wanted.items() if kinds != [KEEP]}
+    assert {key.split()[1] for key in notes} == open_ones
+    for tensor in known:
+        assert set(found[tensor.name]) == {KEEP, *wanted[tensor]}
+        assert found[tensor.name][KEEP] == 0
+    assert all(found[name]["p4"] > 0 for name in open_ones)
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(0, 40))
@@ -264,9 +310,12 @@ def test_the_divergence_keeps_to_its_bound(
     with pytest.raises(BudgetError, match=r"max_kl 1e-07 cannot.*nearest that can is") as nearest:
         plan(source, max_kl=1e-7, validation=[TEXT], **QUIET)
     reachable = float(str(nearest.value).split("nearest that can is ")[1].split(",")[0])
-    assert plan(source, max_kl=1.01 * reachable, validation=[TEXT], **QUIET).measured_kl is not None
-    with pytest.raises(BudgetError, match="with the kinds p3; the nearest that can is"):
-        plan(source, max_kl=1e-7, kinds="3", validation=[TEXT], **QUIET)
+    assert plan(source, max_kl=reachable, validation=[TEXT], **QUIET).measured_kl is not None
+    for kind in "38":
+        with pytest.raises(BudgetError, match=f"kinds p{kind}; the nearest that can is") as nearest:
+            plan(source, max_kl=1e-7, kinds=kind, validation=[TEXT], **QUIET)
+        reachable = float(str(nearest.value).split("nearest that can is ")[1].split(",")[0])
+        assert plan(source, max_kl=reachable, kinds=kind, validation=[TEXT], **QUIET).measured_kl is not None
     with pytest.raises(ParameterError, match=r"max_kl.*validation"):
         palettize(source, tmp_path / "x", max_kl=kl, **QUIET)
     assert names(tmp_path) == ["cache", "dst", "src"]
@@ -316,6 +365,10 @@ def test_a_plan_is_a_recipe_that_makes_the_model(
         assert entry["kind"] == found.recipe[name] and entry["bytes"] > 0
         assert (entry["microseconds"] > 0) == (entry["sites"] != ["embed"])
         assert entry["kl"] == pytest.approx(found.sensitivity[name][entry["kind"]], rel=1e-3)
+    before = file.read_bytes()
+    with full_disk(), pytest.raises(StorageError, match=r"r\.json: File too large"):
+        found.save(file)
+    assert file.read_bytes() == before and names(tmp_path) == ["cache", "r.json", "src"]
     report = palettize(source, tmp_path / "dst", recipe=file, **QUIET)
     assert report.recipe == found.recipe and report.bytes == found.bytes
     # Edited by hand.
@@ -355,6 +408,8 @@ def test_recipes_name_what_they_do_not_know(source: Path) -> None:
         ({UP.replace("up", "upp"): "p4"}, ["upp_proj", f"nearest is '{UP}'"]),
         ({"ffn.dwon": "p4"}, ["'ffn.dwon'", "nearest is 'ffn.down'"]),
         ({UP: "p44"}, ["'p44'", "nearest is p4"]),
+        ({5: "p4"}, ["recipe: 5 is not a name"]),
+        ({None: {"kind": "p4"}}, ["recipe: None is not a name"]),
         ({UP: 4}, ["4", ", ".join(KINDS)]),
         ({UP: None}, ["None"]),
         ({**good, "tensors": {UP: {}}}, [UP, "None"]),

@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benches import adapters, allocation, environment, performance, report
+from benches import adapters, allocation, environment, performance, prediction, report
 from benches.adapters.base import group, whole
 from benches.adapters.worker import rate
 from benches.results import Results
@@ -43,6 +43,22 @@ def test_runs_are_found_again_unless_anything_differs(tmp_path: Path) -> None:
     assert other.find("check", "a:4", "1.0")  # outputs do not depend on the settings
     assert Results(path, SETTINGS, again=True).runs("a:4", "1.0") == []
     assert len(path.read_text().splitlines()) == 4
+
+
+def test_predictions_of_another_build_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = argparse.Namespace(
+        source=tmp_path / "src", out=tmp_path, only=None, threads=1, rounds=1, repeats=1
+    )
+    places = [prediction.Bench(args).out]
+    (tmp_path / "core").write_bytes(b"another build")
+    for owner, name, value in (
+        (prediction, "ARITHMETIC", -1),
+        (prediction._core, "__file__", str(tmp_path / "core")),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            places.append(prediction.Bench(args).out)
+    assert len(set(places)) == 3 and prediction.Bench(args).out == places[0]
 
 
 def test_ratios_are_of_neighbours_in_time_only() -> None:

@@ -13,7 +13,7 @@ from palettizing import QUIET
 from pocketlm.errors import BudgetError, ParameterError
 from pocketlm.kinds import BEST, BITS
 from pocketlm.palettize import plan
-from pocketlm.palettize.allocate import Choice, Item, Rest, allocate
+from pocketlm.palettize.allocate import Choice, Item, Rest, allocate, rounded_up
 from pocketlm.palettize.budgets import Budgets
 from pocketlm.palettize.recipe import KEEP, Candidate
 
@@ -101,6 +101,15 @@ def test_budgets_that_cannot_be_met_say_what_can(limits: dict[str, Any], least: 
             allocate(items, Budgets.of(**{**met, name: int(beyond) if name == "size" else beyond}), REST)
 
 
+def test_sizes_are_named_in_whole_bytes() -> None:
+    rest = Rest(bytes=12_345_600, file_bytes=399, parameters=2_500, seconds=0)
+    items = [item("t", 50, {k: 4.0 ** -BITS[k] for k in BITS})]
+    with pytest.raises(BudgetError, match=r"^size 12345678 cannot .* is 12346\d{3} bytes$"):
+        allocate(items, Budgets.of(size=12_345_678), rest)
+    with pytest.raises(BudgetError, match=r"size 12346500.* cannot be met together"):
+        allocate(items, Budgets.of(max_kl=1e-4, size=12_346_500), rest)
+
+
 def test_budgets_that_cannot_be_met_together_say_so() -> None:
     items = [item(f"t{at}", 50 + at, {k: 4.0 ** -BITS[k] for k in BITS}) for at in range(3)]
     with pytest.raises(BudgetError, match="together") as error:
@@ -133,6 +142,12 @@ def test_budgets_that_cannot_be_met_together_say_so() -> None:
         ({"kinds": ["p4", 7]}, "kinds: 7"),
         ({"kinds": "keep"}, "kinds"),
         ({"kinds": [True]}, "kinds"),
+        ({"kinds": 4}, "^kinds: .*not 4"),
+        ({"kinds": "9" * 5000}, "^kinds"),
+        ({"embedding_bits": [4]}, "^embedding_bits"),
+        ({"embedding_bits": 4.0}, "^embedding_bits"),
+        ({"tokens_per_second": 10**400}, "^tokens_per_second"),
+        ({"max_kl": 10**400}, "^max_kl"),
         ({"embedding_bits": 5}, "embedding_bits"),
         ({"embedding_bits": True}, "embedding_bits"),
     ],
@@ -142,6 +157,12 @@ def test_budgets_out_of_range(arguments: dict[str, Any], word: str, source: Path
         Budgets.of(**arguments)
     with pytest.raises(ParameterError, match=word):
         plan(source, **arguments, **QUIET)
+
+
+@given(st.floats(1e-9, 1e9))
+def test_numbers_that_are_named_are_no_less(value: float) -> None:
+    assert value <= float(rounded_up(value)) <= 1.0011 * value
+    assert rounded_up(float(f"{value:.4g}")) == f"{float(f'{value:.4g}'):.10g}"  # as they are, if short
 
 
 def test_budgets_by_default() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,12 @@ from pocketlm.graph import Linear
 from pocketlm.loading import open_model
 from pocketlm.palettize import calibrate as module
 from pocketlm.palettize import compensate, palettize
+from pocketlm.palettize import text as reading
+from pocketlm.palettize.arrays import has_shape, load_array
 from pocketlm.palettize.calibrate import calibrate
 from pocketlm.palettize.calibration import MANIFEST, Calibration
 from pocketlm.palettize.divergence import Divergence
+from pocketlm.palettize.held_out import hold_out
 from pocketlm.palettize.hidden import Hidden
 from pocketlm.palettize.importance import Importance, Statistics
 from pocketlm.palettize.segments import segments
@@ -151,6 +155,87 @@ def test_two_at_once_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     calibrate(model, some_windows(90), tmp_path / "cal", progress=False)
     assert content(tmp_path / "cal") == content(tmp_path / "whole")
     assert names(tmp_path) == ["cal", "src", "whole"]
+
+
+@pytest.mark.parametrize("moment", ["before the rename", "behind the rename"])
+def test_a_kill_at_the_end_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    model, target = open_model(write_checkpoint(tmp_path / "src")), tmp_path / "cal"
+    calibrate(model, some_windows(90), tmp_path / "whole", progress=False)
+    rename = Path.rename
+
+    def kill(path: Path, to: Path) -> Path:
+        if moment == "behind the rename":
+            rename(path, to)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", kill)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(model, some_windows(90), target, progress=False)
+    assert target.exists() == (moment == "behind the rename")
+    monkeypatch.setattr(module, "_run", None)  # nothing is computed again
+    calibrate(model, some_windows(90), target, progress=False)
+    assert content(target) == content(tmp_path / "whole")
+    assert names(tmp_path) == ["cal", "src", "whole"]
+
+
+@pytest.mark.parametrize("moment", ["before the lock", "behind the rename"])
+def test_who_comes_at_the_end_finds_it_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    model, target = open_model(write_checkpoint(tmp_path / "src")), tmp_path / "cal"
+    calibrate(model, some_windows(90), tmp_path / "whole", progress=False)
+    if moment == "before the lock":
+        lock = module.open_locked
+
+        def late(path: Path) -> Any:
+            monkeypatch.setattr(module, "open_locked", lock)
+            calibrate(model, some_windows(90), target, progress=False)
+            return lock(path)
+
+        monkeypatch.setattr(module, "open_locked", late)
+    else:
+        rename = Path.rename
+
+        def early(path: Path, to: Path) -> Path:
+            monkeypatch.setattr(Path, "rename", rename)
+            done = rename(path, to)
+            calibrate(model, some_windows(90), target, progress=False)
+            return done
+
+        monkeypatch.setattr(Path, "rename", early)
+    assert calibrate(model, some_windows(90), target, progress=False).path == target
+    assert content(target) == content(tmp_path / "whole")
+    assert names(tmp_path) == ["cal", "src", "whole"]
+
+
+def test_one_place_has_one_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, target = open_model(write_checkpoint(tmp_path / "src")), tmp_path / "cal"
+    calibrate(model, some_windows(90)[:2], tmp_path / "other", progress=False)
+    real = module._run
+
+    def nested(*args: Any) -> None:
+        monkeypatch.setattr(module, "_run", real)
+        with pytest.raises(StorageError, match=r"cal: another process.*another"):
+            calibrate(model, some_windows(90)[:2], target, progress=False)
+        assert len([*tmp_path.glob("cal.partial-*")]) == 1
+        shutil.copytree(tmp_path / "other", target)  # by whatever way
+        real(*args)
+
+    monkeypatch.setattr(module, "_run", nested)
+    with pytest.raises(ParameterError, match=r"cal: holds the calibration of another"):
+        calibrate(model, some_windows(90), target, progress=False)
+    assert content(target) == content(tmp_path / "other")
+    shutil.rmtree(target)  # and what was computed is not lost
+    monkeypatch.setattr(module, "_run", None)
+    assert calibrate(model, some_windows(90), target, progress=False).tokens == some_windows(90).size
+    # Work that was left by a kill is in nobody's way.
+    (tmp_path / "third.partial-0").mkdir()
+    (tmp_path / "third.partial-0" / module.LOCK).touch()
+    monkeypatch.setattr(module, "_run", real)
+    calibrate(model, some_windows(90), tmp_path / "third", progress=False)
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -289,7 +374,24 @@ def test_damaged_calibrations_are_refused(source: Path, tmp_path: Path) -> None:
     whole = np.load(stored / moment)
     wrong = whole.copy()
     wrong[0, 0] = np.nan
+
+    def huge(d: Path) -> None:  # 16 TiB, says the header
+        with (d / moment).open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 21, 1 << 21)}
+            np.lib.format.write_array_header_1_0(file, header)
+
+    def zipped(d: Path) -> None:
+        np.savez(d / "a.npz", whole)
+        (d / "a.npz").rename(d / moment)
+
     for change in (
+        huge,
+        zipped,
+        lambda d: (d / moment).write_bytes(b"PK\x03\x04" + b"?" * 200),
+        lambda d: (d / moment).write_bytes((stored / moment).read_bytes() + b"more"),
+        lambda d: (d / moment).write_bytes((stored / moment).read_bytes().replace(b"<f4", b"|O8")),
+        lambda d: (d / moment).write_bytes(b"\x93NUMPY\x01\0\x40\0" + b"(" * 64),
+        lambda d: (d / moment).write_bytes(b"\x93NUMPY\x09\0\x40\0" + b" " * 64),
         lambda d: (d / moment).write_bytes((d / moment).read_bytes()[:-5]),
         lambda d: (d / moment).write_bytes(b""),
         lambda d: (d / moment).write_bytes(b"\x93NUMPY garbage"),
@@ -299,6 +401,12 @@ def test_damaged_calibrations_are_refused(source: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(FileFormatError, match=moment):
             damaged(change).second_moment(name)
+    for change in (huge, zipped):
+        damaged(change)
+        assert not has_shape(tmp_path / "bad" / moment, whole.shape)
+    assert has_shape(stored / moment, whole.shape)
+    np.save(tmp_path / "turned.npy", whole.T)  # in Fortran's order
+    assert (load_array(tmp_path / "turned.npy", whole.shape) == whole.T).all()
     with pytest.raises(MissingFileError, match=moment):
         damaged(lambda d: (d / moment).unlink()).second_moment(name)
     for text in ("", "[]", "{", '{"pocketlm_calibration": 1}', '{"pocketlm_calibration": 2}'):
@@ -322,6 +430,13 @@ def test_texts_that_are_none(source: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ParameterError, match=f"calibration.*{message}"):
             palettize(source, tmp_path / "x", calibration=bad, **QUIET)  # type: ignore[arg-type]
+    for argument in ("calibration", "validation"):
+        with pytest.raises(ParameterError, match=f"^{argument}: must be the path of a text file.*not 5"):
+            palettize(source, tmp_path / "x", **{argument: 5}, **QUIET)
+    with pytest.raises(ParameterError, match=r"^recover_text: must be the path of a text file.*not 5"):
+        read_windows(5, open_model(source), argument="recover_text")  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match=r"^recover_text: must be"):
+        read_windows([7], open_model(source), argument="recover_text")  # type: ignore[list-item]
     with pytest.raises(MissingFileError, match="nothing"):
         palettize(source, tmp_path / "x", calibration=tmp_path / "nothing", **QUIET)
     (tmp_path / "latin").write_bytes(b"caf\xe9 " * 10)
@@ -331,6 +446,38 @@ def test_texts_that_are_none(source: Path, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="tokenizer"):
         palettize(source, tmp_path / "x", calibration=[TEXT], **QUIET)
     assert names(tmp_path) == ["latin", "src"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_texts_that_never_end_are_refused(source: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    model = open_model(source)
+    for place in (tmp_path / "pipe", Path("/dev/zero"), source):
+        for argument in ("calibration", "recover_text"):
+            with pytest.raises(MissingFileError, match=f"{place}: is not a regular file"):
+                read_windows(place, model, argument=argument)
+        with pytest.raises(MissingFileError, match=f"{place}: is not a regular file"):
+            hold_out(None, place)
+    with pytest.raises(MissingFileError, match="is not a regular file"):
+        palettize(source, tmp_path / "x", calibration=tmp_path / "pipe", **QUIET)
+
+
+def test_no_number_of_tokens_has_a_large_file_read_whole(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(reading, "_MOST_BYTES", 4000)
+    whole: list[int] = []
+    real = reading._read
+    monkeypatch.setattr(reading, "_read", lambda path, size: whole.append(size) or real(path, size))
+    model, file = open_model(source), tmp_path / "text"
+    file.write_text("w1 w2 w3 w4 " * 300)
+    few = read_windows(file, model, 1 << 30, window=8)
+    assert len(whole) == 1 and few.size == 1200
+    file.write_text("w1 w2 w3 w4 " * 3000)
+    many = read_windows(file, model, 1 << 40, window=8)
+    # No more windows than the text has, whatever is asked for.
+    assert len(whole) == 1 and 6000 < many.size <= 12_000
 
 
 def test_windows_are_spread_over_the_text(source: Path, tmp_path: Path) -> None:

@@ -220,3 +220,14 @@ def test_quantiles_are_values_that_occur() -> None:
     assert quantile([3.0, 1.0, 2.0, 4.0], [2, 2], 0.51).value == 3
     assert quantile(np.arange(1000.0), [500, 500], 0.999).value == 998
     assert quantile([1.0], [1], 0.999).se is None
+
+
+def test_of_too_few_values_a_quantile_has_no_error() -> None:
+    values = np.random.default_rng(3).permutation(np.arange(3000.0))
+    # The greatest of all: how far beyond it the quantile may lie, no value says.
+    assert quantile(values[:999], [333] * 3, 0.999).se is None
+    # Three are beyond it, all in one window: the error of the share reaches farther.
+    assert quantile(np.arange(3000.0), [2990, 10], 0.999).se is None
+    several = quantile(values, [100] * 30, 0.999)
+    assert several.value == 2996 and several.se is not None and several.se > 0
+    assert quantile(np.zeros(3000), [1000] * 3, 0.999).se == 0

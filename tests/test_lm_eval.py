@@ -20,7 +20,7 @@ import pocketlm
 from checkpoints import weights, write_checkpoint
 from fake_engine import FakeEngine, FakeSampler
 from independent.cases import llama
-from pocketlm.errors import ParameterError, UnsupportedError
+from pocketlm.errors import ParameterError, UnsupportedError, WeightError
 from pocketlm.evaluate.harness import MAX_GEN_TOKS, Harness, generation, rolling
 from pocketlm.families import build_graph
 from pocketlm.interpret.reference import Reference
@@ -133,6 +133,27 @@ def fake(tokenizer: Any, **config: str) -> tuple[LM, Logits]:
     engine = FakeEngine(wrapped.size)
     lm = LM(engine, wrapped, FakeSampler)  # type: ignore[arg-type]
     return lm, lambda ids: np.stack([engine.logits(list(ids[: i + 1])) for i in range(len(ids))])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_no_scores(bad: float) -> None:
+    lm, _ = fake(byte_level(), bos_token="<|bos|>", eos_token="<|end|>")
+    real = lm.engine.logits  # type: ignore[attr-defined]
+
+    def logits(ids: list[int]) -> np.ndarray:
+        found: np.ndarray = real(ids).copy()
+        if len(ids) > 3:
+            found[...] = bad
+        return found
+
+    lm.engine.logits = logits  # type: ignore[attr-defined]
+    with lm:
+        harness = Harness(lm, max_length=LENGTH)
+        assert np.isfinite(harness.loglikelihood([("", "a")])[0][0])
+        with pytest.raises(WeightError, match="logits that are not finite"):
+            harness.loglikelihood(CHOICES)
+        with pytest.raises(WeightError, match="logits that are not finite"):
+            harness.loglikelihood_rolling(["the cat sat"])
 
 
 TOKENIZERS = {

@@ -30,6 +30,7 @@ from pocketlm.graph import Weight
 from pocketlm.loading import LoadedModel, open_model
 from pocketlm.loading import model as opening
 from pocketlm.loading.check import check_weights
+from pocketlm.loading.files import write_whole
 
 CONFIGS = {"llama": llama(), "tied": llama(tie_word_embeddings=True), "openelm": openelm()}
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -109,6 +110,22 @@ def test_the_small_files_are_read(tmp_path: Path) -> None:
     config.write_text("{")
     with pytest.raises(ConfigError, match="tokenizer_config"):
         open_model(path)
+
+
+def test_files_are_written_whole_where_they_lie(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    far, link = tmp_path / "far" / "file", tmp_path / "link"
+    link.symlink_to(far)
+    write_whole(link, "é")  # a link that leads to nothing yet
+    far.chmod(0o600)
+    write_whole(link, "more")
+    assert link.is_symlink() and far.read_text() == "more" and far.stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in far.parent.iterdir()] == ["file"]
+    write_whole(Path("/dev/null"), "x")
+    assert Path("/dev/null").is_char_device()
+    for bad, error in ((tmp_path / "no" / "file", MissingFileError), (tmp_path / "far", StorageError)):
+        with pytest.raises(error, match=f"^{bad}: "):
+            write_whole(bad, "x")
 
 
 def test_places_that_hold_no_model(tmp_path: Path) -> None:

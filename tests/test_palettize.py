@@ -24,8 +24,10 @@ from pocketlm.errors import (
 from pocketlm.families import build_graph
 from pocketlm.interpret.reference import Reference
 from pocketlm.loading import open_model
-from pocketlm.palettize import Report, palettize
+from pocketlm.palettize import Report, palettize, plan, run
+from pocketlm.palettize.places import check_places
 
+TEXT = [" ".join(f"w{i * 7 % 97}" for i in range(900))]
 CONFIGS = {"llama": llama(), "tied": llama(tie_word_embeddings=True), "openelm": openelm()}
 
 
@@ -172,6 +174,35 @@ def test_memory_stays_near_the_largest_tensor(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program, str(source), str(tmp_path / "dst")]
     grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) << 10
     assert grown < 4 * (2048 * 1024 * 4)  # the largest tensor has 8 MiB
+
+
+def test_results_do_not_get_in_each_others_way(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("work has begun")
+
+    target = tmp_path / "made" / "dst"
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Work, "plan", never)
+        for place in (target, target / "cal", target.parent, source, source / "cal", tmp_path):
+            with pytest.raises(ParameterError, match=f"^calibration_out: {place} must be outside"):
+                palettize(source, target, calibration=TEXT, calibration_out=place, overwrite=True, **QUIET)
+        for place in (target, target / "r.json", source / "r.json", tmp_path / "cal"):
+            settings: dict[str, Any] = {"calibration": TEXT, "calibration_out": tmp_path / "cal", **QUIET}
+            with pytest.raises(ParameterError, match=f"^recipe_out: {place} must be outside"):
+                palettize(source, target, recipe_out=place, **settings)
+        with pytest.raises(MissingFileError, match=r"^recipe_out: .*nowhere"):
+            palettize(source, target, recipe_out=tmp_path / "nowhere" / "r.json", **QUIET)
+        with pytest.raises(ParameterError, match=r"recipe_out: .* is a directory"):
+            (tmp_path / "folder").mkdir()
+            palettize(source, target, recipe_out=tmp_path / "folder", **QUIET)
+        for name in ("calibration_out", "recipe_out"):
+            with pytest.raises(ParameterError, match=f"^{name}: .*src.x must be outside"):
+                plan(source, calibration=TEXT, **{name: source / "x"}, **QUIET)
+    assert names(tmp_path) == ["folder", "src"] and "x" not in names(source)
+    # Directories around the model are made before the recipe is written.
+    check_places(source, target, None, target.parent / "r.json")
 
 
 def test_the_report_names_its_figures(source: Path, tmp_path: Path) -> None:

@@ -125,6 +125,28 @@ def test_a_disk_that_fills_up(source: Path, tmp_path: Path) -> None:
     palettize(source, tmp_path / "dst", **QUIET)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_what_cannot_be_written_names_the_disk_and_leaves_no_lock(tmp_path: Path) -> None:
+    target = tmp_path / "dst"
+    with (
+        pytest.raises(StorageError, match=r"journal\.jsonl.*[Nn]o space"),
+        DirectoryWriter(target, "key") as writer,
+    ):
+        writer.record("first", {})
+        assert writer._journal is not None
+        writer._journal.close()
+        writer._journal = os.fdopen(os.open("/dev/full", os.O_RDWR), "r+b")
+        writer.record("second", {})
+    with pytest.raises(StorageError, match="at work"), DirectoryWriter(target, "key") as writer:
+        assert writer.note("first") == {} and writer.note("second") is None
+        writer._file = os.fdopen(os.open("/dev/full", os.O_RDWR), "r+b")
+        writer._file.write(b"still to be flushed")
+        raise StorageError("at work")
+    assert writer._journal is not None and writer._journal.closed
+    with DirectoryWriter(target, "key") as again:  # no lock is left, although `writer` is still there
+        again.discard()
+
+
 def test_two_at_once_do_not_mix(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = run.palettize_tensor
 
@@ -187,14 +209,15 @@ def test_a_kill_while_overwriting_loses_neither_model(
             return real(path, to)
         raise KeyboardInterrupt
 
-    for owner, name in ((Path, "rename"), (run, "palettize_tensor")):
+    for owner, name in ((Path, "rename"), (run, "_write")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, kill)
             with pytest.raises(KeyboardInterrupt):
                 palettize(source, target, bits=3, overwrite=True, **QUIET)
         (old,) = tmp_path.glob("dst.partial-*.old")
         assert content(old) == before and not target.exists()
-    palettize(source, target, bits=3, **QUIET)
+    report = palettize(source, target, bits=3, **QUIET)
+    assert report.resumed == len(report.tensors)  # all was there but for the name
     assert content(target) == content(tmp_path / "whole")
     assert names(tmp_path) == ["dst", "src", "whole"]
     # Killed before it was deleted.

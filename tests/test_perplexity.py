@@ -11,6 +11,7 @@ import pytest
 
 from fake_engine import FakeEngine, FakeSampler
 from pocketlm.errors import FileFormatError, MissingFileError, ParameterError, StorageError
+from pocketlm.evaluate.compare import compare
 from pocketlm.model import LM
 from pocketlm.tokenizer import Tokenizer
 from tokenizer_files import byte_level
@@ -75,6 +76,11 @@ def test_what_cannot_be_scored_is_named(tmp_path: Path) -> None:
         ):
             with pytest.raises(error, match=name if name != "." else "directory"):
                 lm.perplexity(tmp_path / name, context=64)
+        for odd in ("a\0b", "", 5):
+            with pytest.raises(ParameterError, match=r"^path: must be a path"):
+                lm.perplexity(odd, context=64)  # type: ignore[arg-type]
+            with pytest.raises(ParameterError, match=r"^path: must be a path"):
+                compare(lm, lm, odd, context=64)  # type: ignore[arg-type]
         for options in ({"context": 1}, {"context": 257}, {"stride": 0}, {"stride": 512}, {"limit": 0}):
             with pytest.raises(ParameterError, match=next(iter(options))):
                 lm.perplexity(tmp_path / "empty", **{"context": 64, **options})

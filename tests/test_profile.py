@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 import pocketlm
-from pocketlm._core import Sampler
+from palettizing import content, full_disk, names
+from pocketlm._core import Engine, Sampler
 from pocketlm.describe import describe
 from pocketlm.errors import (
     ContextLengthError,
@@ -27,7 +28,7 @@ from pocketlm.kinds import PALETTES
 from pocketlm.loading import open_model
 from pocketlm.palettize import palettize
 from pocketlm.palettize.recipe import recipe_kinds
-from pocketlm.profile import Profile, Table, costs, measure
+from pocketlm.profile import Profile, Table, costs, measure, profile
 from pocketlm.profile.energy import Meter
 from pocketlm.profile.machine import Machine
 from pocketlm.profile.sensitivity import read_sensitivities
@@ -352,6 +353,12 @@ def test_energy_is_read_from_counters_or_said_to_be_assumed(tmp_path: Path) -> N
         (tmp_path / "b:0" / "energy_uj").write_text("1002000000")  # 3 J
         (tmp_path / "c" / "energy_uj").write_text("5000000000")
     meter._seconds = 2.0
+    # A second door to the first package's counter, and one to it that cannot be read.
+    for domain, joules in (("a-mmio:0", "4000001"), ("Z:0", "secret")):
+        (tmp_path / domain).mkdir()
+        (tmp_path / domain / "name").write_text("package-0")
+        (tmp_path / domain / "energy_uj").write_text(joules)
+    assert [path.name for path in Meter(tmp_path)._packages] == ["a:0", "b:0"]
     energy = meter.energy(2)
     assert (energy.watts, energy.measured) == (4.0, True) and "RAPL" in energy.source
     (tmp_path / "broken").mkdir()
@@ -383,8 +390,71 @@ def test_product_times_are_kept_for_the_machine(tmp_path: Path, monkeypatch: pyt
         (tmp_path / "products-here.json").write_text(damage)
         costs.Costs("here", 2, 1 << 20, tmp_path).measure(shapes, ["p2"])
     assert len(runs) == 16
+    # Nor is a full disk: what was kept before stays, and nothing else.
+    before = content(tmp_path)
+    with full_disk(10):
+        costs.Costs("here", 2, 1 << 20, tmp_path).measure([(16, 16)], ["p2"])
+        costs.Costs("new", 2, 1 << 20, tmp_path).measure([(16, 16)], ["p2"])
+    assert content(tmp_path) == before
     blocked = tmp_path / "products-here.json" / "below"  # a cache that cannot be written is no error
     costs.Costs("here", 2, 1 << 20, blocked).measure(shapes, ["p2"])
+
+
+def test_a_precise_model_is_profiled_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    _, path = models(tmp_path)
+    made: list[bool] = []
+    run = costs.Costs._run
+
+    def noted(self: costs.Costs, shape: tuple[int, int], kind: str) -> tuple[float, float]:
+        made.append(self._precise)
+        return run(self, shape, kind)
+
+    monkeypatch.setattr(costs.Costs, "_run", noted)
+    plain = measured(path, cache=True)
+    assert plain.what_if({"ffn.*": "p2"}).changed and not any(made)
+    count = len(made)
+    precise = measured(path, cache=True, precise=True)
+    with pocketlm.load(path, precise=True) as lm:
+        assert lm.precise and profile(lm, prompt=40, context=9, repeats=1).precise
+    assert precise.precise and precise.what_if({"ffn.*": "p2"}).changed
+    # Nothing of the other's times was taken, and each has a file of its own.
+    assert made[count:] == [True] * count and len(names(tmp_path / "cache" / "pocketlm")) == 2
+    # The head's activations are in one term there, and so are its products.
+    for one, terms in ((plain, 2), (precise, 1)):
+        (head,) = (row for row in one.table if row.name == "head")
+        assert head.shape is not None and head.decode.macs == terms * head.shape[0] * head.shape[1]
+
+
+def test_the_engine_of_products_is_precise_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "_DECODES", 1)
+    monkeypatch.setattr(costs, "_PREFILLS", 1)
+    monkeypatch.setattr(costs, "_PASSES", 1)
+    made: list[bool] = []
+
+    def engine(*args: Any, precise: bool, **options: Any) -> Any:
+        made.append(precise)
+        return Engine(*args, precise=precise, **options)
+
+    monkeypatch.setattr(costs, "Engine", engine)
+    for precise in (False, True):
+        costs.Costs("x", 1, 1, None, precise=precise).measure([(16, 32)], ["p4"])
+    assert made == [False, False, True, True]
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert costs.cache_directory() == tmp_path / "pocketlm"
+    monkeypatch.setenv("XDG_CACHE_HOME", "beside")  # counts only if it is absolute
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert costs.cache_directory() == tmp_path / ".cache" / "pocketlm"
+
+    def nowhere(*_: Any) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert costs.cache_directory() is None
 
 
 def test_the_least_disturbed_pass_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,6 +501,9 @@ def test_recipes_are_written_or_say_why_not(found: Profile, tmp_path: Path) -> N
     for matrix in found.matrices:
         entry = written["tensors"][matrix.name]
         assert entry["bytes"] == matrix.bytes[entry["kind"]] and entry["sites"] == list(matrix.ops)
+    with full_disk(), pytest.raises(StorageError, match=r"r\.json: File too large"):
+        found.what_if({"ffn.*": "p4"}).save(file)
+    assert json.loads(file.read_text()) == written and names(tmp_path) == ["r.json"]
     assert found.what_if(file).recipe == found.what_if(what.recipe).recipe == what.recipe
     (tmp_path / "bad.json").write_text("[")
     for bad, error in (("bad.json", FileFormatError), ("none.json", MissingFileError)):

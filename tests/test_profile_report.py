@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from palettizing import full_disk, names
 from pocketlm.cli import run
 from pocketlm.errors import MissingFileError, StorageError, UnsupportedError
 from pocketlm.palettize.recipe import recipe_kinds
@@ -76,6 +77,10 @@ def test_the_page_holds_the_profile(found: Profile) -> None:
 
 def test_the_page_needs_nothing_from_outside(found: Profile, tmp_path: Path) -> None:
     path = found.to_html(tmp_path / "report.html")
+    before = path.read_bytes()
+    with full_disk(), pytest.raises(StorageError, match=r"report\.html: File too large"):
+        found.to_html(path)
+    assert path.read_bytes() == before and names(tmp_path) == ["report.html"]
     seen = structure(path.read_text(encoding="utf-8"))
     assert not [tag for tag, attributes in seen.tags if attributes.get("src") or attributes.get("href")]
     assert "link" not in [tag for tag, _ in seen.tags]

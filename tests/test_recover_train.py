@@ -234,7 +234,7 @@ def test_it_learns_from_windows_of_the_text_it_was_given(tmp_path: Path) -> None
 
 def test_bfloat16_is_rounded_to_nearest() -> None:
     values = np.array([1.0, 1.00390625, 1.01171875, -3.1415927, 65504.0], np.float32)
-    stored = np.frombuffer(recover_train._stored(values, "bf16"), np.uint16)
+    stored = np.frombuffer(recover_train._stored("w", values, "bf16"), np.uint16)
     expected = np.asarray(jnp.asarray(values).astype(jnp.bfloat16)).view(np.uint16)
     np.testing.assert_array_equal(stored, expected)
 
@@ -273,3 +273,14 @@ def test_nothing_that_is_not_finite_is_stored(bad: float) -> None:
             continue
         with pytest.raises(AdapterError, match="w: training led to"):
             student.learned(parts, "p4", {**fine, key: values}, "w")
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad"),
+    [("f16", 1e6), ("f16", np.nan), ("bf16", 3.4e38), ("bf16", np.nan), ("f32", np.inf), ("f32", np.nan)],
+)
+def test_no_norm_that_is_not_finite_is_stored(kind: str, bad: float) -> None:
+    values = np.array([1.0, bad, -2.0], np.float32)
+    with pytest.raises(AdapterError, match=r"^layers\.0\.norm: training led to numbers that are not finite"):
+        recover_train._stored("layers.0.norm", values, kind)
+    assert len(recover_train._stored("layers.0.norm", values[::2].copy(), kind)) in (4, 8)

@@ -131,6 +131,7 @@ def load(
         draft=helper,
         name=model.path.name,
         loaded=model,
+        precise=precise,
     )
     release_freed_memory()
     if prewarm:

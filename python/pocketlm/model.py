@@ -45,6 +45,7 @@ class LM:
         context: most tokens of a prompt and its answer together.
         defaults: what the model's generation_config.json asks for.
         loaded: the files that it came from, with graph and weights.
+        precise: whether activations stay in float32.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class LM:
         draft: Engine | None = None,
         name: str = "",
         loaded: LoadedModel | None = None,
+        precise: bool = False,
     ) -> None:
-        self.engine, self.name, self.loaded = engine, name, loaded
+        self.engine, self.name, self.loaded, self.precise = engine, name, loaded, precise
         self.context = min(context or engine.context_length, engine.context_length, engine.cache_tokens)
         self.defaults = defaults or GenerationDefaults()
         self._tokenizer = tokenizer

@@ -31,6 +31,7 @@ _TAIL = 0.999
 class Comparison:
     """A model against its source over a text. Every ``..._se`` is the standard error of the figure it is
     named for (:mod:`pocketlm.evaluate.statistics`), or ``None`` for a single window.
+    ``kl_p999_se`` is ``None`` too where there are too few tokens, always below 1,000.
 
     Attributes:
         model, source: each one's perplexity and bits per byte.
@@ -95,6 +96,7 @@ def compare(
     _check_vocabularies(lm, source)
     found: list[tuple[int, float, float, float, int, int]] = []
     divergences: list[NDArray[np.float64]] = []
+    done = 0
     cut = windows(source.tokenizer, path, context=context, stride=stride, limit=limit, same=lm.tokenizer)
     for window in cut:
         tokens = _window(lm, source, window.ids, window.first)
@@ -112,9 +114,10 @@ def compare(
                 window.bytes,
             )
         )
+        done += window.bytes
         if progress is not None:
-            progress(sum(row[-1] for row in found))
-    if not sum(row[-1] for row in found):
+            progress(done)
+    if not done:
         raise ParameterError(f"{path}: holds no text that can be scored")
     counts, model_nll, source_nll, kl, same, sizes = map(np.asarray, zip(*found, strict=True))
     ratio = mean(model_nll - source_nll, counts).exp()

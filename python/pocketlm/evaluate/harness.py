@@ -15,13 +15,14 @@ that it can be tested where the harness is not installed. The semantics that dec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketlm.errors import ParameterError
+from pocketlm.errors import ParameterError, WeightError
 from pocketlm.generate.params import SamplingParams
 from pocketlm.model import LM
 from pocketlm.scores import token_logprobs
@@ -116,6 +117,7 @@ class Harness:
 
         Raises:
             ParameterError: a continuation is longer than ``max_length``.
+            WeightError: the model gives numbers that are not finite.
         """
         # Answers to a question often differ in their last token only: such share a run.
         runs: dict[tuple[int, ...], list[int]] = {}
@@ -134,7 +136,10 @@ class Harness:
                 begin = len(ids) - max(len(rest) for _, rest in targets)
                 receivers.append(_receiver(len(ids), targets, found))
                 first.append(begin)
-            self.lm.evaluate([ids for ids, _ in batch], receivers, first)
+            with np.errstate(invalid="ignore"):  # what is not finite is looked for afterwards
+                self.lm.evaluate([ids for ids, _ in batch], receivers, first)
+            if not all(math.isfinite(found[place][0]) for _, places in batch for place in places):
+                raise WeightError(f"{self.lm.name or 'the model'}: gives logits that are not finite numbers")
             progress(sum(len(places) for _, places in batch))
         return found
 

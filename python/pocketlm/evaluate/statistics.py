@@ -48,7 +48,9 @@ def quantile(values: ArrayLike, counts: ArrayLike, share: float) -> Estimate:
     """The least of ``values`` [tokens] that at least ``share`` of them do not exceed.
 
     ``counts`` [windows] says how many consecutive values belong to each window. The error is that of the
-    share of values up to the quantile, carried over by the values around it (Woodruff, JASA 47, 1952).
+    share of values up to the quantile, carried over by the values around it (Woodruff, JASA 47, 1952);
+    ``None`` also where it reaches beyond the greatest value, of which nothing is known: for a share of 0.999
+    always below 1,000 values.
     """
     each: NDArray[np.float64] = np.asarray(values, np.float64)
     sizes = np.asarray(counts, np.int64)
@@ -57,11 +59,16 @@ def quantile(values: ArrayLike, counts: ArrayLike, share: float) -> Estimate:
     ends = np.cumsum(sizes)
     below = np.concatenate([[0], np.cumsum(each <= value)])
     found = mean(below[ends] - below[ends - sizes], sizes)
-    if found.se is None:
+    count = len(ordered)
+    if found.se is None or _rank(count, share) >= count or _rank(count, share + found.se) > count:
         return Estimate(value, None)
     return Estimate(value, (_at(ordered, share + found.se) - _at(ordered, share - found.se)) / 2)
 
 
 def _at(ordered: NDArray[np.float64], share: float) -> float:
-    rank = math.ceil(share * len(ordered) - 1e-9)
-    return float(ordered[min(max(rank, 1), len(ordered)) - 1])
+    return float(ordered[max(_rank(len(ordered), share), 1) - 1])
+
+
+def _rank(count: int, share: float) -> int:
+    """Which of ``count`` sorted values, from 1, is the least that so large a share does not exceed."""
+    return math.ceil(share * count - 1e-9)

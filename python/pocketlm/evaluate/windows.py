@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from pocketlm.errors import FileFormatError, MissingFileError, ParameterError, StorageError, TokenizerError
+from pocketlm.loading.files import as_path
 from pocketlm.tokenizer import Tokenizer
 
 _PIECE = 1 << 20  # characters tokenized at a time
@@ -61,6 +62,7 @@ def windows(
     that many tokens. ``same`` is a tokenizer that must give the same tokens.
 
     Raises:
+        ParameterError: ``path`` is none.
         MissingFileError, StorageError: the file cannot be read.
         FileFormatError: it is not UTF-8.
         TokenizerError: ``same`` splits the text otherwise.
@@ -71,7 +73,7 @@ def windows(
     pending: list[int] = [] if bos is None else [bos]
     sizes: list[int] = [0] * len(pending)
     start, taken = len(pending), 0
-    for ids, lengths in _tokens(tokenizer, Path(path), same):
+    for ids, lengths in _tokens(tokenizer, as_path(path, "path"), same):
         if not pending:
             pending, ids, sizes, lengths, start = ids[:1], ids[1:], lengths[:1], lengths[1:], 1
         if limit is not None:

@@ -9,6 +9,7 @@ and one rename makes the directory appear under its name.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -71,7 +72,10 @@ class DirectoryWriter:
             shutil.rmtree(self.partial, ignore_errors=True)
         for file in (self._file, self._journal):
             if file is not None:
-                file.close()
+                # On a full disk what could not be written is tried once more, and fails once more. That was
+                # told already; what was to be kept is synced before. The system's file is closed even so.
+                with contextlib.suppress(OSError):
+                    file.close()
 
     def discard(self) -> None:
         """Throws the unfinished work away: nothing is to come of it."""
@@ -194,9 +198,9 @@ class DirectoryWriter:
             self.destination.rename(self._old)
         elif self.destination.is_dir():
             self.destination.rmdir()
-        # Last, since with it all is resumed but for the scratch.
-        (self.partial / JOURNAL).unlink()
         self.partial.rename(self.destination)
+        # Last, since with it all is resumed but for the scratch; a kill in between leaves it, to no harm.
+        (self.destination / JOURNAL).unlink(missing_ok=True)
         _sync_directory(self.destination.parent)
         if self._old.exists():
             shutil.rmtree(self._old)

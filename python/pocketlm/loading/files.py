@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -62,6 +64,20 @@ def require_directory(path: Path) -> Path:
     return path
 
 
+def require_file(path: Path) -> Path:
+    """``path``, if it is a regular file: what else can be opened may have no end.
+
+    Raises:
+        MissingFileError: it does not exist or is something else (a directory, a device, a pipe).
+        StorageError: it cannot be looked at.
+    """
+    with storage_errors(path):
+        if not path.is_file():
+            reason = "is not a regular file" if path.exists() else "no such file"
+            raise MissingFileError(f"{path}: {reason}")
+    return path
+
+
 def read_small(path: Path, most: int) -> bytes:
     """The bytes of a regular file that has no reason to be large.
 
@@ -69,13 +85,10 @@ def read_small(path: Path, most: int) -> bytes:
         MissingFileError, StorageError: it cannot be read.
         FileFormatError: it has more than ``most`` bytes; no more than those are read.
     """
-    with storage_errors(path):
-        if not path.is_file():
-            reason = "is not a regular file" if path.exists() else "no such file"
-            raise MissingFileError(f"{path}: {reason}")
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size > most or len(data := file.read(most + 1)) > most:
-                raise FileFormatError(f"{path}: larger than {most >> 20} MiB, so not what it should be")
+    require_file(path)
+    with storage_errors(path), path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > most or len(data := file.read(most + 1)) > most:
+            raise FileFormatError(f"{path}: larger than {most >> 20} MiB, so not what it should be")
     return data
 
 
@@ -112,6 +125,40 @@ def read_optional_json(path: Path, error: type[PocketlmError] = FileFormatError)
         if not path.exists():
             return {}
     return read_json(path, error)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file. If that fails, what was there before is still there, and nothing else.
+
+    Raises:
+        StorageError, MissingFileError: it cannot be written; names ``path``.
+    """
+    with storage_errors(path):
+        try:
+            target = path.resolve()  # a link stays one
+            if target.exists() and not target.is_file():  # a pipe, a terminal
+                target.write_text(text, encoding="utf-8")
+            elif target.exists() and not os.access(target, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            else:
+                _replace(target, text)
+        except OSError as error:
+            error.filename = str(path)  # not that of the file beside it
+            raise
+
+
+def _replace(target: Path, text: str) -> None:
+    """Puts a file with ``text`` in the place of ``target``."""
+    part = target.with_name(f".{os.urandom(8).hex()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        if target.exists():
+            shutil.copymode(target, part)
+        part.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 def forget_pages(handle: int) -> None:

@@ -4,6 +4,7 @@ that it is smallest."""
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,8 @@ from pocketlm.errors import BudgetError
 from pocketlm.palettize.budgets import Budgets
 from pocketlm.palettize.knapsack import solve
 from pocketlm.palettize.recipe import KEEP, Candidate, Recipe
+
+_FOUR_DIGITS = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +115,7 @@ def check(items: Sequence[Item], budgets: Budgets, rest: Rest, *, scale: float =
     for limit in limits:
         if (least := limit.least(items)) > limit.most:
             raise BudgetError(
-                f"{limit.name} {getattr(budgets, limit.name):g} cannot be met with the kinds "
+                f"{_asked(budgets, limit)} cannot be met with the kinds "
                 f"{', '.join(budgets.kinds)}; the nearest that can is {limit.told(least)}"
             )
     return limits
@@ -139,7 +142,7 @@ def _limits(items: Sequence[Item], budgets: Budgets, rest: Rest, scale: float) -
             return item.tensor.elements * choice.bits if item.tensor.name in inner else 0
 
         most = math.floor(budgets.bits * elements + 1e-6)
-        found.append(_Limit("bits", most, code_bits, lambda bits: _up(bits / max(1, elements))))
+        found.append(_Limit("bits", most, code_bits, lambda bits: rounded_up(bits / max(1, elements))))
 
     def stored(_: Item, choice: Choice) -> float:
         return choice.bytes
@@ -149,12 +152,16 @@ def _limits(items: Sequence[Item], budgets: Budgets, rest: Rest, scale: float) -
     by_bits = math.inf
     if budgets.bits_all is not None:
         by_bits = math.floor(budgets.bits_all * parameters / 8 + 1e-6) - other
+
+    def told_bits(size: float) -> str:
+        return rounded_up(8 * (size + other) / parameters)
+
     # Of two bounds on the same sum only the lower one matters.
     if by_size < by_bits:
         more = rest.bytes + rest.file_bytes
         found.append(_Limit("size", by_size, stored, lambda size: f"{size + more:.0f} bytes"))
     elif by_bits < math.inf:
-        found.append(_Limit("bits_all", by_bits, stored, lambda size: _up(8 * (size + other) / parameters)))
+        found.append(_Limit("bits_all", by_bits, stored, told_bits))
     if budgets.tokens_per_second is not None:
         left = 1 / budgets.tokens_per_second - rest.seconds
         found.append(
@@ -166,9 +173,7 @@ def _limits(items: Sequence[Item], budgets: Budgets, rest: Rest, scale: float) -
             )
         )
     if budgets.max_kl is not None:
-        found.append(
-            _Limit("max_kl", budgets.max_kl, lambda _, choice: scale * choice.damage, lambda kl: _up(kl))
-        )
+        found.append(_Limit("max_kl", budgets.max_kl, lambda _, choice: scale * choice.damage, rounded_up))
     return found
 
 
@@ -181,14 +186,20 @@ def _together(items: Sequence[Item], budgets: Budgets, limits: Sequence[_Limit])
         if picks is not None:
             total = sum(limit.weight(i, i.choices[pick]) for i, pick in zip(items, picks, strict=True))
             ways.append(f"{limit.name} {limit.told(total)}")
-    given = ", ".join(f"{limit.name} {getattr(budgets, limit.name):g}" for limit in limits)
+    given = ", ".join(_asked(budgets, limit) for limit in limits)
     nearest = f"; with the others as they are, the nearest is {' or '.join(ways)}" if ways else ""
     return f"{given} cannot be met together with the kinds {', '.join(budgets.kinds)}{nearest}"
 
 
-def _up(value: float) -> str:
-    """A number rounded up to four significant digits, so that it can be met."""
+def _asked(budgets: Budgets, limit: _Limit) -> str:
+    """A budget as it was given; bytes to the last one, like the nearest size that can be met."""
+    value = getattr(budgets, limit.name)
+    return f"{limit.name} {value if isinstance(value, int) else format(value, 'g')}"
+
+
+def rounded_up(value: float) -> str:
+    """A number rounded up to four significant digits, so that it can be met: what it says is never less."""
     if value <= 0:
         return "0"
-    digits = 3 - math.floor(math.log10(value))
-    return f"{math.ceil(value * 10**digits - 1e-9) / 10**digits:.10g}"
+    # In decimal digits: products with powers of ten round, now and then to less than there is.
+    return f"{float(_FOUR_DIGITS.create_decimal(repr(float(value)))):.10g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -63,7 +64,8 @@ class Budgets:
         _number("max_kl", max_kl, 0, math.inf)
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ParameterError(f"size: must be a number of bytes, not {size!r:.60}")
-        if embedding_bits is not None and (isinstance(embedding_bits, bool) or embedding_bits not in BEST):
+        whole = isinstance(embedding_bits, int) and not isinstance(embedding_bits, bool)
+        if embedding_bits is not None and not (whole and embedding_bits in BEST):
             raise ParameterError(f"embedding_bits: must be {_listed(BEST)}, not {embedding_bits!r:.60}")
         by_default = False
         if all(limit is None for limit in (bits_all, size, tokens_per_second, max_kl)):
@@ -87,18 +89,22 @@ class Budgets:
 
 def _number(name: str, value: Any, least: float, most: float) -> None:
     wrong = isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most
-    if value is not None and (wrong or value == 0 or math.isinf(value)):
+    # What float64 cannot hold is infinite too: an integer has no bounds.
+    if value is not None and (wrong or not 0 < value <= sys.float_info.max):
         bounds = f"from {least:g} to {most:g}" if least else "above 0"
         raise ParameterError(f"{name}: must be a number {bounds}, not {value!r:.60}")
 
 
 def _kinds(kinds: str | Iterable[Any]) -> tuple[str, ...]:
     """Kinds by name or by bits, from a sequence or as ``2,4``; in the order of :data:`KINDS`."""
+    if not isinstance(kinds, Iterable):
+        raise ParameterError(f"kinds: must be names of kinds or bits, not {kinds!r:.60}")
     given = kinds.split(",") if isinstance(kinds, str) else list(kinds)
     found = set()
     for kind in given:
         name = str(kind).strip() if isinstance(kind, str | int) and not isinstance(kind, bool) else ""
-        name = BEST[int(name)] if name.isascii() and name.isdigit() and int(name) in BEST else name
+        bits = int(name) if len(name) < 9 and name.isascii() and name.isdigit() else 0
+        name = BEST.get(bits, name)
         if name not in KINDS:
             raise ParameterError(
                 f"kinds: {kind!r:.60} is not one of {', '.join(KINDS)} or of the bits {_listed(BEST)}"

@@ -14,7 +14,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlm._core import Engine, SecondMoment, WeightStore
-from pocketlm.errors import ParameterError, WeightError
+from pocketlm.errors import MissingFileError, ParameterError, StorageError, WeightError
 from pocketlm.graph import Embed, Linear
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.check import stored_name
@@ -60,7 +61,8 @@ def calibrate(
 
     Raises:
         ParameterError: ``target`` exists and holds something else.
-        StorageError: the disk is full or read-only, or another process makes the same.
+        StorageError: the disk is full or read-only, or another process makes the same, or another one with
+            this name.
         WeightError: the model, or a gradient, gives numbers that are not finite.
     """
     who = identify(model)
@@ -70,10 +72,22 @@ def calibrate(
         return found
     with storage_errors(partial):
         partial.mkdir(parents=True, exist_ok=True)
-    with open_locked(partial / LOCK):
+    try:
+        lock = open_locked(partial / LOCK)
+    except (StorageError, MissingFileError):
+        if (found := _opened(target, key)) is not None:  # finished by another process at this moment
+            return found
+        raise
+    with lock:
         if (found := _opened(target, key)) is not None:  # made by another process in the meantime
             shutil.rmtree(partial, ignore_errors=True)
             return found
+        try:
+            _check_alone(target, partial)
+        except StorageError:
+            if not (partial / JOURNAL).exists():  # nothing to take up
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
         _fill(model, windows, partial, groups, threads, progress)
         facts = {
             "pocketlm_calibration": VERSION,
@@ -86,9 +100,12 @@ def calibrate(
         replace(partial / MANIFEST, facts)
         with storage_errors(target):
             Hidden.remove_all(partial)
-            for name in (JOURNAL, LOCK):
-                (partial / name).unlink(missing_ok=True)
-            partial.rename(target)
+            if _opened(target, key) is None:  # else the same has come there by another way
+                # With the journal, by which all is resumed, and with the lock, so that nobody else begins.
+                partial.rename(target)
+                _remove_traces(target)
+            else:
+                shutil.rmtree(partial, ignore_errors=True)
     return Calibration.open(target)
 
 
@@ -106,7 +123,33 @@ def _opened(target: Path, key: str) -> Calibration | None:
     found = Calibration.open(target)
     if found.key != key:
         raise ParameterError(f"{target}: holds the calibration of another model or text")
+    with suppress(OSError):  # where it cannot be written, they do no harm
+        _remove_traces(target)  # of a kill behind the rename
     return found
+
+
+def _remove_traces(target: Path) -> None:
+    """Deletes what only the making needed."""
+    for name in (JOURNAL, LOCK):
+        (target / name).unlink(missing_ok=True)
+
+
+def _check_alone(target: Path, partial: Path) -> None:
+    """Refuses to make what could not get its name in the end.
+
+    Raises:
+        StorageError: another process makes a calibration of another model or text under the same name.
+    """
+    with storage_errors(target):
+        for other in target.parent.glob(f"{escape(target.name)}.partial-*"):
+            if other == partial or not (other / LOCK).exists():
+                continue
+            try:
+                open_locked(other / LOCK).close()
+            except StorageError as error:
+                raise StorageError(
+                    f"{target}: another process makes the calibration of another model or text there"
+                ) from error
 
 
 def _fill(

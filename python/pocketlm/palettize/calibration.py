@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pocketlm.errors import FileFormatError, MissingFileError, ParameterError
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.files import as_path, read_json, require_directory, storage_errors
+from pocketlm.palettize.arrays import load_array
 
 MANIFEST = "calibration.json"
 VERSION = 2
@@ -177,27 +178,6 @@ class Calibration:
 
     def _load(self, name: str, shape: Sequence[int]) -> NDArray[np.float32]:
         return load_array(self.path / name, shape)
-
-
-def load_array(path: Path, shape: Sequence[int]) -> NDArray[np.float32]:
-    """A float32 array of one ``.npy`` file.
-
-    Raises:
-        MissingFileError, StorageError: it cannot be read.
-        FileFormatError: it holds something else, or numbers that are not finite.
-    """
-    with storage_errors(path):
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise FileFormatError(f"{path}: damaged ({error!s:.200})") from error
-    if array.dtype != np.float32 or array.shape != tuple(shape):
-        raise FileFormatError(
-            f"{path}: holds {array.dtype} {list(array.shape)}, expected float32 {list(shape)}"
-        )
-    if not np.isfinite(array).all():
-        raise FileFormatError(f"{path}: holds numbers that are not finite")
-    return np.asarray(array, np.float32)
 
 
 def _row_weights(squares: NDArray[np.float64]) -> NDArray[np.float32]:

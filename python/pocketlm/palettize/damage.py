@@ -67,7 +67,9 @@ def measure_damages(
     most = int(MOST_WORK // (products(model.graph) * divergence.tokens))
     complete = len(runs) <= most
     if not complete:
-        runs = [_Run(tensor, _middle(wanted[tensor])) for tensor in sample([*wanted], most) if wanted[tensor]]
+        # A tensor that is kept by hand says nothing about the others of its site.
+        open_ones = [tensor for tensor, kinds in wanted.items() if kinds]
+        runs = [_Run(tensor, _middle(wanted[tensor])) for tensor in sample(open_ones, most)]
     measured: dict[tuple[str, str], float] = {}
     with Progress("measuring damage", len(runs), progress, unit="models") as bar:
         for at, run in enumerate(runs):

@@ -12,9 +12,10 @@ import numpy as np
 
 from pocketlm.errors import FileFormatError, ParameterError
 from pocketlm.loading import LoadedModel
-from pocketlm.loading.files import as_path, storage_errors
+from pocketlm.loading.files import as_path, require_file, storage_errors
 from pocketlm.palettize.damage import MOST_WORK, products
-from pocketlm.palettize.text import Head
+from pocketlm.palettize.text import Head, check_known, encode, texts_of
+from pocketlm.tokenizer import Tokenizer
 
 TOKENS = 2048  # of all sequences: KL is over whole distributions, so its mean settles early
 _FEWEST = 512  # where a run is so long that more would leave time for few runs
@@ -33,19 +34,18 @@ def hold_out(calibration: Texts, validation: Texts) -> tuple[Texts, list[str]]:
     held out.
 
     Raises:
-        MissingFileError, StorageError, FileFormatError: a file cannot be read, or is not UTF-8.
-        ParameterError: there is no text in ``validation``.
+        MissingFileError, StorageError, FileFormatError: a file cannot be read, is none (a device, a pipe), or
+            is not UTF-8.
+        ParameterError: there is no text in ``validation``, or one of both is neither a path nor texts.
     """
     if calibration is not None and not isinstance(calibration, str | PathLike):
-        calibration = list(calibration)
+        calibration = texts_of(calibration, "calibration")
     if validation is not None:
         texts = (
             [_read(as_path(validation, "validation"))]
             if isinstance(validation, str | PathLike)
-            else list(validation)
+            else texts_of(validation, "validation")
         )
-        if not all(isinstance(text, str) for text in texts):
-            raise ParameterError("validation: must be the path of a text file, or texts")
         if not any(text.strip() for text in texts):
             raise ParameterError("validation: there is no text")
         return calibration, texts
@@ -58,25 +58,27 @@ def hold_out(calibration: Texts, validation: Texts) -> tuple[Texts, list[str]]:
         if size > _WHOLE_BYTES:
             return _cut(path, size)
         calibration = [_read(path)]
-    if calibration is None or not all(isinstance(text, str) for text in calibration):
-        return calibration, []
-    return _split(calibration)
+    return (None, []) if calibration is None else _split(calibration)
 
 
-def sequences(model: LoadedModel, texts: list[str]) -> list[list[int]]:
-    """Token ids of a few sequences spread evenly over the texts, all of one length where there is enough.
+def sequences(model: LoadedModel, texts: list[str], argument: str = "validation") -> list[list[int]]:
+    """Token ids of a few sequences spread evenly over the texts, which are from ``argument``, all of one
+    length where there is enough.
 
     Raises:
-        ParameterError: the texts have no tokens.
+        ParameterError: the texts have no tokens, or hardly one that the tokenizer knows, or are not valid
+            Unicode.
         TokenizerError: the model's tokenizer is missing or damaged.
     """
     length = min(LENGTH, model.graph.context_length)
     runs = int(MOST_WORK // (_RUNS * products(model.graph)))
     most = min(TOKENS, _LOGIT_BYTES // (4 * model.graph.vocab_size), max(_FEWEST, runs))
     count = max(1, most // length)
-    ids = np.array([token for text in texts for token in model.tokenizer.encode(text).ids], np.int64)
+    tokenizer = Tokenizer.of(model)
+    ids = np.array([i for text in texts for i in encode(tokenizer, text, argument, bos=True)], np.int64)
     if not len(ids):
-        raise ParameterError("validation: the text has no tokens")
+        raise ParameterError(f"{argument}: the text has no tokens")
+    check_known(ids, tokenizer, argument)
     there = len(ids) // length
     if not there:
         return [ids.tolist()]
@@ -101,6 +103,7 @@ def _split(texts: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _read(path: Path) -> str:
+    require_file(path)
     with storage_errors(path), path.open("rb") as file:
         data = file.read(_WHOLE_BYTES)
         last = not file.read(1)

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from pocketlm.loading.files import as_path, storage_errors
+from pocketlm.loading.files import as_path, write_whole
 from pocketlm.palettize.recipe import Candidate, Recipe, recipe_text
 
 
@@ -103,6 +103,5 @@ class Plan:
             StorageError, MissingFileError: it cannot be written.
         """
         target = as_path(path, "recipe_out")
-        with storage_errors(target):
-            target.write_text(self.text(), encoding="utf-8")
+        write_whole(target, self.text())
         return target

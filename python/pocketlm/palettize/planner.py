@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pocketlm.errors import BudgetError, ParameterError
 from pocketlm.kinds import BEST, BITS
 from pocketlm.loading import LoadedModel
-from pocketlm.palettize.allocate import Choice, Item, Rest, allocate, check
+from pocketlm.palettize.allocate import Choice, Item, Rest, allocate, check, rounded_up
 from pocketlm.palettize.budgets import Budgets
 from pocketlm.palettize.damage import Damages, Notes, measure_damages
 from pocketlm.palettize.divergence import Divergence
@@ -230,7 +230,7 @@ class Planner:
         if measured > limit:
             raise BudgetError(
                 f"max_kl {limit:g} cannot be met with the kinds {', '.join(self._budgets.kinds)}; the "
-                f"nearest that can is {measured:.4g}, as measured"
+                f"nearest that can is {rounded_up(measured)}, as measured"
             )
         return recipe, measured
 

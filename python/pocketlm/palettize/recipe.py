@@ -113,6 +113,8 @@ def recipe_kinds(values: Mapping[str, Any], source: str) -> Recipe:
         values = values["tensors"]
     found: Recipe = {}
     for name, value in values.items():
+        if not isinstance(name, str):
+            raise ParameterError(f"{source}: {name!r:.200} is not a name or pattern")
         kind = value
         if isinstance(value, Mapping):
             if odd := set(value) - _FIELDS:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pocketlm._core import WeightStore
 from pocketlm.adapters.attach import LowRank, attach
 from pocketlm.adapters.write import Pair
+from pocketlm.errors import AdapterError
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.check import stored_name
 from pocketlm.loading.directory import DirectoryWriter
@@ -47,7 +48,7 @@ def train(
     losses at the beginning and at the end of the training end to end.
 
     Raises:
-        AdapterError: the loss is not finite.
+        AdapterError: the loss, or what was learned, is not finite.
         StorageError: the unfinished work cannot be written.
     """
     chosen = projections(tensors)
@@ -174,13 +175,25 @@ def _write(
                 writer.write(part.name, 0, array.tobytes())
     for tensor in tensors:
         if tensor.name in trained:
-            writer.write(tensor.name, 0, _stored(np.asarray(trained[tensor.name]), tensor.kind))
+            writer.write(tensor.name, 0, _stored(tensor.name, np.asarray(trained[tensor.name]), tensor.kind))
     writer.flush()
 
 
-def _stored(values: NDArray[np.float32], kind: str) -> bytes:
-    """Values as a dense kind; bfloat16 rounded to nearest, ties to even."""
-    if kind != "bf16":
-        return values.astype(_DTYPES[kind]).tobytes()
-    bits = values.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).tobytes()
+def _stored(name: str, values: NDArray[np.float32], kind: str) -> bytes:
+    """What a tensor has learned, as a dense kind; bfloat16 rounded to nearest, ties to even.
+
+    Raises:
+        AdapterError: a number is not finite, or not any more as that kind.
+    """
+    finite = np.isfinite(values).all()
+    if kind == "bf16":
+        bits = values.view(np.uint32)
+        stored: NDArray[Any] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        finite &= np.isfinite((stored.astype(np.uint32) << 16).view(np.float32)).all()
+    else:
+        with np.errstate(over="ignore"):
+            stored = values.astype(_DTYPES[kind])
+        finite &= np.isfinite(stored).all()
+    if not finite:
+        raise AdapterError(f"{name}: training led to numbers that are not finite")
+    return stored.tobytes()

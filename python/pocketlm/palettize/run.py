@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pocketlm._core import Palettized, palettize_tensor
-from pocketlm.errors import ParameterError
 from pocketlm.kinds import BITS
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.directory import DirectoryWriter
@@ -18,6 +17,7 @@ from pocketlm.loading.files import as_path, storage_errors
 from pocketlm.loading.layout import plan_layout
 from pocketlm.palettize.budgets import Budgets
 from pocketlm.palettize.importance import Importance, Statistics
+from pocketlm.palettize.places import check_places
 from pocketlm.palettize.progress import Progress
 from pocketlm.palettize.recipe import recipe_json
 from pocketlm.palettize.recovery import Recovery, recover_weights
@@ -107,7 +107,9 @@ def palettize(
     and what is computed by JAX (``guided``, ``recover_train``).
 
     Raises:
-        ParameterError: an argument is out of range, or ``dst`` exists and ``overwrite`` is not set.
+        ParameterError: an argument is out of range, ``dst`` exists and ``overwrite`` is not set, or a result
+            would lie inside of the source or of another one.
+        MissingFileError: there is no directory for ``recipe_out``.
         BudgetError: the budgets cannot be met; says the nearest that can.
         StorageError: the disk is full or read-only.
         UnsupportedError: the model is palettized already, or ``guided`` or training lack their packages.
@@ -140,7 +142,7 @@ def palettize(
         recovery=recovery,
         recover_text=recover_text,
     )
-    _check_places(work.model.path, target)
+    check_places(work.model.path, target, calibration_out, recipe_out)
     with DirectoryWriter(target, work.key, overwrite=overwrite) as writer:
         plan = work.plan(writer, timed=recipe_out is not None)
         chosen = plan.recipe
@@ -168,13 +170,6 @@ def palettize(
 
 def _palettize_tensor(*args: Any, **kwargs: Any) -> Palettized:
     return palettize_tensor(*args, **kwargs)  # looked up now: the module's name may stand for another
-
-
-def _check_places(source: Path, target: Path) -> None:
-    with storage_errors(target):
-        inner, outer = target.resolve(), source.resolve()
-    if not target.name or inner == outer or outer in inner.parents or inner in outer.parents:
-        raise ParameterError(f"dst: {target} must be a new directory outside of {source}")
 
 
 def _write(

@@ -8,21 +8,23 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pocketlm.errors import FileFormatError, ParameterError
 from pocketlm.loading import LoadedModel
-from pocketlm.loading.files import as_path, storage_errors
+from pocketlm.loading.files import as_path, require_file, storage_errors
 from pocketlm.tokenizer import Tokenizer
 
 TOKENS = 65536  # some times the channels of the widest input
 WINDOW = 1024
 _MOST_UNKNOWN = 0.5  # share of tokens that the tokenizer does not know
 _WHOLE_BYTES = 16 << 20  # of a larger file only pieces are read
+_MOST_BYTES = 256 << 20  # of a file that is read whole, however many tokens are asked for
+_TOKEN_BYTES = 4  # of a usual one
 _PIECE_BYTES = 24  # for each token of a piece: hardly any token is longer
-_OR_STORED = {"calibration": " or of a stored calibration"}
 _PIECE = 1 << 16  # characters tokenized at a time
 
 
@@ -50,11 +52,13 @@ def read_windows(
 
     A window has ``window`` tokens, or the model's context if that is less, the token that begins a text
     first where the model has one. There are at most ``tokens`` tokens in all, in windows spread evenly over
-    the text; of a file over 16 MiB only the pieces that these need are read.
+    the text; of a file over 16 MiB only the pieces that these need are read, and no file over 256 MiB is read
+    whole.
 
     Raises:
-        MissingFileError, StorageError, FileFormatError: the file cannot be read, or is not UTF-8.
-        ParameterError: there is no text, or not enough for one window.
+        MissingFileError, StorageError, FileFormatError: the file cannot be read, is none (a device, a pipe),
+            or is not UTF-8.
+        ParameterError: there is no text, not enough for one window, or it is not valid Unicode.
         TokenizerError: the model's tokenizer is missing or damaged.
     """
     tokenizer = Tokenizer.of(model)
@@ -64,28 +68,41 @@ def read_windows(
     own = max(1, length - len(begin))
     match given:
         case str() | PathLike():
-            path = as_path(given, argument)
+            path = require_file(as_path(given, argument))
             with storage_errors(path):
-                size = path.stat().st_size if path.is_file() else 0
+                size = path.stat().st_size
             size = min(size, given.size) if isinstance(given, Head) else size
-            if size > max(_WHOLE_BYTES, 2 * count * own * _PIECE_BYTES):
+            if size > max(_WHOLE_BYTES, min(_MOST_BYTES, 2 * count * own * _PIECE_BYTES)):
+                count = min(count, max(1, size // (own * _TOKEN_BYTES)))
                 return _checked(argument, begin, list(_spread(path, size, count, own, tokenizer)), tokenizer)
-            texts = [_read(path, size if isinstance(given, Head) else -1)]
+            texts = [_read(path, size)]
         case _:
-            texts = list(given)
-    if not all(isinstance(text, str) for text in texts):
-        raise ParameterError(
-            f"{argument}: must be the path of a text file{_OR_STORED.get(argument, '')}, or texts"
-        )
+            texts = texts_of(given, argument)
     if not any(text.strip() for text in texts):
         raise ParameterError(f"{argument}: there is no text")
-    ids = np.array([i for text in texts for i in _tokens(tokenizer, text)], np.uint32)
+    ids = np.concatenate([ids for text in texts for ids in _tokens(tokenizer, text, argument)])
     there = len(ids) // own
     if not there:
         raise ParameterError(f"{argument}: the text has {len(ids)} tokens, a window needs {own}")
     count = min(count, there)
     firsts = [i * there // count * own for i in range(count)]
     return _checked(argument, begin, [ids[first : first + own] for first in firsts], tokenizer)
+
+
+def texts_of(given: Iterable[str], argument: str) -> list[str]:
+    """Texts that were given as ``argument``, and not as a file.
+
+    Raises:
+        ParameterError: they are no texts.
+    """
+    texts = list(given) if isinstance(given, Iterable) else [given]
+    for text in texts:
+        if not isinstance(text, str):
+            stored = " or of a stored calibration" if argument == "calibration" else ""
+            raise ParameterError(
+                f"{argument}: must be the path of a text file{stored}, or texts, not {text!r:.60}"
+            )
+    return texts
 
 
 def digest(windows: NDArray[np.uint32]) -> str:
@@ -98,19 +115,37 @@ def _checked(
 ) -> NDArray[np.uint32]:
     if not windows:
         raise ParameterError(f"{argument}: the text has no piece that fills a window")
-    unknown = tokenizer.unknown
-    if unknown is not None and (share := float(np.mean(np.stack(windows) == unknown))) > _MOST_UNKNOWN:
-        raise ParameterError(
-            f"{argument}: {100 * share:.0f} % of the text's tokens are unknown to the model's tokenizer: it "
-            "is no text of this model's kind, or the tokenizer is another model's"
-        )
+    check_known(np.stack(windows), tokenizer, argument)
     head = np.array(begin, np.uint32)
     return np.stack([np.concatenate([head, window]) for window in windows])
 
 
-def _tokens(tokenizer: Tokenizer, text: str) -> Iterator[int]:
-    for start in range(0, len(text), _PIECE):
-        yield from tokenizer.encode(text[start : start + _PIECE], bos=False)
+def check_known(ids: NDArray[np.integer[Any]], tokenizer: Tokenizer, argument: str) -> None:
+    """Refuses a text, given as ``argument``, whose token ids say nothing about a model.
+
+    Raises:
+        ParameterError: most are unknown to the tokenizer.
+    """
+    unknown = tokenizer.unknown
+    if unknown is not None and (share := float(np.mean(ids == unknown))) > _MOST_UNKNOWN:
+        raise ParameterError(
+            f"{argument}: {100 * share:.0f} % of the text's tokens are unknown to the model's tokenizer: it "
+            "is no text of this model's kind, or the tokenizer is another model's"
+        )
+
+
+def encode(tokenizer: Tokenizer, text: str, argument: str, *, bos: bool) -> list[int]:
+    """As :meth:`Tokenizer.encode`, of a text that was given as ``argument``, which errors name."""
+    try:
+        return tokenizer.encode(text, bos=bos)
+    except ParameterError as error:
+        raise ParameterError(f"{argument}: a text {str(error).removeprefix('text: ')}") from error
+
+
+def _tokens(tokenizer: Tokenizer, text: str, argument: str) -> Iterator[NDArray[np.uint32]]:
+    # At least one piece: an empty text has no tokens, but is one.
+    for start in range(0, max(1, len(text)), _PIECE):
+        yield np.array(encode(tokenizer, text[start : start + _PIECE], argument, bos=False), np.uint32)
 
 
 def _read(path: Path, size: int) -> str:

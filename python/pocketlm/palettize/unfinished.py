@@ -7,12 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pocketlm.errors import StorageError
 from pocketlm.graph import Graph, Linear
 from pocketlm.loading.files import storage_errors
 from pocketlm.palettize import guided
+from pocketlm.palettize.arrays import has_shape
 from pocketlm.palettize.hidden import GRADIENT, STATE, Hidden
 from pocketlm.palettize.segments import Segment
 
@@ -35,7 +34,8 @@ def check_room(
     groups: int,
 ) -> None:
     """Whether the disk has room for what is still to be written."""
-    there = {path.name for path in partial.iterdir()}
+    with storage_errors(partial):
+        there = {path.name for path in partial.iterdir()}
     moments = {
         moment_file(graph, op): 4 * graph.ops[op.x].width ** 2 for op in graph.ops if isinstance(op, Linear)
     }
@@ -82,7 +82,7 @@ def done_before(
         for border, what in between
     )
     left = _moments(parts[:done]) | _guided([whole for _, whole in wholes[len(wholes) - back :]], groups)
-    there = there and all(_has_shape(partial / name, shape) for name, shape in left.items())
+    there = there and all(has_shape(partial / name, shape) for name, shape in left.items())
     return (done, back) if there else (0, 0)
 
 
@@ -107,15 +107,6 @@ def _guided(parts: list[Segment], groups: int) -> dict[str, tuple[int, ...]]:
                 for group in range(len(guided.row_groups(rows, groups))):
                     found[guided.group_file(index, group)] = (inputs, inputs)
     return found
-
-
-def _has_shape(path: Path, shape: tuple[int, ...]) -> bool:
-    """Whether an array's file is there and whole; its numbers are not read."""
-    try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return False
-    return bool(found.shape == shape)
 
 
 def replace(path: Path, facts: dict[str, Any]) -> None:

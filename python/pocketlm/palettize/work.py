@@ -24,6 +24,7 @@ from pocketlm.palettize.forms import Work as PalettizeTensor
 from pocketlm.palettize.held_out import hold_out, sequences
 from pocketlm.palettize.importance import Importance, Statistics
 from pocketlm.palettize.measured import Measured
+from pocketlm.palettize.places import check_places
 from pocketlm.palettize.plan import Plan
 from pocketlm.palettize.planner import Planner
 from pocketlm.palettize.recipe import candidates, read_recipe
@@ -60,7 +61,8 @@ class Work:
         self.fixed = read_recipe(recipe, self.known)
         calibration, texts = hold_out(statistics.calibration, validation)
         self.importance = Importance(self.model, dataclasses.replace(statistics, calibration=calibration))
-        self.sequences = sequences(self.model, texts) if texts else []
+        judges = "calibration" if validation is None else "validation"
+        self.sequences = sequences(self.model, texts, judges) if texts else []
         self.forms = Forms(self.model, self.importance, threads, compensated(self.importance, palettize))
         self.recovery = recovery or Recovery()
         self.windows = training_windows(self.model, recover_text, self.recovery)
@@ -140,6 +142,7 @@ def plan(
     limits = Budgets.of(**budgets)
     statistics = Statistics(calibration, calibration_out, compensation, guided)
     work = Work(src, limits, statistics, validation, recipe, palettize_tensor, threads, progress)
+    check_places(work.model.path, None, calibration_out, recipe_out)
     if recipe_out is None:
         with tempfile.TemporaryDirectory() as folder, DirectoryWriter(Path(folder) / "x", "") as writer:
             return work.plan(writer, timed=True)

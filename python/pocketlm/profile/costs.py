@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from pocketlm._core import Engine, WeightStore
 from pocketlm.builder import GraphBuilder
 from pocketlm.graph import Weight
 from pocketlm.kinds import PALETTE_KINDS
+from pocketlm.loading.files import write_whole
 
 Shape = tuple[int, int]
 Seconds = tuple[float, float]  # of one product when decoding, and when prefilling ROWS rows
@@ -42,10 +42,20 @@ class Costs:
         threads: of a step.
         model_bytes: of the weights that a step of the model reads.
         directory: of the cache; ``None`` keeps nothing.
+        precise: activations are in float32, so that other kernels run.
     """
 
-    def __init__(self, fingerprint: str, threads: int, model_bytes: int, directory: Path | None) -> None:
-        self._threads = threads
+    def __init__(
+        self,
+        fingerprint: str,
+        threads: int,
+        model_bytes: int,
+        directory: Path | None,
+        *,
+        precise: bool = False,
+    ) -> None:
+        self._threads, self._precise = threads, precise
+        fingerprint += "-precise" if precise else ""
         # Sizes within a factor of two share measurements.
         self._footprint = min(_MOST_BYTES, 1 << max(20, (model_bytes - 1).bit_length()))
         self._path = None if directory is None else directory / f"products-{fingerprint}.json"
@@ -91,8 +101,32 @@ class Costs:
         # As many copies for every kind: what has fewer bits then takes less of the caches, as in the model.
         copies = self._footprint // max(1, shape[0] * shape[1] // 2)
         copies = max(1, min(_MOST_COPIES, copies))
-        decode = _time(shape, kind, copies, 1, _DECODES, self._threads)
-        return decode, _time(shape, kind, min(copies, 2), ROWS, _PREFILLS, self._threads)
+        decode = self._time(shape, kind, copies, 1, _DECODES)
+        return decode, self._time(shape, kind, min(copies, 2), ROWS, _PREFILLS)
+
+    def _time(self, shape: Shape, kind: str, copies: int, rows: int, steps: int) -> float:
+        """Seconds of one product: the mean over the copies of each copy's lowest decile of several steps."""
+        store = _store(shape, kind, copies)
+        engine = Engine(
+            _graph(shape, copies),
+            store,
+            threads=self._threads,
+            cache_tokens=rows,
+            max_rows=rows,
+            precise=self._precise,
+        )
+        linear = [at for at, phase in enumerate(engine.phases()) if phase["kind"] == "linear"]
+        sequence = engine.sequence()
+        try:
+            found = []
+            for _ in range(steps + 1):
+                times = engine.step_timed([(sequence, [i % _HEAD for i in range(rows)], None, "last")])[1]
+                sequence.truncate(0)
+                found.append([times[at] for at in linear])
+            return float(np.quantile(found[1:], 0.1, axis=0).mean())
+        finally:
+            sequence.free()
+            engine.close()
 
 
 def representative(shapes: Sequence[Shape]) -> list[Shape]:
@@ -112,28 +146,15 @@ def interpolate(points: Sequence[tuple[int, Seconds]], size: int) -> Seconds:
     return decode, prefill
 
 
-def cache_directory() -> Path:
-    """Where this user's measurements are kept."""
+def cache_directory() -> Path | None:
+    """Where this user's measurements are kept; ``None`` for a user without a home."""
     root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if root and Path(root).is_absolute() else Path.home() / ".cache") / "pocketlm"
-
-
-def _time(shape: Shape, kind: str, copies: int, rows: int, steps: int, threads: int) -> float:
-    """Seconds of one product: the mean over the copies of each copy's lowest decile of several steps."""
-    store = _store(shape, kind, copies)
-    engine = Engine(_graph(shape, copies), store, threads=threads, cache_tokens=rows, max_rows=rows)
-    linear = [at for at, phase in enumerate(engine.phases()) if phase["kind"] == "linear"]
-    sequence = engine.sequence()
+    if root and Path(root).is_absolute():
+        return Path(root) / "pocketlm"
     try:
-        found = []
-        for _ in range(steps + 1):
-            times = engine.step_timed([(sequence, [i % _HEAD for i in range(rows)], None, "last")])[1]
-            sequence.truncate(0)
-            found.append([times[at] for at in linear])
-        return float(np.quantile(found[1:], 0.1, axis=0).mean())
-    finally:
-        sequence.free()
-        engine.close()
+        return Path.home() / ".cache" / "pocketlm"
+    except RuntimeError:  # no HOME, and a user that the system does not know
+        return None
 
 
 def _graph(shape: Shape, copies: int) -> str:
@@ -201,6 +222,4 @@ def _write(path: Path | None, known: dict[str, list[float]]) -> None:
         return
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-            json.dump(known, file, indent=1)
-        Path(file.name).replace(path)
+        write_whole(path, json.dumps(known, indent=1))

@@ -36,7 +36,7 @@ class Meter:
     """Joules and seconds of the work that :meth:`running` surrounds."""
 
     def __init__(self, root: Path = POWERCAP) -> None:
-        self._packages = [path for path in _packages(root) if _read(path / "energy_uj") is not None]
+        self._packages = _packages(root)
         self._joules = self._seconds = 0.0
 
     @contextmanager
@@ -79,19 +79,21 @@ class Meter:
 
 
 def _packages(root: Path) -> list[Path]:
-    """Energy domains of whole processor packages."""
+    """Energy domains of whole processor packages that can be read."""
     try:
-        domains = sorted(root.iterdir())
+        # Memory-mapped domains (intel-rapl-mmio:0) last: they are the same packages once more.
+        domains = sorted(root.iterdir(), key=lambda path: ("mmio" in path.name, path.name))
     except OSError:
         return []
-    found = []
+    found: dict[str, Path] = {}
     for path in domains:
         try:
-            if (path / "name").read_text().startswith("package"):
-                found.append(path)
+            name = (path / "name").read_text().strip()
         except OSError:
             continue
-    return found
+        if name.startswith("package") and name not in found and _read(path / "energy_uj") is not None:
+            found[name] = path
+    return [*found.values()]
 
 
 def _read(path: Path) -> int | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm.errors import UnsupportedError
-from pocketlm.loading.files import as_path, storage_errors
+from pocketlm.loading.files import as_path, write_whole
 from pocketlm.palettize.recipe import KINDS
 from pocketlm.profile.profile import Profile
 
@@ -38,8 +38,7 @@ def write_html(profile: Profile, path: str | PathLike[str]) -> Path:
     target = as_path(path, "path")
     plotly = require_plotly()
     text = page(profile.model, report_data(profile), plotly)
-    with storage_errors(target):
-        target.write_text(text, encoding="utf-8")
+    write_whole(target, text)
     return target
 
 

@@ -28,7 +28,8 @@ def matrices(profile: Profile, progress: Callable[[int, int], object] | None) ->
     shapes = [row.shape for row in profile.table if row.op == "linear" and row.shape is not None]
     dense = sorted({row.kind for row in profile.table if row.kind and row.kind not in PALETTES} | {KEPT_AS})
     directory = cache_directory() if profile.keep_times else None
-    costs = Costs(profile.machine.fingerprint, profile.machine.threads, profile.decode.bytes, directory)
+    machine, read = profile.machine, profile.decode.bytes
+    costs = Costs(machine.fingerprint, machine.threads, read, directory, precise=profile.precise)
     costs.measure(shapes, [*PALETTES, *dense], progress)
     linears = [op for op in profile.graph.ops if isinstance(op, Linear)]
     projections = {op.name for op in linears if op.name.startswith("layers.")}

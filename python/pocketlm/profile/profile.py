@@ -63,6 +63,7 @@ class Profile:
         decode, prefill: the whole steps.
         sensitivities: nats per token, by tensor and kind, as far as they are known.
         graph: the model's operations.
+        precise: whether activations are in float32.
         keep_times: whether measured times of products go to the user's cache directory.
     """
 
@@ -77,6 +78,7 @@ class Profile:
     prefill: Total
     sensitivities: Sensitivities = dataclasses.field(repr=False)
     graph: Graph = dataclasses.field(repr=False)
+    precise: bool = False
     keep_times: bool = dataclasses.field(default=True, repr=False)
 
     def total(self, step: str) -> Total:

@@ -108,7 +108,7 @@ def _profile(
     costs: dict[str, dict[str, Cost]] = {}
     totals: dict[str, Total] = {}
     for step, load in steps.items():
-        amounts = work(graph, store, load, tail, engine.kv_dtype)
+        amounts = work(graph, store, load, tail, engine.kv_dtype, precise=lm.precise)
         divided = measure.shares(phases, names, elements if step == "prefill" else None)
         costs[step] = _costs(times[step], divided, names, amounts, machine, energy)
         totals[step] = _total(times[step], load, amounts, energy)
@@ -149,6 +149,7 @@ def _profile(
         prefill=totals["prefill"],
         sensitivities=losses,
         graph=graph,
+        precise=lm.precise,
         keep_times=cache,
     )
 

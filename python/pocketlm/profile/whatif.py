@@ -10,7 +10,7 @@ from typing import Any
 
 from pocketlm.errors import ParameterError
 from pocketlm.kinds import PALETTES
-from pocketlm.loading.files import as_path, read_json, storage_errors
+from pocketlm.loading.files import as_path, read_json, write_whole
 from pocketlm.palettize.recipe import KEEP, Recipe, recipe_kinds, recipe_text
 from pocketlm.palettize.tensors import palette_parts
 from pocketlm.profile.rows import Table, matches, unknown
@@ -144,8 +144,7 @@ class WhatIf:
             StorageError, MissingFileError: it cannot be written.
         """
         target = as_path(path, "path")
-        with storage_errors(target):
-            target.write_text(recipe_text(self.tensors, {"predicted": self.predicted}), encoding="utf-8")
+        write_whole(target, recipe_text(self.tensors, {"predicted": self.predicted}))
         return target
 
 
@@ -175,8 +174,6 @@ def resolve(
     known = {op: matrix for matrix in matrices for op in matrix.ops}
     recipe = {matrix.name: matrix.current for matrix in known.values()}
     for pattern, kind in recipe_kinds(changes, source).items():
-        if not isinstance(pattern, str):
-            raise ParameterError(f"{source}: {pattern!r:.200} is not a name or pattern")
         rows = [row for row in table if matches(row, pattern)]
         if not rows:
             raise ParameterError(unknown(pattern, table))

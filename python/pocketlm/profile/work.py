@@ -43,10 +43,16 @@ def matrix(store: WeightStore, op: Op) -> TensorInfo | None:
 
 
 def work(
-    graph: Graph, store: WeightStore, load: Load, tail: Mapping[str, bool], kv_dtype: str = "f16"
+    graph: Graph,
+    store: WeightStore,
+    load: Load,
+    tail: Mapping[str, bool],
+    kv_dtype: str = "f16",
+    *,
+    precise: bool = False,
 ) -> dict[str, tuple[int, int]]:
     """Bytes of weights and cache read, and multiply-adds, of every operation. ``tail`` tells which
-    operations see only the selected rows."""
+    operations see only the selected rows, ``precise`` that activations are in float32."""
     attentions = [op.name for op in graph.ops if isinstance(op, Attention)]
     found, head = {}, graph.head()
     for op in graph.ops:
@@ -56,7 +62,7 @@ def work(
         rows = load.selected if tail.get(op.name, False) else sum(count for _, count in chunks)
         read, macs = _of(op, store, chunks, rows, kv_dtype)
         info = matrix(store, op)
-        if op is head and info is not None and info.kind in PALETTE_KINDS:
+        if op is head and info is not None and info.kind in PALETTE_KINDS and not precise:
             macs *= 2  # it reads its activations in two terms
         found[op.name] = read, macs
     return found
