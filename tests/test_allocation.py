@@ -354,6 +354,8 @@ def test_recipes_name_what_they_do_not_know(source: Path) -> None:
     for bad, words in (
         ({UP.replace("up", "upp"): "p4"}, ["upp_proj", f"nearest is '{UP}'"]),
         ({"ffn.dwon": "p4"}, ["'ffn.dwon'", "nearest is 'ffn.down'"]),
+        ({"fnn.*": "p3"}, ["'fnn.*'", "nearest is 'ffn.*'"]),
+        ({"layer.*.ffn.down": "p3"}, ["nearest is 'layers.*.ffn.down'"]),
         ({UP: "p44"}, ["'p44'", "nearest is p4"]),
         ({UP: 4}, ["4", ", ".join(KINDS)]),
         ({UP: None}, ["None"]),

@@ -210,6 +210,27 @@ def test_a_stored_calibration_is_as_good_as_the_text(source: Path, tmp_path: Pat
     assert not (tmp_path / "d").exists()
 
 
+def test_a_stored_calibration_knows_its_vocabulary(source: Path, tmp_path: Path) -> None:
+    stored = tmp_path / "cal"
+    options: dict[str, Any] = {"bits": 4, "kinds": "4", "validation": ["w1 w2 w3"], **QUIET}
+    palettize(source, tmp_path / "a", calibration=[TEXT], calibration_out=stored, **options)
+    swapped = shutil.copytree(source, tmp_path / "swapped")
+    tokenizer = json.loads((swapped / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["w1"], vocabulary["w2"] = vocabulary["w2"], vocabulary["w1"]
+    (swapped / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ParameterError, match=r"another vocabulary than that of .*swapped"):
+        palettize(swapped, tmp_path / "b", calibration=stored, **options)
+    # Those of before do not say which it was.
+    facts = json.loads((stored / MANIFEST).read_text())
+    del facts["tokenizer"]
+    (stored / MANIFEST).write_text(json.dumps(facts))
+    palettize(swapped, tmp_path / "b", calibration=stored, **options)
+    (stored / MANIFEST).write_text(json.dumps({**facts, "tokenizer": 7}))
+    with pytest.raises(FileFormatError, match="tokenizer"):
+        Calibration.open(stored)
+
+
 def test_rows_that_are_looked_up_too_stay_nearer_to_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,7 +202,9 @@ def test_predicted_times_follow_the_products(found: Profile) -> None:
     ("changes", "words"),
     [
         ({"layers.9.ffn.down": "p2"}, ["'layers.9.ffn.down' matches no operation", "layers."]),
-        ({"ffn.dwon": "p2"}, ["ffn.down"]),
+        ({"ffn.dwon": "p2"}, ["nearest is 'ffn.down'"]),
+        ({"fnn.*": "p2"}, ["'fnn.*'", "nearest is 'ffn.*'"]),
+        ({"layers.*.fnn.down": "p2"}, ["nearest is 'layers.*.ffn.down'"]),
         ({"ffn.*": "p5"}, ["'ffn.*'", "'p5'", "p2, p2v, p3, p4, p8, keep"]),
         ({"ffn.*": 4}, ["4", "kinds are"]),
         ({"ffn.*": ["p2"]}, ["kinds are"]),

@@ -30,7 +30,7 @@ from pocketlm.loading.files import storage_errors
 from pocketlm.loading.lock import open_locked
 from pocketlm.loading.safetensors import open_weights
 from pocketlm.palettize import guided
-from pocketlm.palettize.calibration import MANIFEST, VERSION, Calibration, identify
+from pocketlm.palettize.calibration import MANIFEST, VERSION, Calibration, identify, vocabulary
 from pocketlm.palettize.hidden import Hidden
 from pocketlm.palettize.progress import Progress
 from pocketlm.palettize.segments import HIDDEN, Segment, segments
@@ -81,6 +81,7 @@ def calibrate(
             "key": key,
             "tokens": int(windows.size),
             "guided": groups,
+            "tokenizer": vocabulary(model),
             "tensors": _tensors(model, groups),
         }
         replace(partial / MANIFEST, facts)

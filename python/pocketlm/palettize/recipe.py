@@ -18,6 +18,7 @@ from pocketlm.graph import Embed, Graph, Linear
 from pocketlm.kinds import PALETTES
 from pocketlm.loading.check import stored_name
 from pocketlm.loading.files import as_path, read_json
+from pocketlm.near import nearest
 
 KEEP = "keep"  # stay as in the source
 KINDS = (*PALETTES, KEEP)
@@ -95,8 +96,9 @@ def read_recipe(recipe: Mapping[str, Any] | str | PathLike[str] | None, known: l
     for name, kind in recipe_kinds(values, source).items():
         chosen = [tensor.name for tensor in known if _named(tensor, name)]
         if not chosen:
+            hint = nearest(name, [site for tensor in known for site in tensor.sites], [t.name for t in known])
             raise ParameterError(
-                f"{source}: {name!r:.200} is not a projection or embedding of this model{_near(name, known)}"
+                f"{source}: {name!r:.200} is not a projection or embedding of this model{hint}"
             )
         found.update(dict.fromkeys(chosen, kind))
     return found
@@ -149,15 +151,6 @@ def _named(tensor: Candidate, pattern: str) -> bool:
     sites = {re.sub(r"^layers\.\d+\.", "", site) for site in tensor.sites}
     names = {tensor.name, *tensor.sites, *sites}
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
-
-
-def _near(name: str, known: list[Candidate]) -> str:
-    sites = (site for tensor in known for site in tensor.sites)
-    names = {tensor.name for tensor in known} | {
-        short for site in sites for short in (site, re.sub(r"^layers\.\d+\.", "", site))
-    }
-    near = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)
-    return f"; the nearest is {near[0]!r}" if near else ""
 
 
 def recipe_json(recipe: Recipe) -> str:
