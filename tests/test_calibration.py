@@ -339,12 +339,17 @@ def test_texts_that_are_none(source: Path, tmp_path: Path) -> None:
         ([], "no text"),
         ([""], "no text"),
         ([7], "texts"),
-        (["w1 w2 w3"], "3 tokens, a window needs"),
+        (["w1 w2 w3"], r"the text gives \d tokens.* a window has \d+"),
     ):
         with pytest.raises(ParameterError, match=f"calibration.*{message}"):
             palettize(source, tmp_path / "x", calibration=bad, **QUIET)  # type: ignore[arg-type]
     with pytest.raises(MissingFileError, match="nothing"):
         palettize(source, tmp_path / "x", calibration=tmp_path / "nothing", **QUIET)
+    for file, message in (("empty", "there is no text in .*empty"), ("short", "short gives [23] tokens.*a window has")):
+        (tmp_path / file).write_text("" if file == "empty" else "w1 w2 w3")
+        with pytest.raises(ParameterError, match=f"calibration: .*{message}"):
+            palettize(source, tmp_path / "x", calibration=tmp_path / file, **QUIET)
+        (tmp_path / file).unlink()
     (tmp_path / "latin").write_bytes(b"caf\xe9 " * 10)
     with pytest.raises(FileFormatError, match=r"latin: not UTF-8.*byte 3"):
         palettize(source, tmp_path / "x", calibration=tmp_path / "latin", **QUIET)

@@ -44,13 +44,15 @@ def read_windows(
     *,
     window: int = WINDOW,
     argument: str = "calibration",
+    source: Path | None = None,
 ) -> NDArray[np.uint32]:
     """Token ids [windows, window] of a text file or its :class:`Head`, or of texts one behind the other, that
     were ``given`` as ``argument``.
 
     A window has ``window`` tokens, or the model's context if that is less, the token that begins a text
     first where the model has one. There are at most ``tokens`` tokens in all, in windows spread evenly over
-    the text; of a file over 16 MiB only the pieces that these need are read.
+    the text; of a file over 16 MiB only the pieces that these need are read. ``source`` is the file that texts
+    come from, if they do.
 
     Raises:
         MissingFileError, StorageError, FileFormatError: the file cannot be read, or is not UTF-8.
@@ -64,7 +66,7 @@ def read_windows(
     own = max(1, length - len(begin))
     match given:
         case str() | PathLike():
-            path = as_path(given, argument)
+            path = source = as_path(given, argument)
             with storage_errors(path):
                 size = path.stat().st_size if path.is_file() else 0
             size = min(size, given.size) if isinstance(given, Head) else size
@@ -78,11 +80,15 @@ def read_windows(
             f"{argument}: must be the path of a text file{_OR_STORED.get(argument, '')}, or texts"
         )
     if not any(text.strip() for text in texts):
-        raise ParameterError(f"{argument}: there is no text")
+        raise ParameterError(f"{argument}: there is no text{'' if source is None else f' in {source}'}")
     ids = np.array([i for text in texts for i in _tokens(tokenizer, text)], np.uint32)
     there = len(ids) // own
     if not there:
-        raise ParameterError(f"{argument}: the text has {len(ids)} tokens, a window needs {own}")
+        first = ", with the token that begins a text" if begin else ""
+        raise ParameterError(
+            f"{argument}: {'the text' if source is None else source} gives {len(ids) + len(begin)} tokens{first}; "
+            f"a window has {length}"
+        )
     count = min(count, there)
     firsts = [i * there // count * own for i in range(count)]
     return _checked(argument, begin, [ids[first : first + own] for first in firsts], tokenizer)
