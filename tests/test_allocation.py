@@ -384,12 +384,15 @@ def test_the_command_reports_and_writes(
     recipe, target = tmp_path / "r.json", tmp_path / "dst"
     common = ["palettize", str(source), "--recipe-out", str(recipe), *text]
     assert call([*common, "--bits", "3", "--kinds", "2,4", "--dry-run"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    stages = ["calibrating: ", " tokens x parts", "measuring damage: ", " models"]  # no terminal: a line for each
+    assert all(stage in err for stage in stages) and len(err.splitlines()) == 2
     assert "would take" in out and "nats a token, predicted" in out and "tokens per second" in out
     assert set(read_json_kinds(recipe)) == {BEST[2], "p4", "p8"} and not target.exists()
     assert call([*common, "--size", "1MB", "--max-kl", "0.5", "--json", "--dry-run"]) == 0
-    value = json.loads(capsys.readouterr().out)
-    assert value["measured"]["kl"] <= 0.5 and value["budgets"]["size"] == 1_000_000
+    out, err = capsys.readouterr()
+    value = json.loads(out)
+    assert err == "" and value["measured"]["kl"] <= 0.5 and value["budgets"]["size"] == 1_000_000
     assert value["predicted"]["bytes"] == value["bytes"] and len(value["recipe"]) > 10
     assert call([common[0], str(source), str(target), "--recipe", str(recipe), *text, "--json"]) == 0
     made = json.loads(capsys.readouterr().out)

@@ -124,7 +124,9 @@ def _fill(
     done, back = done_before(partial, parts, wholes, windows.size, groups)
     check_room(partial, model.graph, parts, wholes, (done, back), windows.size, groups)
     kept = {at for at, _ in wholes}
-    with Progress("calibrating", windows.size * (len(parts) + len(wholes)), progress, unit="tokens") as bar:
+    # Every part of the model sees every token.
+    total, unit = windows.size * (len(parts) + len(wholes)), "tokens x parts"
+    with Progress("calibrating", total, progress, unit=unit) as bar:
         bar.add(windows.size * (done + back))
         for index in range(done, len(parts)):
             hidden = Hidden.open(partial, index, parts[index], windows.size) if index else None
