@@ -385,7 +385,12 @@ def test_the_command_reports_and_writes(
     common = ["palettize", str(source), "--recipe-out", str(recipe), *text]
     assert call([*common, "--bits", "3", "--kinds", "2,4", "--dry-run"]) == 0
     out, err = capsys.readouterr()
-    stages = ["calibrating: ", " tokens x parts", "measuring damage: ", " models"]  # no terminal: a line for each
+    stages = [
+        "calibrating: ",
+        " tokens x parts",
+        "measuring damage: ",
+        " models",
+    ]  # no terminal: a line for each
     assert all(stage in err for stage in stages) and len(err.splitlines()) == 2
     assert "would take" in out and "nats a token, predicted" in out and "tokens per second" in out
     assert set(read_json_kinds(recipe)) == {BEST[2], "p4", "p8"} and not target.exists()

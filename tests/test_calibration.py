@@ -345,7 +345,10 @@ def test_texts_that_are_none(source: Path, tmp_path: Path) -> None:
             palettize(source, tmp_path / "x", calibration=bad, **QUIET)  # type: ignore[arg-type]
     with pytest.raises(MissingFileError, match="nothing"):
         palettize(source, tmp_path / "x", calibration=tmp_path / "nothing", **QUIET)
-    for file, message in (("empty", "there is no text in .*empty"), ("short", "short gives [23] tokens.*a window has")):
+    for file, message in (
+        ("empty", "there is no text in .*empty"),
+        ("short", "short gives [23] tokens.*a window has"),
+    ):
         (tmp_path / file).write_text("" if file == "empty" else "w1 w2 w3")
         with pytest.raises(ParameterError, match=f"calibration: .*{message}"):
             palettize(source, tmp_path / "x", calibration=tmp_path / file, **QUIET)

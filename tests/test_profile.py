@@ -3,6 +3,7 @@ name the thing."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -31,7 +32,7 @@ from pocketlm.profile import Profile, Table, costs, measure
 from pocketlm.profile.energy import Meter
 from pocketlm.profile.machine import Machine
 from pocketlm.profile.sensitivity import read_sensitivities
-from pocketlm.profile.terminal import lines, render
+from pocketlm.profile.terminal import heading, lines, notes, render
 from pocketlm.profile.work import Load, work
 from profiles import MACHINE, made_up, measured, models, quick
 
@@ -237,6 +238,7 @@ def test_sensitivities_add_up_where_they_are_known(
     del values[names[1]]["p2"]
     partly = measured(paths[1], sensitivities=values).what_if({"*": "p2"})
     assert partly.kl is None and partly.kl_unknown == (names[1],)
+    assert partly.kl_told == "not known: no sensitivity to p2 of 1 tensor"
     assert measured(paths[1]).what_if().kl is None
     # One that lies beside the weights is found.
     (tmp_path / "sensitivity.json").write_text(json.dumps(values))
@@ -339,7 +341,23 @@ def test_the_terminal_view_fits_80_columns(found: Profile, by: str) -> None:
         Console(file=out, width=80).print(render(found, found.table, step=step, by=by, top=3))
         text = out.getvalue().splitlines()
         assert all(len(line) <= 80 for line in text) and "…" not in text[0]
+        assert all("…" not in line[26:] for line in text), text  # only names give way
+        assert all(line.rstrip().endswith(("memory", "compute", "%", "bound", "(--top)")) for line in text)
         assert "100.0%" in out.getvalue() and f"and {len(groups) - 3} more" in out.getvalue()
+
+
+def test_the_terminal_view_says_what_its_figures_are(found: Profile) -> None:
+    # One prefill has no quartiles, many decode steps have.
+    assert found.decode.steps == 20 and found.prefill.steps == 1
+    decode, prefill = [line for line in heading(found) if line.startswith(("decode", "prefill"))]
+    assert "±" in decode and "±" not in prefill
+    said = notes(found, found.table, ["decode"])
+    assert any("quartiles" in line for line in said)
+    assert not any("quartiles" in line for line in notes(found, found.table, ["prefill"]))
+    for share in (0.9, 1.1):
+        cost = dataclasses.replace(found.table[0].decode, bandwidth_share=share)
+        rows = Table([dataclasses.replace(found.table[0], decode=cost)])
+        assert any("caches" in line for line in notes(found, rows, ["decode"])) == (share > 1)
 
 
 def test_energy_is_read_from_counters_or_said_to_be_assumed(tmp_path: Path) -> None:
