@@ -385,12 +385,8 @@ def test_the_command_reports_and_writes(
     common = ["palettize", str(source), "--recipe-out", str(recipe), *text]
     assert call([*common, "--bits", "3", "--kinds", "2,4", "--dry-run"]) == 0
     out, err = capsys.readouterr()
-    stages = [
-        "calibrating: ",
-        " tokens x parts",
-        "measuring damage: ",
-        " models",
-    ]  # no terminal: a line for each
+    # Not a terminal: a line for each stage.
+    stages = ("calibrating: ", " tokens x parts", "measuring damage: ", " models")
     assert all(stage in err for stage in stages) and len(err.splitlines()) == 2
     assert "would take" in out and "nats a token, predicted" in out and "tokens per second" in out
     assert set(read_json_kinds(recipe)) == {BEST[2], "p4", "p8"} and not target.exists()
@@ -402,6 +398,12 @@ def test_the_command_reports_and_writes(
     assert call([common[0], str(source), str(target), "--recipe", str(recipe), *text, "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert made["measured"] == value["measured"] and made["bytes"] == value["bytes"]
+    # A stored calibration has no text to judge by, which is said with the option that gives one.
+    stored = ["--calibration", str(tmp_path / "stored")]
+    assert call([common[0], str(source), str(tmp_path / "y"), *text, "--calibration-out", stored[1]]) == 0
+    capsys.readouterr()
+    assert call([common[0], str(source), *stored, "--bits", "2.5", "--dry-run"]) == 0
+    assert "a stored calibration holds no text (--validation)" in capsys.readouterr().out
     for bad, status, word in (
         (["--size", "1kB"], 1, "nearest"),
         (["--kinds", "5"], 2, "kinds"),

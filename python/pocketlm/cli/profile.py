@@ -194,9 +194,7 @@ def command(
         )
         console.print(f"divergence   {predicted.kl_told}")
         if predicted.kl is None:
-            console.print(
-                "             (pocketlm palettize with --calibration measures the kinds of its --kinds)"
-            )
+            console.print("             (palettize --calibration measures the kinds that it may choose)")
     for path in (html, recipe):
         if path is not None:
             console.print(f"wrote        {path}", markup=False, soft_wrap=True)

@@ -227,8 +227,8 @@ def identify(model: LoadedModel) -> str:
 
 
 def vocabulary(model: LoadedModel) -> str | None:
-    """A hexadecimal number that says which tokens the model's tokenizer knows, and their ids; ``None`` without
-    a tokenizer, for tokens can be calibrated with as well."""
+    """A hexadecimal number that says which tokens the model's tokenizer knows, with their ids; ``None`` where
+    there is no tokenizer: windows of tokens need none."""
     with storage_errors(model.tokenizer_path):
         if not model.tokenizer_path.exists():
             return None

@@ -28,8 +28,8 @@ _DIRECTORY = "calibration"
 class Statistics:
     """What is to be known of a model's inputs: from a text file, texts or a stored ``calibration``, to be
     kept in the directory ``out``, whether codes make up for each other's errors by it, and whether the
-    loss's gradients tell what each error counts (``guided``; a stored one may be so anyway). ``source`` is the
-    file that texts were read from."""
+    loss's gradients tell what each error counts (``guided``; a stored one may be so anyway). ``source`` is
+    the file that texts were read from."""
 
     calibration: str | PathLike[str] | Iterable[str] | None = None
     out: str | PathLike[str] | None = None

@@ -51,8 +51,8 @@ def read_windows(
 
     A window has ``window`` tokens, or the model's context if that is less, the token that begins a text
     first where the model has one. There are at most ``tokens`` tokens in all, in windows spread evenly over
-    the text; of a file over 16 MiB only the pieces that these need are read. ``source`` is the file that texts
-    come from, if they do.
+    the text; of a file over 16 MiB only the pieces that these need are read. ``source`` is the file that
+    texts were read from, if they were.
 
     Raises:
         MissingFileError, StorageError, FileFormatError: the file cannot be read, or is not UTF-8.
@@ -84,10 +84,10 @@ def read_windows(
     ids = np.array([i for text in texts for i in _tokens(tokenizer, text)], np.uint32)
     there = len(ids) // own
     if not there:
+        what = "the text" if source is None else source
         first = ", with the token that begins a text" if begin else ""
         raise ParameterError(
-            f"{argument}: {'the text' if source is None else source} gives {len(ids) + len(begin)} tokens{first}; "
-            f"a window has {length}"
+            f"{argument}: {what} gives {len(ids) + len(begin)} tokens{first}; a window has {length}"
         )
     count = min(count, there)
     firsts = [i * there // count * own for i in range(count)]

@@ -122,7 +122,7 @@ class WhatIf:
 
     @property
     def kl_told(self) -> str:
-        """The divergence in words: where it is not known, which kinds of how many tensors were not measured."""
+        """The divergence in words; where it is not known, the kinds that were not measured."""
         if self.kl is not None:
             return f"{self.kl:.4f} nats a token"
         missing = [self.recipe[name] for name in self.kl_unknown]
