@@ -310,8 +310,9 @@ def test_a_plan_is_a_recipe_that_makes_the_model(
     found = plan(source, recipe_out=file, **settings)
     assert names(tmp_path) == ["cache", "r.json", "src"]  # nothing else is left
     value = json.loads(file.read_text())
-    assert value["budgets"]["bits_all"] == 4.5 and value["predicted"] == found.predicted
-    assert value["measured"] == {"kl": found.measured_kl}
+    assert value["budgets"]["bits_all"] == 4.5
+    assert value["predicted"] == pytest.approx(found.predicted, rel=1e-3)
+    assert value["measured"] == pytest.approx({"kl": found.measured_kl}, rel=1e-3)
     for name, entry in value["tensors"].items():
         assert entry["kind"] == found.recipe[name] and entry["bytes"] > 0
         assert (entry["microseconds"] > 0) == (entry["sites"] != ["embed"])

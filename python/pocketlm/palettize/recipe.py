@@ -163,10 +163,18 @@ def recipe_text(tensors: Mapping[str, Mapping[str, Any]], header: Mapping[str, A
 
     ``tensors`` maps names to ``kind`` and, where known, ``sites``, ``shape``, ``kl`` (nats per token that the
     kind costs), ``bytes`` and ``microseconds`` (of a decode step); ``header`` holds ``model``, ``budgets``,
-    ``predicted`` and ``measured``. Only names and kinds matter to who applies it.
+    ``predicted`` and ``measured``, these two rounded to four digits. Only names and kinds matter to who
+    applies it.
     """
     lines = [f' "pocketlm_recipe": {VERSION}']
-    lines += [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in header.items() if value]
+    # What was asked for stands as it was given; what came of it is for people.
+    short = {key: _rounded(value) for key, value in header.items() if key in ("predicted", "measured")}
+    told = {**header, **short}
+    lines += [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in told.items() if value]
     rows = [f"  {json.dumps(name)}: {json.dumps(dict(entry))}" for name, entry in tensors.items()]
     lines.append(' "tensors": {\n' + ",\n".join(rows) + "\n }")
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {k: value if isinstance(value, int) else float(f"{value:.4g}") for k, value in figures.items()}
