@@ -295,6 +295,27 @@ def test_a_stored_calibration_is_as_good_as_the_text(source: Path, tmp_path: Pat
     assert not (tmp_path / "d").exists()
 
 
+def test_a_stored_calibration_knows_its_vocabulary(source: Path, tmp_path: Path) -> None:
+    stored = tmp_path / "cal"
+    options: dict[str, Any] = {"bits": 4, "kinds": "4", "validation": ["w1 w2 w3"], **QUIET}
+    palettize(source, tmp_path / "a", calibration=[TEXT], calibration_out=stored, **options)
+    swapped = shutil.copytree(source, tmp_path / "swapped")
+    tokenizer = json.loads((swapped / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["w1"], vocabulary["w2"] = vocabulary["w2"], vocabulary["w1"]
+    (swapped / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ParameterError, match=r"another vocabulary than that of .*swapped"):
+        palettize(swapped, tmp_path / "b", calibration=stored, **options)
+    # Those of before do not say which it was.
+    facts = json.loads((stored / MANIFEST).read_text())
+    del facts["tokenizer"]
+    (stored / MANIFEST).write_text(json.dumps(facts))
+    palettize(swapped, tmp_path / "b", calibration=stored, **options)
+    (stored / MANIFEST).write_text(json.dumps({**facts, "tokenizer": 7}))
+    with pytest.raises(FileFormatError, match="tokenizer"):
+        Calibration.open(stored)
+
+
 def test_rows_that_are_looked_up_too_stay_nearer_to_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,7 +447,7 @@ def test_texts_that_are_none(source: Path, tmp_path: Path) -> None:
         ([], "no text"),
         ([""], "no text"),
         ([7], "texts"),
-        (["w1 w2 w3"], "3 tokens, a window needs"),
+        (["w1 w2 w3"], r"the text gives \d tokens.* a window has \d+"),
     ):
         with pytest.raises(ParameterError, match=f"calibration.*{message}"):
             palettize(source, tmp_path / "x", calibration=bad, **QUIET)  # type: ignore[arg-type]
@@ -439,6 +460,14 @@ def test_texts_that_are_none(source: Path, tmp_path: Path) -> None:
         read_windows([7], open_model(source), argument="recover_text")  # type: ignore[list-item]
     with pytest.raises(MissingFileError, match="nothing"):
         palettize(source, tmp_path / "x", calibration=tmp_path / "nothing", **QUIET)
+    for file, message in (
+        ("empty", "there is no text in .*empty"),
+        ("short", "short gives [23] tokens.*a window has"),
+    ):
+        (tmp_path / file).write_text("" if file == "empty" else "w1 w2 w3")
+        with pytest.raises(ParameterError, match=f"calibration: .*{message}"):
+            palettize(source, tmp_path / "x", calibration=tmp_path / file, **QUIET)
+        (tmp_path / file).unlink()
     (tmp_path / "latin").write_bytes(b"caf\xe9 " * 10)
     with pytest.raises(FileFormatError, match=r"latin: not UTF-8.*byte 3"):
         palettize(source, tmp_path / "x", calibration=tmp_path / "latin", **QUIET)

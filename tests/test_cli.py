@@ -223,6 +223,12 @@ def test_perplexity_against_a_source(loaded: Loaded, tmp_path: Path) -> None:
     assert found["model"] == found["source"] and found["model"]["windows"] > 1
     status, out, err = call(*args)
     assert status == 0 and err == "" and "perplexity ratio  1.00000 ± 0.00000" in out
+    assert " windows, " in out and "no standard errors" not in out
+    path.write_text("once upon a time\n")
+    for some in (args, [*args[:3], *args[5:]]):
+        status, out, err = call(*some)
+        assert status == 0 and "no standard errors: there is one window only" in out and "±" not in out
+        assert "--against" not in some or " in 1 window, " in out
 
 
 def test_chat_without_a_terminal(loaded: Loaded, tmp_path: Path) -> None:

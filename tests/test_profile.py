@@ -3,6 +3,7 @@ name the thing."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -32,7 +33,7 @@ from pocketlm.profile import Profile, Table, costs, measure, profile
 from pocketlm.profile.energy import Meter
 from pocketlm.profile.machine import Machine
 from pocketlm.profile.sensitivity import read_sensitivities
-from pocketlm.profile.terminal import lines, render
+from pocketlm.profile.terminal import heading, lines, notes, render
 from pocketlm.profile.work import Load, work
 from profiles import MACHINE, made_up, measured, models, quick
 
@@ -203,7 +204,9 @@ def test_predicted_times_follow_the_products(found: Profile) -> None:
     ("changes", "words"),
     [
         ({"layers.9.ffn.down": "p2"}, ["'layers.9.ffn.down' matches no operation", "layers."]),
-        ({"ffn.dwon": "p2"}, ["ffn.down"]),
+        ({"ffn.dwon": "p2"}, ["nearest is 'ffn.down'"]),
+        ({"fnn.*": "p2"}, ["'fnn.*'", "nearest is 'ffn.*'"]),
+        ({"layers.*.fnn.down": "p2"}, ["nearest is 'layers.*.ffn.down'"]),
         ({"ffn.*": "p5"}, ["'ffn.*'", "'p5'", "p2, p2v, p3, p4, p8, keep"]),
         ({"ffn.*": 4}, ["4", "kinds are"]),
         ({"ffn.*": ["p2"]}, ["kinds are"]),
@@ -236,6 +239,7 @@ def test_sensitivities_add_up_where_they_are_known(
     del values[names[1]]["p2"]
     partly = measured(paths[1], sensitivities=values).what_if({"*": "p2"})
     assert partly.kl is None and partly.kl_unknown == (names[1],)
+    assert partly.kl_told == "not known: no sensitivity to p2 of 1 tensor"
     assert measured(paths[1]).what_if().kl is None
     # One that lies beside the weights is found.
     (tmp_path / "sensitivity.json").write_text(json.dumps(values))
@@ -338,7 +342,23 @@ def test_the_terminal_view_fits_80_columns(found: Profile, by: str) -> None:
         Console(file=out, width=80).print(render(found, found.table, step=step, by=by, top=3))
         text = out.getvalue().splitlines()
         assert all(len(line) <= 80 for line in text) and "…" not in text[0]
+        assert all("…" not in line[26:] for line in text), text  # only names give way
+        assert all(line.rstrip().endswith(("memory", "compute", "%", "bound", "(--top)")) for line in text)
         assert "100.0%" in out.getvalue() and f"and {len(groups) - 3} more" in out.getvalue()
+
+
+def test_the_terminal_view_says_what_its_figures_are(found: Profile) -> None:
+    # One prefill has no quartiles, many decode steps have.
+    assert found.decode.steps == 20 and found.prefill.steps == 1
+    decode, prefill = [line for line in heading(found) if line.startswith(("decode", "prefill"))]
+    assert "±" in decode and "±" not in prefill
+    said = notes(found, found.table, ["decode"])
+    assert any("quartiles" in line for line in said)
+    assert not any("quartiles" in line for line in notes(found, found.table, ["prefill"]))
+    for share in (0.9, 1.1):
+        cost = dataclasses.replace(found.table[0].decode, bandwidth_share=share)
+        rows = Table([dataclasses.replace(found.table[0], decode=cost)])
+        assert any("caches" in line for line in notes(found, rows, ["decode"])) == (share > 1)
 
 
 def test_energy_is_read_from_counters_or_said_to_be_assumed(tmp_path: Path) -> None:
@@ -493,11 +513,20 @@ def test_the_machine_is_measured() -> None:
     assert MACHINE.bound(0, 0) is None
 
 
+def test_recipes_are_written_for_people(found: Profile, tmp_path: Path) -> None:
+    what = found.what_if({"ffn.*": "p2"})
+    header = json.loads(what.save(tmp_path / "r.json").read_text())["predicted"]
+    assert header["bytes"] == what.bytes  # whole
+    assert header["bits_per_weight_all"] == float(f"{what.bits_per_weight_all:.4g}")
+    assert len(str(header["tokens_per_second"]).replace(".0", "")) <= 7
+
+
 def test_recipes_are_written_or_say_why_not(found: Profile, tmp_path: Path) -> None:
     what = found.what_if({"ffn.*": "p2"})
     file = what.save(tmp_path / "r.json")
     written = json.loads(file.read_text())
-    assert recipe_kinds(written, "x") == what.recipe and written["predicted"] == what.predicted
+    assert recipe_kinds(written, "x") == what.recipe
+    assert written["predicted"] == pytest.approx(what.predicted, rel=1e-3)
     for matrix in found.matrices:
         entry = written["tensors"][matrix.name]
         assert entry["bytes"] == matrix.bytes[entry["kind"]] and entry["sites"] == list(matrix.ops)

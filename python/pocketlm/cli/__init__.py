@@ -30,8 +30,9 @@ def main() -> NoReturn:
 def run(args: Sequence[str]) -> int:
     """Runs a command line; returns the exit status: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C.
 
-    A failure is one line on standard error. ``POCKETLM_DEBUG=1`` lets exceptions through, for their
-    tracebacks.
+    Wrong usage is what the arguments alone tell, values out of range among them; a failure is what files, the
+    machine or budgets do not allow. Either is one line on standard error. ``POCKETLM_DEBUG=1`` lets
+    exceptions through, for their tracebacks.
     """
     import click
 

@@ -24,7 +24,11 @@ from pocketlm.cli.common import (
     click.option(
         "--model", metavar="MODEL", help="Directory or Hugging Face id.  [default: the bundled model]"
     ),
-    click.option("--adapter", metavar="A", help="An adapter to apply (this version has none yet)."),
+    click.option(
+        "--adapter",
+        metavar="A",
+        help="Another adapter than the model's own: not supported yet.",
+    ),
     sampling_options,
     click.option("--draft", metavar="MODEL", help="A much smaller model with the same tokens, to guess."),
     click.option("--chat", is_flag=True, help="Treat PROMPT as a question, in the model's chat format."),
@@ -67,7 +71,7 @@ def command(
     from pocketlm.errors import ParameterError, UnsupportedError
 
     if adapter is not None:
-        raise UnsupportedError("--adapter: this version of pocketlm has no adapters yet")
+        raise UnsupportedError("--adapter: only a model's own recovery adapter can be applied yet")
     if prompt is None and sys.stdin.isatty():
         raise click.UsageError("give a PROMPT, or text on standard input")
     if prompt is None or prompt == "-":

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
         "--bits",
         type=float,
         metavar="B",
-        help="Bits per weight of the projections, 2 to 8; fractions such as 3.5 give more bits to the "
-        "matrices that need them.  [default: 4, if nothing else is limited]",
+        help="Bits per weight of the projections' codes, 2 to 8; fractions such as 3.5 give more bits to the "
+        "matrices that need them. Codebooks and scales come on top, some hundredths of a bit.  "
+        "[default: 4, if nothing else is limited]",
     ),
     click.option(
-        "--bits-all", type=float, metavar="B", help="Bits per weight of everything, embeddings included."
+        "--bits-all",
+        type=float,
+        metavar="B",
+        help="Bits per weight of everything, embeddings and scales too.",
     ),
     click.option("--size", type=Bytes(), metavar="SIZE", help="Most bytes of the weights, such as 500MB."),
     click.option(
@@ -160,11 +164,12 @@ def command(
     if dst is None and not dry_run:
         raise click.UsageError("DST is missing: where the model is to go (or --dry-run)")
     settings |= {"recipe_out": recipe_out, "progress": not as_json}
+    untexted = _untexted(settings["calibration"])
     try:
         if dst is None or dry_run:
             if recover or recover_train:
                 raise click.UsageError("--recover and --recover-train make a model: not with --dry-run")
-            _print_plan(plan(src, **settings), recipe_out, as_json)
+            _print_plan(plan(src, **settings), recipe_out, as_json, untexted)
         else:
             settings |= {
                 "recover": recover,
@@ -172,12 +177,13 @@ def command(
                 "recover_train": recover_train,
                 "recover_text": recover_text,
             }
-            _print_report(palettize(src, dst, overwrite=overwrite, **settings), recipe_out, as_json)
+            made = palettize(src, dst, overwrite=overwrite, **settings)
+            _print_report(made, recipe_out, as_json, untexted)
     except KeyboardInterrupt as stopped:
         raise KeyboardInterrupt("interrupted; the same command goes on from here") from stopped
 
 
-def _print_report(report: Report, recipe_out: Path | None, as_json: bool) -> None:
+def _print_report(report: Report, recipe_out: Path | None, as_json: bool, untexted: str) -> None:
     if as_json:
         tensors = [
             {
@@ -208,24 +214,28 @@ def _print_report(report: Report, recipe_out: Path | None, as_json: bool) -> Non
     if report.resumed:
         click.echo(f"{report.resumed} of {len(report.tensors)} tensors were there from an interrupted run")
     recovery = report.recovery
-    _print_figures(
-        report.plan, recipe_out, report.bits_per_weight_all, "" if recovery is None else " at first"
-    )
+    _print_figures(report.plan, recipe_out, report.bits_per_weight_all, untexted, recovery is not None)
     if recovery and recovery.bytes:
         ranks = [rank for rank in recovery.ranks.values() if rank]
-        span = f"ranks {min(ranks)} to {max(ranks)}"
-        click.echo(f"recovery adapter              {human(recovery.bytes)} of all, {span}")
+        low, high = min(ranks), max(ranks)
+        span = f"rank {low}" if low == high else f"ranks from {low} to {high}"
+        click.echo(f"recovery adapter              {human(recovery.bytes)}, counted above; {span}")
     if recovery and recovery.losses:
         before, after = recovery.losses
-        click.echo(f"divergence in training        {before:.4f} to {after:.4f} nats a token")
+        click.echo(
+            f"divergence in training        {before:.4f} nats a token at first, {after:.4f} at the end "
+            "(of --recover-text)"
+        )
+    if recovery:
+        click.echo("divergence after recovery     not measured (pocketlm perplexity --against does)")
 
 
-def _print_plan(found: Plan, recipe_out: Path | None, as_json: bool) -> None:
+def _print_plan(found: Plan, recipe_out: Path | None, as_json: bool, untexted: str) -> None:
     if as_json:
         print_json({**found.predicted, **_plan_figures(found), "recipe": found.recipe})
         return
     click.echo(f"{found.model} would take {human(found.bytes)}")
-    _print_figures(found, recipe_out, found.bits_per_weight_all)
+    _print_figures(found, recipe_out, found.bits_per_weight_all, untexted)
 
 
 def _plan_figures(found: Plan) -> dict[str, Any]:
@@ -236,8 +246,18 @@ def _plan_figures(found: Plan) -> dict[str, Any]:
     }
 
 
-def _print_figures(found: Plan, recipe_out: Path | None, bits_all: float, when: str = "") -> None:
-    """What was planned. ``bits_all`` counts an adapter too, ``when`` says when divergence was measured."""
+def _untexted(calibration: Path | None) -> str:
+    """Why no divergence was measured, where none was."""
+    if calibration is None:
+        return "not measured: no text (--calibration)"
+    return "not measured, nor kinds chosen by it: a stored calibration holds no text (--validation)"
+
+
+def _print_figures(
+    found: Plan, recipe_out: Path | None, bits_all: float, untexted: str, recovery: bool = False
+) -> None:
+    """What was planned. ``bits_all`` counts an adapter too; the divergence is the one before ``recovery``, if
+    there is that. ``untexted`` says why there is none."""
     click.echo(f"bits per weight, projections  {found.bits_per_weight_projections:.3f}")
     click.echo(f"bits per weight, everything   {bits_all:.3f}")
     kinds = [planned.kind for planned in found.tensors]
@@ -247,8 +267,11 @@ def _print_figures(found: Plan, recipe_out: Path | None, bits_all: float, when: 
     )
     if found.tokens_per_second is not None:
         click.echo(f"tokens per second, predicted  {found.tokens_per_second:.1f}")
+    title = "divergence before recovery" if recovery else "divergence from the source"
+    told = untexted
     if found.measured_kl is not None:
         predicted = "" if found.kl is None else f", predicted {found.kl:.4f}"
-        click.echo(f"divergence from the source    {found.measured_kl:.4f} nats a token{when}{predicted}")
+        told = f"{found.measured_kl:.4f} nats a token{predicted}"
+    click.echo(f"{title:<30}{told}")
     if recipe_out is not None:
         click.echo(f"wrote                         {recipe_out}")

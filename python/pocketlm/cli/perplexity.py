@@ -126,6 +126,7 @@ def _alone(found: Perplexity) -> list[str]:
         f"bytes          {found.bytes}",
         f"perplexity     {_figure(found.perplexity, found.perplexity_se)}",
         f"bits per byte  {_figure(found.bits_per_byte, found.bits_per_byte_se)}",
+        *_no_errors(found),
     ]
 
 
@@ -147,10 +148,16 @@ def _both(found: Comparison) -> list[str]:
     agreement = 100 * found.top1_agreement
     error = found.top1_agreement_se
     return [
-        f"tokens            {model.tokens} in {model.windows} windows, {model.bytes} bytes",
+        f"tokens            {model.tokens} in {model.windows} window{'' if model.windows == 1 else 's'}, "
+        f"{model.bytes} bytes",
         *(f"{name:16}  {left:20}  {right}".rstrip() for name, left, right in rows),
         f"perplexity ratio  {_figure(found.perplexity_ratio, found.perplexity_ratio_se, 5)}",
         f"mean KL           {_figure(found.kl_mean, found.kl_mean_se, 6)} nats",
         f"99.9 % KL         {_figure(found.kl_p999, found.kl_p999_se)} nats",
         f"same top token    {_figure(agreement, None if error is None else 100 * error, 2)} %",
+        *_no_errors(model),
     ]
+
+
+def _no_errors(found: Perplexity) -> list[str]:
+    return [] if found.windows > 1 else ["no standard errors: there is one window only"]

@@ -53,7 +53,7 @@ from pocketlm.cli.common import (
         "changes",
         multiple=True,
         metavar="PATTERN=KIND",
-        help="Predict other kinds, as 'ffn.*=p2', or those of a recipe's FILE; repeatable.",
+        help="Predict other kinds, as 'ffn.*=p2v', or those of a recipe's FILE; repeatable.",
     ),
     click.option(
         "--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Write the recipe of --what-if."
@@ -123,7 +123,7 @@ def command(
     Examples:
         pocketlm profile my-model --html report.html
         pocketlm profile my-model --by op --filter 'ffn.*' --sort time --top 20
-        pocketlm profile my-model --what-if 'ffn.*=p2' --recipe recipe.json
+        pocketlm profile my-model --what-if 'ffn.*=p2v' --recipe recipe.json
     """
     from pocketlm.errors import ParameterError
     from pocketlm.profile import Table, profile
@@ -164,14 +164,17 @@ def command(
         return
     from rich.console import Console
 
-    from pocketlm.profile.terminal import heading, render
+    from pocketlm.profile.terminal import heading, notes, render
 
     console = Console(highlight=False, soft_wrap=False)
     for line in heading(found):
         console.print(line, markup=False, soft_wrap=True)
     for which in steps:
         console.print()
-        console.print(render(found, rows, step=which, by=by, sort=sort, top=top))
+        console.print(render(found, rows, step=which, by=by, sort=sort, top=top, width=console.width))
+    console.print()
+    for line in notes(found, rows, steps):
+        console.print(line, markup=False, soft_wrap=True)
     if predicted is not None:
         before = found.what_if()
         console.print()
@@ -189,8 +192,9 @@ def command(
             f"energy       {1e3 * before.joules_per_token:.3g} → "
             f"{1e3 * predicted.joules_per_token:.3g} mJ a token"
         )
-        kl = "not known" if predicted.kl is None else f"{predicted.kl:.4f} nats a token"
-        console.print(f"divergence   {kl}")
+        console.print(f"divergence   {predicted.kl_told}")
+        if predicted.kl is None:
+            console.print("             (palettize --calibration measures the kinds that it may choose)")
     for path in (html, recipe):
         if path is not None:
             console.print(f"wrote        {path}", markup=False, soft_wrap=True)

@@ -31,7 +31,7 @@ from pocketlm.loading.files import storage_errors
 from pocketlm.loading.lock import open_locked
 from pocketlm.loading.safetensors import open_weights
 from pocketlm.palettize import guided
-from pocketlm.palettize.calibration import MANIFEST, VERSION, Calibration, identify
+from pocketlm.palettize.calibration import MANIFEST, VERSION, Calibration, identify, vocabulary
 from pocketlm.palettize.hidden import Hidden
 from pocketlm.palettize.progress import Progress
 from pocketlm.palettize.segments import HIDDEN, Segment, segments
@@ -95,6 +95,7 @@ def calibrate(
             "key": key,
             "tokens": int(windows.size),
             "guided": groups,
+            "tokenizer": vocabulary(model),
             "tensors": _tensors(model, groups),
         }
         replace(partial / MANIFEST, facts)
@@ -166,7 +167,9 @@ def _fill(
     done, back = done_before(partial, parts, wholes, windows.size, groups)
     check_room(partial, model.graph, parts, wholes, (done, back), windows.size, groups)
     kept = {at for at, _ in wholes}
-    with Progress("calibrating", windows.size * (len(parts) + len(wholes)), progress, unit="tokens") as bar:
+    # Every part of the model sees every token.
+    total, unit = windows.size * (len(parts) + len(wholes)), "tokens x parts"
+    with Progress("calibrating", total, progress, unit=unit) as bar:
         bar.add(windows.size * (done + back))
         for index in range(done, len(parts)):
             hidden = Hidden.open(partial, index, parts[index], windows.size) if index else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -49,6 +50,8 @@ class Calibration:
         tokens: how many tokens it is from.
         guided: into how many groups at most the rows of a tensor are divided, each with a second moment
             weighted by the loss's gradients; 0 if there are none.
+        tokenizer: which vocabulary the text was tokenized by (see :func:`vocabulary`); ``None`` where that
+            was not noted.
         tensors: for each tensor its shape [outputs, inputs] and the files of its statistics.
     """
 
@@ -57,6 +60,7 @@ class Calibration:
     key: str
     tokens: int
     guided: int
+    tokenizer: str | None
     tensors: Mapping[str, Mapping[str, Any]]
 
     @classmethod
@@ -84,6 +88,7 @@ class Calibration:
                 str(facts["key"]),
                 int(facts["tokens"]),
                 int(facts["guided"]),
+                _optional_text(facts, "tokenizer"),
                 dict(facts["tensors"]),
             )
             for entry in found.tensors.values():
@@ -99,11 +104,19 @@ class Calibration:
         """Refuses the calibration of another model.
 
         Raises:
-            ParameterError: it is that of other weights or another architecture.
+            ParameterError: it is that of other weights, another architecture or another vocabulary. Which
+                vocabulary is not known of those made before it was noted.
+            TokenizerError: the model's tokenizer is damaged.
         """
         if self.model != identify(model):
             raise ParameterError(
                 f"calibration: {self.path} was made from another model than {model.path}; calibrate anew"
+            )
+        own = vocabulary(model) if self.tokenizer is not None else None
+        if own is not None and own != self.tokenizer:
+            raise ParameterError(
+                f"calibration: {self.path} was made with another vocabulary than that of "
+                f"{model.tokenizer_path}; calibrate anew"
             )
 
     def multiplies(self, tensor: str) -> bool:
@@ -191,6 +204,23 @@ def identify(model: LoadedModel) -> str:
     """A hexadecimal number that says which model this is: its weights' bytes and its graph."""
     graph = hashlib.sha256(model.graph.to_json().encode()).hexdigest()[:16]
     return f"{model.store.fingerprint()}-{graph}"
+
+
+def vocabulary(model: LoadedModel) -> str | None:
+    """A hexadecimal number that says which tokens the model's tokenizer knows, with their ids; ``None`` where
+    there is no tokenizer: windows of tokens need none."""
+    with storage_errors(model.tokenizer_path):
+        if not model.tokenizer_path.exists():
+            return None
+    tokens = sorted(model.read_tokenizer.vocabulary.items())
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+
+
+def _optional_text(facts: Mapping[str, Any], name: str) -> str | None:
+    value = facts.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{name} {value!r:.60}")
+    return value
 
 
 def _check_groups(file: Path, entry: Mapping[str, Any], rows: int) -> None:

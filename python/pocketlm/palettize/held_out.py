@@ -47,7 +47,8 @@ def hold_out(calibration: Texts, validation: Texts) -> tuple[Texts, list[str]]:
             else texts_of(validation, "validation")
         )
         if not any(text.strip() for text in texts):
-            raise ParameterError("validation: there is no text")
+            where = f" in {validation}" if isinstance(validation, str | PathLike) else ""
+            raise ParameterError(f"validation: there is no text{where}")
         return calibration, texts
     if isinstance(calibration, str | PathLike):
         path = as_path(calibration, "calibration")

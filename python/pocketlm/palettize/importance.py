@@ -28,12 +28,14 @@ _DIRECTORY = "calibration"
 class Statistics:
     """What is to be known of a model's inputs: from a text file, texts or a stored ``calibration``, to be
     kept in the directory ``out``, whether codes make up for each other's errors by it, and whether the
-    loss's gradients tell what each error counts (``guided``; a stored one may be so anyway)."""
+    loss's gradients tell what each error counts (``guided``; a stored one may be so anyway). ``source`` is
+    the file that texts were read from."""
 
     calibration: str | PathLike[str] | Iterable[str] | None = None
     out: str | PathLike[str] | None = None
     compensation: bool = True
     guided: bool = False
+    source: Path | None = None
 
 
 class Importance:
@@ -80,7 +82,7 @@ class Importance:
             if statistics.guided:
                 require_training("guided")
                 self._groups = GROUPS
-            self._windows = read_windows(given, model)
+            self._windows = read_windows(given, model, source=statistics.source)
             self._key = work_key(identify(model), self._windows, self._groups)
         self.digest = f"{self._key} {self.compensation}" if self._key else ""
 

@@ -41,7 +41,7 @@ class Plan:
         tensors: the choices, in order of execution.
         bytes: of all tensors; exact.
         bits_per_weight_projections, bits_per_weight_all: stored bits; exact.
-        tokens_per_second: when decoding on this machine, predicted; ``None`` where nobody asked.
+        tokens_per_second: when decoding on this machine, predicted; ``None`` where it was not measured.
         kl: nats per token from the source: the sum over the tensors; ``None`` without a text.
         measured_kl: the same of the whole model, as measured on the held-out text.
         sensitivity: nats per token of every kind of every tensor that was measured.

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from tqdm import tqdm
 
 
 class Progress:
-    """A bar on standard error that counts to ``total``; shows nothing unless ``shown``, nor into a file."""
+    """A bar on standard error that counts to ``total``, or a line where that is no terminal: a log then tells
+    which stage it stands at. Nothing unless ``shown``."""
 
     def __init__(self, title: str, total: int, shown: bool, unit: str) -> None:
         watched = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        if shown and not watched and sys.stderr is not None:
+            with suppress(OSError, ValueError):  # nobody reads it any more: no reason to stop
+                print(f"{title}: {tqdm.format_sizeof(total)} {unit}", file=sys.stderr, flush=True)
         self._bar = tqdm(
             total=total,
             desc=title,

@@ -18,6 +18,7 @@ from pocketlm.graph import Embed, Graph, Linear
 from pocketlm.kinds import PALETTES
 from pocketlm.loading.check import stored_name
 from pocketlm.loading.files import as_path, read_json
+from pocketlm.near import nearest
 
 KEEP = "keep"  # stay as in the source
 KINDS = (*PALETTES, KEEP)
@@ -95,8 +96,9 @@ def read_recipe(recipe: Mapping[str, Any] | str | PathLike[str] | None, known: l
     for name, kind in recipe_kinds(values, source).items():
         chosen = [tensor.name for tensor in known if _named(tensor, name)]
         if not chosen:
+            hint = nearest(name, [site for tensor in known for site in tensor.sites], [t.name for t in known])
             raise ParameterError(
-                f"{source}: {name!r:.200} is not a projection or embedding of this model{_near(name, known)}"
+                f"{source}: {name!r:.200} is not a projection or embedding of this model{hint}"
             )
         found.update(dict.fromkeys(chosen, kind))
     return found
@@ -153,15 +155,6 @@ def _named(tensor: Candidate, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-def _near(name: str, known: list[Candidate]) -> str:
-    sites = (site for tensor in known for site in tensor.sites)
-    names = {tensor.name for tensor in known} | {
-        short for site in sites for short in (site, re.sub(r"^layers\.\d+\.", "", site))
-    }
-    near = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.5)
-    return f"; the nearest is {near[0]!r}" if near else ""
-
-
 def recipe_json(recipe: Recipe) -> str:
     """The recipe as text, one tensor a line."""
     return json.dumps(recipe, indent=1) + "\n"
@@ -172,10 +165,18 @@ def recipe_text(tensors: Mapping[str, Mapping[str, Any]], header: Mapping[str, A
 
     ``tensors`` maps names to ``kind`` and, where known, ``sites``, ``shape``, ``kl`` (nats per token that the
     kind costs), ``bytes`` and ``microseconds`` (of a decode step); ``header`` holds ``model``, ``budgets``,
-    ``predicted`` and ``measured``. Only names and kinds matter to who applies it.
+    ``predicted`` and ``measured``, these two rounded to four digits. Only names and kinds matter to who
+    applies it.
     """
     lines = [f' "pocketlm_recipe": {VERSION}']
-    lines += [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in header.items() if value]
+    # What was asked for stands as it was given; what came of it is for people.
+    short = {key: _rounded(value) for key, value in header.items() if key in ("predicted", "measured")}
+    told = {**header, **short}
+    lines += [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in told.items() if value]
     rows = [f"  {json.dumps(name)}: {json.dumps(dict(entry))}" for name, entry in tensors.items()]
     lines.append(' "tensors": {\n' + ",\n".join(rows) + "\n }")
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {k: value if isinstance(value, int) else float(f"{value:.4g}") for k, value in figures.items()}

@@ -46,6 +46,7 @@ def read_windows(
     *,
     window: int = WINDOW,
     argument: str = "calibration",
+    source: Path | None = None,
 ) -> NDArray[np.uint32]:
     """Token ids [windows, window] of a text file or its :class:`Head`, or of texts one behind the other, that
     were ``given`` as ``argument``.
@@ -53,7 +54,7 @@ def read_windows(
     A window has ``window`` tokens, or the model's context if that is less, the token that begins a text
     first where the model has one. There are at most ``tokens`` tokens in all, in windows spread evenly over
     the text; of a file over 16 MiB only the pieces that these need are read, and no file over 256 MiB is read
-    whole.
+    whole. ``source`` is the file that texts were read from, if they were.
 
     Raises:
         MissingFileError, StorageError, FileFormatError: the file cannot be read, is none (a device, a pipe),
@@ -68,7 +69,7 @@ def read_windows(
     own = max(1, length - len(begin))
     match given:
         case str() | PathLike():
-            path = require_file(as_path(given, argument))
+            path = source = require_file(as_path(given, argument))
             with storage_errors(path):
                 size = path.stat().st_size
             size = min(size, given.size) if isinstance(given, Head) else size
@@ -79,11 +80,15 @@ def read_windows(
         case _:
             texts = texts_of(given, argument)
     if not any(text.strip() for text in texts):
-        raise ParameterError(f"{argument}: there is no text")
+        raise ParameterError(f"{argument}: there is no text{'' if source is None else f' in {source}'}")
     ids = np.concatenate([ids for text in texts for ids in _tokens(tokenizer, text, argument)])
     there = len(ids) // own
     if not there:
-        raise ParameterError(f"{argument}: the text has {len(ids)} tokens, a window needs {own}")
+        what = "the text" if source is None else source
+        first = ", with the token that begins a text" if begin else ""
+        raise ParameterError(
+            f"{argument}: {what} gives {len(ids) + len(begin)} tokens{first}; a window has {length}"
+        )
     count = min(count, there)
     firsts = [i * there // count * own for i in range(count)]
     return _checked(argument, begin, [ids[first : first + own] for first in firsts], tokenizer)

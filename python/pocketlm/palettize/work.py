@@ -60,7 +60,10 @@ class Work:
         self.known = candidates(self.model.graph, self.model.store)
         self.fixed = read_recipe(recipe, self.known)
         calibration, texts = hold_out(statistics.calibration, validation)
-        self.importance = Importance(self.model, dataclasses.replace(statistics, calibration=calibration))
+        given = statistics.calibration  # of a file the end may be held out: its texts then have lost its name
+        file = as_path(given, "calibration") if isinstance(given, str | PathLike) else None
+        statistics = dataclasses.replace(statistics, calibration=calibration, source=file)
+        self.importance = Importance(self.model, statistics)
         judges = "calibration" if validation is None else "validation"
         self.sequences = sequences(self.model, texts, judges) if texts else []
         self.forms = Forms(self.model, self.importance, threads, compensated(self.importance, palettize))

@@ -112,7 +112,7 @@ class Profile:
         )
 
     def what_if(self, changes: Mapping[str, Any] | str | PathLike[str] | None = None) -> WhatIf:
-        """What other kinds would change: ``{"layers.*.ffn.down": "p2"}``, or the file of a recipe. Keys are
+        """What other kinds would change: ``{"layers.*.ffn.down": "p2v"}``, or the file of a recipe. Keys are
         names of operations, sites (``ffn.down``) or tensors, with wildcards; kinds are p2, p2v, p3, p4, p8
         and keep (as in the source: 16 bits where the model is palettized already).
 

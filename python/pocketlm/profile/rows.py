@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pocketlm.errors import ParameterError
+from pocketlm.near import nearest
 
 STEPS = ("decode", "prefill")
 
@@ -152,10 +153,7 @@ def check_step(step: str) -> None:
 
 
 def unknown(pattern: str, rows: Iterable[Row]) -> str:
-    """A message about a pattern that matches nothing, with the nearest names."""
-    import difflib
-
-    names = list(dict.fromkeys(name for row in rows for name in (row.name, row.site)))
-    near = difflib.get_close_matches(str(pattern), names, n=3, cutoff=0.5)
-    hint = f"; near it: {', '.join(near)}" if near else ""
+    """A message about a pattern that matches nothing, with the nearest name or pattern."""
+    some = list(rows)
+    hint = nearest(pattern, [row.name for row in some], [row.tensor for row in some if row.tensor])
     return f"{str(pattern)!r:.200} matches no operation of this model{hint}"

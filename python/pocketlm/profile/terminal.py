@@ -15,6 +15,8 @@ from pocketlm.profile.profile import Profile, Total
 from pocketlm.profile.rows import Row, Table, check_step
 
 GROUPS = ("site", "layer", "op")
+_LEAST_NAME, _MOST_NAME = 12, 26  # characters
+_FEWEST_STEPS = 3  # of fewer, quartiles tell nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +86,9 @@ def render(
     by: str = "site",
     sort: str = "time",
     top: int | None = None,
+    width: int = 80,
 ) -> RenderableType:
-    """A table of some rows, with their sum."""
+    """A table of some rows, with their sum, for a terminal of so many columns."""
     found = lines(rows, by, step)
     if sort in _SORTS:
         found.sort(key=_SORTS[sort], reverse=True)
@@ -93,32 +96,58 @@ def render(
         found.sort(key=lambda line: line.name)
     shown = found[:top]
     unit, scale = ("ms", 1e3) if profile.total(step).seconds > 0.02 else ("µs", 1e6)
+    spread = profile.total(step).steps >= _FEWEST_STEPS
+    titles = ("kind", "bits", "bytes", unit, "±", "GB/s", "of mem", "share", "bound")
+    cells = [_cells(profile, line, scale, spread) for line in [*shown, _sum(found)]]
+    others = [max(map(len, column)) for column in zip(titles, *(rest for _, *rest in cells), strict=True)]
+    # Figures are shown whole: where there is no room for all, names give way.
+    name_width = max(_LEAST_NAME, min(_MOST_NAME, width - sum(others) - len(others)))
     grid = Grid(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    grid.add_column(step, no_wrap=True, overflow="ellipsis", max_width=26)
-    grid.add_column("kind", no_wrap=True, max_width=5)
-    for title in ("bits", "bytes", unit, "±", "GB/s", "of mem", "share"):
-        grid.add_column(title, justify="right", no_wrap=True)
-    grid.add_column("bound", no_wrap=True)
-    for line in [*shown, _sum(found)]:
-        rate = line.bytes / line.seconds if line.seconds else 0.0
-        grid.add_row(
-            escape(line.name),
-            line.kinds[0] if len(line.kinds) == 1 else "mixed" if line.kinds else "",
-            f"{line.bits:.2f}" if line.bits else "",
-            human(line.bytes) if line.bytes else "",
-            f"{scale * line.seconds:.3g}" if scale * line.seconds < 1000 else f"{scale * line.seconds:.0f}",
-            f"{scale * line.spread:.2g}" if scale * line.spread < 100 else f"{scale * line.spread:.0f}",
-            f"{rate / 1e9:.1f}" if line.bytes else "",
-            f"{rate / profile.machine.read_bandwidth:.0%}" if line.bytes else "",
-            f"{line.share:.1%}",
-            line.bound,
-            style="bold" if line.name == "sum" else None,
-        )
+    grid.add_column(step, no_wrap=True, overflow="ellipsis", max_width=name_width)
+    for title, most in zip(titles, others, strict=True):
+        left = title in ("kind", "bound")
+        grid.add_column(title, justify="left" if left else "right", no_wrap=True, min_width=most)
+    for name, *rest in cells:
+        grid.add_row(escape(name), *rest, style="bold" if name == "sum" else None)
     hidden = len(found) - len(shown)
     parts: list[RenderableType] = [grid]
     if hidden:
         parts.append(Text(f"and {hidden} more (--top)", style="dim"))
     return Group(*parts)
+
+
+def _cells(profile: Profile, line: Line, scale: float, spread: bool) -> tuple[str, ...]:
+    """A line as text, column by column."""
+    rate = line.bytes / line.seconds if line.seconds else 0.0
+    return (
+        line.name,
+        line.kinds[0] if len(line.kinds) == 1 else "mixed" if line.kinds else "",
+        f"{line.bits:.2f}" if line.bits else "",
+        human(line.bytes) if line.bytes else "",
+        _figure(scale * line.seconds, 3),
+        _figure(scale * line.spread, 2) if spread else "",
+        f"{rate / 1e9:.{1 if rate < 1e11 else 0}f}" if line.bytes else "",
+        f"{rate / profile.machine.read_bandwidth:.0%}" if line.bytes else "",
+        f"{line.share:.1%}",
+        line.bound,
+    )
+
+
+def _figure(value: float, digits: int) -> str:
+    """A number in few characters."""
+    if 0 < value < 0.01:
+        return "<0.01"
+    return f"{value:.{digits}g}" if value < 10**digits else f"{value:.0f}"
+
+
+def notes(profile: Profile, rows: Table, steps: Iterable[str]) -> list[str]:
+    """What the tables of some steps need to be understood."""
+    said = []
+    if any(profile.total(step).steps >= _FEWEST_STEPS for step in steps):
+        said.append("±: distance of the quartiles over all steps; times: the fastest quarter's mean")
+    if any(row.cost(step).bandwidth_share > 1 for step in steps for row in rows):
+        said.append("more than 100 % of mem: the processor's caches hold the data, not the memory")
+    return said
 
 
 def _sum(found: list[Line]) -> Line:
@@ -153,8 +182,9 @@ def heading(profile: Profile) -> list[str]:
 
 
 def _whole(name: str, total: Total, what: str) -> str:
+    spread = f" ± {1e3 * total.spread:.2g}" if total.steps >= _FEWEST_STEPS else ""
     return (
-        f"{name:<8} {total.tokens_per_second:,.0f} tokens/s {what}: {1e3 * total.seconds:.3g} ms "
-        f"± {1e3 * total.spread:.2g}, {1e3 * total.joules / total.tokens:.3g} mJ a token; timing adds "
+        f"{name:<8} {total.tokens_per_second:,.0f} tokens/s {what}: {1e3 * total.seconds:.3g} ms"
+        f"{spread}, {1e3 * total.joules / total.tokens:.3g} mJ a token; timing adds "
         + (f"{total.timing_cost:.1%}" if total.timing_cost >= 5e-4 else "nothing that shows")
     )

@@ -11,7 +11,7 @@ from typing import Any
 from pocketlm.errors import ParameterError
 from pocketlm.kinds import PALETTES
 from pocketlm.loading.files import as_path, read_json, write_whole
-from pocketlm.palettize.recipe import KEEP, Recipe, recipe_kinds, recipe_text
+from pocketlm.palettize.recipe import KEEP, KINDS, Recipe, recipe_kinds, recipe_text
 from pocketlm.palettize.tensors import palette_parts
 from pocketlm.profile.rows import Table, matches, unknown
 from pocketlm.profile.sensitivity import Sensitivities
@@ -119,6 +119,16 @@ class WhatIf:
     joules_per_token: float
     kl: float | None
     kl_unknown: tuple[str, ...]
+
+    @property
+    def kl_told(self) -> str:
+        """The divergence in words; where it is not known, the kinds that were not measured."""
+        if self.kl is not None:
+            return f"{self.kl:.4f} nats a token"
+        missing = [self.recipe[name] for name in self.kl_unknown]
+        kinds = ", ".join(f"{kind} of {missing.count(kind)}" for kind in KINDS if kind in missing)
+        plural = "" if len(missing) == 1 else "s"
+        return f"not known: no sensitivity to {kinds} tensor{plural}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
