@@ -32,6 +32,7 @@ __all__ = [
     "palette_kinds",
     "palettize_tensor",
     "read_bandwidth",
+    "release_freed_memory",
 ]
 
 __version__: str
