@@ -2,14 +2,16 @@
 
     python benches/prediction.py [SOURCE] [--threads N] [--rounds R]
 
-SOURCE is a 16-bit checkpoint (the story model's by default). It is palettized to 4 bits, profiled, and each
-what-if is predicted; then its recipe is applied and the outcome measured, in turn with the 4-bit model, so
-that a drifting machine meets both. What counts is the ratio of two neighbours, beside the predicted ratio;
-and how far steps with the clock, which the rows are parts of, are from those without.
+SOURCE is a 16-bit checkpoint (the story model's by default). It is palettized to 4 bits, and so is each
+what-if by its recipe. A round profiles the 4-bit model, measures the products anew, predicts every what-if,
+and profiles the models that were predicted. The memory of a shared machine may be fast for some seconds and
+slow for others, and a prediction from one state says nothing of the other; what others do only ever adds to a
+time. So what counts is the fastest state on both sides: the prediction of the round whose 4-bit model was
+fastest, and each model's fastest round; the other rounds are printed as ranges. Beside it: how far steps with
+the clock, which the rows are parts of, are from those without.
 
-Everything is kept under ``--out``, apart for each build of pocketlm. ``--stage`` does a part of it:
-``models``, ``predict``, or ``measure`` (with ``--only`` of some what-ifs), so that an idle machine is
-needed for short times only.
+Everything is kept under ``--out``; ``--stage models`` makes the models and no more, so that an otherwise idle
+machine is needed for short times only, and ``--more`` adds rounds to those that are there.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ WHAT_IFS: dict[str, dict[str, str]] = {
 }
 
 
-STAGES = ("models", "predict", "measure")
+STAGES = ("models", "measure")
+STEPS = ("decode", "prefill")
 
 
 class Bench:
@@ -65,61 +67,66 @@ class Bench:
                 # What the changes do not name stays.
                 palettize(self.source, self.path(name), recipe={**now, **changes}, progress=False)
 
-    def predict(self) -> None:
-        """Profiles the 4-bit model and predicts the others."""
+    def measure(self, more: bool = False) -> None:
+        """Rounds of predictions and measurements."""
+        rounds: list[dict[str, Any]] = self._rounds() if more else []
+        for _ in range(self.rounds):
+            rounds.append(self._round())
+            (self.out / "rounds.json").write_text(json.dumps(rounds, indent=1) + "\n")
+
+    def _rounds(self) -> list[dict[str, Any]]:
+        file = self.out / "rounds.json"
+        return list(json.loads(file.read_text())) if file.exists() else []
+
+    def _round(self) -> dict[str, Any]:
         base = profile(self.out / "p4", threads=self.threads, repeats=self.repeats, cache=False)
-        now, found = base.what_if(), {}
-        for name, changes in WHAT_IFS.items():
-            what = base.what_if(changes)
-            found[name] = {
-                "bytes": what.bytes,
-                "decode": now.decode_seconds / what.decode_seconds,
-                "prefill": now.prefill_seconds / what.prefill_seconds,
-            }
-        self.keep("predicted", found)
-
-    def measure(self) -> None:
-        """Measures the models, each in turn with the 4-bit one."""
+        found: dict[str, Any] = {"base": self._measured(base)}
         for name in self.names:
-            rounds = []
-            for _ in range(self.rounds):
-                old, new = (
-                    profile(model, threads=self.threads, repeats=self.repeats)
-                    for model in (self.out / "p4", self.path(name))
-                )
-                one: dict[str, Any] = {"apart": max(map(apart, (old, new)))}
-                for step in ("decode", "prefill"):
-                    one[step] = old.total(step).seconds / new.total(step).seconds
-                rounds.append(one)
-            self.keep(f"measured {name}", {"bytes": new.description.bytes, "rounds": rounds})
+            what = base.what_if(WHAT_IFS[name])
+            predicted = {
+                "bytes": what.bytes,
+                "decode": what.decode_seconds,
+                "prefill": what.prefill_seconds,
+            }
+            model = profile(self.path(name), threads=self.threads, repeats=self.repeats)
+            found[name] = {"predicted": predicted, "measured": self._measured(model)}
+        return found
 
-    def keep(self, name: str, value: Any) -> None:
-        """Writes measurements."""
-        (self.out / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
+    @staticmethod
+    def _measured(found: Profile) -> dict[str, float]:
+        seconds = {step: found.total(step).seconds for step in STEPS}
+        return {"bytes": found.description.bytes, "apart": apart(found), **seconds}
 
     def results(self) -> list[dict[str, Any]]:
-        """One entry for each what-if that was measured."""
-        predicted, found = json.loads((self.out / "predicted.json").read_text()), []
-        for name in WHAT_IFS:
-            file = self.out / f"measured {name}.json"
-            if not file.exists():
-                continue
-            measured = json.loads(file.read_text())
-            entry: dict[str, Any] = {
-                "what_if": name,
-                "size": {"predicted": predicted[name]["bytes"], "measured": measured["bytes"]},
-                "apart": max(one["apart"] for one in measured["rounds"]),
+        """One entry for each what-if that was measured; times in seconds."""
+        return results(self._rounds(), self.names)
+
+
+def results(rounds: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
+    """Of each what-if its size, and of each step the prediction of the round whose 4-bit model was fastest,
+    the fastest measurement, the ranges of both, and by how much the predicted speed is off."""
+    found = []
+    for name in names:
+        there = [one for one in rounds if name in one]
+        if not there:
+            continue
+        of = [one[name] for one in there]
+        entry: dict[str, Any] = {
+            "what_if": name,
+            "size": {"predicted": of[0]["predicted"]["bytes"], "measured": of[0]["measured"]["bytes"]},
+            "apart": max(max(one["base"]["apart"], one[name]["measured"]["apart"]) for one in there),
+        }
+        for step in STEPS:
+            predicted, measured = ([one[side][step] for one in of] for side in ("predicted", "measured"))
+            best = min(there, key=lambda one: float(one["base"][step]))[name]["predicted"][step]
+            entry[step] = {
+                "predicted": best,
+                "measured": min(measured),
+                "off": min(measured) / best - 1,
+                "ranges": [[min(predicted), max(predicted)], [min(measured), max(measured)]],
             }
-            for step in ("decode", "prefill"):
-                values = [one[step] for one in measured["rounds"]]
-                entry[step] = {
-                    "predicted": predicted[name][step],
-                    "measured": statistics.median(values),
-                    "least": min(values),
-                    "greatest": max(values),
-                }
-            found.append(entry)
-        return found
+        found.append(entry)
+    return found
 
 
 def build() -> str:
@@ -141,39 +148,40 @@ def main() -> None:
     )
     parser.add_argument("source", nargs="?", type=Path, default=SOURCE)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument(
         "--repeats", type=int, default=5, help="prefills of a profile; 20 times as many steps"
     )
     parser.add_argument("--stage", choices=STAGES)
+    parser.add_argument("--more", action="store_true", help="keep the rounds of an earlier run")
     parser.add_argument("--only", action="append", metavar="WHAT_IF", choices=list(WHAT_IFS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     bench = Bench(args)
-    for stage in STAGES:
-        if args.stage in (None, stage):
-            getattr(bench, stage)()
-    if args.stage in ("models", "predict"):
+    if args.stage in (None, "models"):
+        bench.models()
+    if args.stage == "models":
         return
+    bench.measure(args.more)
     found = bench.results()
     if args.json:
         print(json.dumps(found, indent=2))
         return
-    print(f"pocketlm {pocketlm.__version__}; speeds are times those of the 4-bit model\n")
+    print(f"pocketlm {pocketlm.__version__}; ms a token, and of a prompt; ranges over the rounds\n")
     print(
-        "| what if | size predicted | measured | decode predicted | measured | prefill predicted | measured "
-        "| decode, timed apart |"
+        "| what if | size predicted | measured | decode predicted | measured | speed off by "
+        "| prefill predicted | measured | speed off by | decode, timed apart |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for entry in found:
         size, cells = entry["size"], []
-        for step in ("decode", "prefill"):
+        for step in STEPS:
             value = entry[step]
-            cells += [
-                f"{value['predicted']:.3f}",
-                f"{value['measured']:.3f} ({value['least']:.3f} to {value['greatest']:.3f})",
-            ]
+            for side, (least, greatest) in zip(("predicted", "measured"), value["ranges"], strict=True):
+                figures = (1e3 * seconds for seconds in (value[side], least, greatest))
+                cells.append("{:.4g} ({:.4g} to {:.4g})".format(*figures))
+            cells.append(f"{value['off']:+.1%}")
         print(
             f"| {entry['what_if']} | {size['predicted']:,} | {size['measured']:,} | {' | '.join(cells)} "
             f"| {entry['apart']:.1%} |"

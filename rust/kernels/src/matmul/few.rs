@@ -135,9 +135,12 @@ unsafe fn pass<D: Dot, const KIND: usize, const M: usize, const CHAINS: usize, c
     let group_bytes = Kind::numbered(KIND).group_bytes();
     let tile_bytes = groups * group_bytes;
     let lanes = TILE / D::PARTS;
-    // Parts that go through a block side by side share the loads of activations. Of one row, and where sums of all parts leave
-    // half of the registers free.
-    let together = if M == 1 && D::PARTS * CHAINS * size_of::<D::Sum>() <= 256 { D::PARTS } else { 1 };
+    // Parts that go through a block side by side share the loads of activations. That pays for one row where arithmetic sets the time
+    // and registers suffice: else the first part's way through a block brings the lines in that the second reads (p4 and p8 from
+    // memory, AVX2 on Zen 4: 25.4 and 27.3 GB/s in turn, 22.5 and 21.0 side by side).
+    let busy = matches!(Kind::numbered(KIND), Kind::P2 | Kind::P3);
+    let together =
+        if M == 1 && busy && D::PARTS * CHAINS * size_of::<D::Sum>() <= 256 { D::PARTS } else { 1 };
     let row: [usize; M] = std::array::from_fn(|m| (rows.start + m).min(rows.end - 1));
     // Counted loops rather than closures, which would not be inlined into code with the instructions.
     // SAFETY: the caller promises the instructions and the kind, by which a tile's codes are `groups` groups
