@@ -4,11 +4,11 @@
 
 SOURCE is a 16-bit checkpoint (the story model's by default). It is palettized to 4 bits, and so is each
 what-if by its recipe. A round profiles the 4-bit model, measures the products anew, predicts every what-if,
-and profiles the models that were predicted. The memory of a shared machine may be fast for some seconds and
-slow for others, and a prediction from one state says nothing of the other; what others do only ever adds to a
-time. So what counts is the fastest state on both sides: the prediction of the round whose 4-bit model was
-fastest, and each model's fastest round; the other rounds are printed as ranges. Beside it: how far steps with
-the clock, which the rows are parts of, are from those without.
+and profiles the models that were predicted, each in turn with the 4-bit one. The memory of a shared machine
+may be fast for some seconds and slow for others, and what others do only ever adds to a time. So what counts
+is the fastest of all profiles of a model: the 4-bit model's, times the median of the predicted ratios, beside
+that of the model which was predicted. Ranges tell the slower ones. Beside it: how far steps with the clock,
+which the rows are parts of, are from those without.
 
 Everything is kept under ``--out``; ``--stage models`` makes the models and no more, so that an otherwise idle
 machine is needed for short times only, and ``--more`` adds rounds to those that are there.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +81,21 @@ class Bench:
 
     def _round(self) -> dict[str, Any]:
         base = profile(self.out / "p4", threads=self.threads, repeats=self.repeats, cache=False)
-        found: dict[str, Any] = {"base": self._measured(base)}
+        now, bases = base.what_if(), [self._measured(base)]
+        found: dict[str, Any] = {"bases": bases}
         for name in self.names:
             what = base.what_if(WHAT_IFS[name])
             predicted = {
                 "bytes": what.bytes,
-                "decode": what.decode_seconds,
-                "prefill": what.prefill_seconds,
+                "decode": what.decode_seconds / now.decode_seconds,
+                "prefill": what.prefill_seconds / now.prefill_seconds,
             }
-            model = profile(self.path(name), threads=self.threads, repeats=self.repeats)
-            found[name] = {"predicted": predicted, "measured": self._measured(model)}
+            again, model = (
+                self._measured(profile(path, threads=self.threads, repeats=self.repeats))
+                for path in (self.out / "p4", self.path(name))
+            )
+            bases.append(again)
+            found[name] = {"predicted": predicted, "measured": model}
         return found
 
     @staticmethod
@@ -103,26 +109,28 @@ class Bench:
 
 
 def results(rounds: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
-    """Of each what-if its size, and of each step the prediction of the round whose 4-bit model was fastest,
-    the fastest measurement, the ranges of both, and by how much the predicted speed is off."""
+    """Of each what-if its size, and of each step the prediction, the fastest measurement, the ranges of both,
+    and by how much the predicted speed is off."""
     found = []
+    bases = [base for one in rounds for base in one["bases"]]
     for name in names:
-        there = [one for one in rounds if name in one]
-        if not there:
+        of = [one[name] for one in rounds if name in one]
+        if not of:
             continue
-        of = [one[name] for one in there]
         entry: dict[str, Any] = {
             "what_if": name,
             "size": {"predicted": of[0]["predicted"]["bytes"], "measured": of[0]["measured"]["bytes"]},
-            "apart": max(max(one["base"]["apart"], one[name]["measured"]["apart"]) for one in there),
+            "apart": sorted(one["apart"] for one in (*bases, *(one["measured"] for one in of))),
         }
         for step in STEPS:
-            predicted, measured = ([one[side][step] for one in of] for side in ("predicted", "measured"))
-            best = min(there, key=lambda one: float(one["base"][step]))[name]["predicted"][step]
+            base = min(one[step] for one in bases)
+            predicted = [base * one["predicted"][step] for one in of]
+            measured = [one["measured"][step] for one in of]
+            likely = statistics.median(predicted)
             entry[step] = {
-                "predicted": best,
+                "predicted": likely,
                 "measured": min(measured),
-                "off": min(measured) / best - 1,
+                "off": min(measured) / likely - 1,
                 "ranges": [[min(predicted), max(predicted)], [min(measured), max(measured)]],
             }
         found.append(entry)
@@ -148,7 +156,7 @@ def main() -> None:
     )
     parser.add_argument("source", nargs="?", type=Path, default=SOURCE)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument(
         "--repeats", type=int, default=5, help="prefills of a profile; 20 times as many steps"
     )
@@ -184,7 +192,7 @@ def main() -> None:
             cells.append(f"{value['off']:+.1%}")
         print(
             f"| {entry['what_if']} | {size['predicted']:,} | {size['measured']:,} | {' | '.join(cells)} "
-            f"| {entry['apart']:.1%} |"
+            f"| {statistics.median(entry['apart']):.1%} (to {entry['apart'][-1]:.1%}) |"
         )
 
 

@@ -229,22 +229,21 @@ def test_the_allocation_bench_runs_through(source: Path, tmp_path: Path) -> None
     assert (tmp_path / "picture.png").exists()
 
 
-def test_predictions_and_measurements_of_the_fastest_state_are_compared() -> None:
-    def one(base: float, predicted: float, measured: float) -> dict[str, Any]:
+def test_predicted_ratios_meet_the_fastest_measurements() -> None:
+    def one(bases: list[float], ratio: float, measured: float) -> dict[str, Any]:
         amounts = {"bytes": 7, "prefill": 1.0}
         return {
-            "base": {"apart": 0.01, "decode": base, **amounts},
+            "bases": [{"apart": 0.01, "decode": base, **amounts} for base in bases],
             "what": {
-                "predicted": {"decode": predicted, **amounts},
+                "predicted": {"decode": ratio, **amounts},
                 "measured": {"apart": 0.02, "decode": measured, **amounts},
             },
         }
 
-    # First a slow machine, then one that was fast while it predicted, then while it measured.
-    rounds = [one(9.0, 6.0, 6.5), one(5.0, 4.0, 6.4), one(5.5, 4.9, 4.2)]
+    rounds = [one([9.0, 5.0], 0.5, 2.7), one([6.0, 8.0], 0.7, 2.4), one([7.0, 7.0], 0.4, 2.6)]
     (entry,) = prediction.results(rounds, ["what", "never measured"])
-    assert entry["size"] == {"predicted": 7, "measured": 7} and entry["apart"] == 0.02
+    assert entry["size"] == {"predicted": 7, "measured": 7} and entry["apart"] == [0.01] * 6 + [0.02] * 3
     decode = entry["decode"]
-    assert (decode["predicted"], decode["measured"]) == (4.0, 4.2)
-    assert decode["off"] == pytest.approx(0.05)
-    assert decode["ranges"] == [[4.0, 6.0], [4.2, 6.5]]
+    assert (decode["predicted"], decode["measured"]) == (2.5, 2.4)
+    assert decode["off"] == pytest.approx(-0.04)
+    assert decode["ranges"] == [[2.0, 3.5], [2.4, 2.7]]
