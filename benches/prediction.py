@@ -6,9 +6,9 @@ SOURCE is a 16-bit checkpoint (the story model's by default). It is palettized t
 what-if by its recipe. A round profiles the 4-bit model, measures the products anew, predicts every what-if,
 and profiles the models that were predicted, each in turn with the 4-bit one. The memory of a shared machine
 may be fast for some seconds and slow for others, and what others do only ever adds to a time. So what counts
-is the fastest of all profiles of a model: the 4-bit model's, times the median of the predicted ratios, beside
-that of the model which was predicted. Ranges tell the slower ones. Beside it: how far steps with the clock,
-which the rows are parts of, are from those without.
+is the fastest of as many profiles on both sides: the 4-bit model's, times the median of the predicted ratios,
+beside that of the model which was predicted in turn with it. Ranges tell the slower ones. Beside it: how far
+steps with the clock, which the rows are parts of, are from those without.
 
 Everything is kept under ``--out``; ``--stage models`` makes the models and no more, so that an otherwise idle
 machine is needed for short times only, and ``--more`` adds rounds to those that are there.
@@ -81,8 +81,8 @@ class Bench:
 
     def _round(self) -> dict[str, Any]:
         base = profile(self.out / "p4", threads=self.threads, repeats=self.repeats, cache=False)
-        now, bases = base.what_if(), [self._measured(base)]
-        found: dict[str, Any] = {"bases": bases}
+        now = base.what_if()
+        found: dict[str, Any] = {}
         for name in self.names:
             what = base.what_if(WHAT_IFS[name])
             predicted = {
@@ -94,8 +94,7 @@ class Bench:
                 self._measured(profile(path, threads=self.threads, repeats=self.repeats))
                 for path in (self.out / "p4", self.path(name))
             )
-            bases.append(again)
-            found[name] = {"predicted": predicted, "measured": model}
+            found[name] = {"predicted": predicted, "base": again, "measured": model}
         return found
 
     @staticmethod
@@ -112,7 +111,6 @@ def results(rounds: list[dict[str, Any]], names: list[str]) -> list[dict[str, An
     """Of each what-if its size, and of each step the prediction, the fastest measurement, the ranges of both,
     and by how much the predicted speed is off."""
     found = []
-    bases = [base for one in rounds for base in one["bases"]]
     for name in names:
         of = [one[name] for one in rounds if name in one]
         if not of:
@@ -120,10 +118,10 @@ def results(rounds: list[dict[str, Any]], names: list[str]) -> list[dict[str, An
         entry: dict[str, Any] = {
             "what_if": name,
             "size": {"predicted": of[0]["predicted"]["bytes"], "measured": of[0]["measured"]["bytes"]},
-            "apart": sorted(one["apart"] for one in (*bases, *(one["measured"] for one in of))),
+            "apart": sorted(one[side]["apart"] for one in of for side in ("base", "measured")),
         }
         for step in STEPS:
-            base = min(one[step] for one in bases)
+            base = min(one["base"][step] for one in of)
             predicted = [base * one["predicted"][step] for one in of]
             measured = [one["measured"][step] for one in of]
             likely = statistics.median(predicted)

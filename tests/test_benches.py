@@ -230,19 +230,19 @@ def test_the_allocation_bench_runs_through(source: Path, tmp_path: Path) -> None
 
 
 def test_predicted_ratios_meet_the_fastest_measurements() -> None:
-    def one(bases: list[float], ratio: float, measured: float) -> dict[str, Any]:
+    def one(base: float, ratio: float, measured: float) -> dict[str, Any]:
         amounts = {"bytes": 7, "prefill": 1.0}
         return {
-            "bases": [{"apart": 0.01, "decode": base, **amounts} for base in bases],
             "what": {
                 "predicted": {"decode": ratio, **amounts},
+                "base": {"apart": 0.01, "decode": base, **amounts},
                 "measured": {"apart": 0.02, "decode": measured, **amounts},
             },
         }
 
-    rounds = [one([9.0, 5.0], 0.5, 2.7), one([6.0, 8.0], 0.7, 2.4), one([7.0, 7.0], 0.4, 2.6)]
+    rounds = [one(5.0, 0.5, 2.7), one(6.0, 0.7, 2.4), one(7.0, 0.4, 2.6)]
     (entry,) = prediction.results(rounds, ["what", "never measured"])
-    assert entry["size"] == {"predicted": 7, "measured": 7} and entry["apart"] == [0.01] * 6 + [0.02] * 3
+    assert entry["size"] == {"predicted": 7, "measured": 7} and entry["apart"] == [0.01] * 3 + [0.02] * 3
     decode = entry["decode"]
     assert (decode["predicted"], decode["measured"]) == (2.5, 2.4)
     assert decode["off"] == pytest.approx(-0.04)
