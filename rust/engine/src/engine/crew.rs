@@ -3,8 +3,11 @@
 //! More threads are not always faster: a small model's step ends before a second thread has helped, memory may be saturated
 //! by half of the cores, and on a machine that others use a step waits for its slowest thread. So now and then a step runs on
 //! the next smaller or larger number of threads, between two that run on the present one, and the number changes where that
-//! was faster in most of three such trials. One row, a few, and many are told apart, since they have different bounds. Trials become
-//! rarer as long as they fail. Nothing here changes a result: those do not depend on the number of threads.
+//! was faster in most of several such trials. One row, a few, and many are told apart, since they have different bounds. Trials
+//! become rarer as long as they fail. Nothing here changes a result: those do not depend on the number of threads.
+//!
+//! A thread that had no part in a step has gone to sleep meanwhile, and the next step with it waits for it to wake: a third of
+//! a small model's step. So the first step on more threads than the last one is not counted, on either side of a comparison.
 
 /// Rows from which a step counts as a prompt.
 const MANY: usize = 17;
@@ -13,7 +16,7 @@ const FIRST: u32 = 16;
 /// Steps between trials at most.
 const LONGEST: u32 = 8192;
 /// Trials before a decision.
-const TRIALS: usize = 3;
+const TRIALS: usize = 5;
 /// The number changes if a step took less than this share of the time.
 const BETTER: f64 = 0.95;
 /// What took more than this share is not tried again at once.
@@ -45,6 +48,8 @@ struct Class {
 #[derive(Debug, Clone)]
 struct Trial {
     other: usize,
+    /// The number of the last step, by its index.
+    last: usize,
     /// Time of the last step with the present number.
     before: f64,
     /// Time of the step with the other one, until the step after it.
@@ -87,11 +92,22 @@ impl CrewSize {
             if class.wait == 0 && last > 0 {
                 class.upwards = if class.at == 0 { false } else { class.at == last || !class.upwards };
                 let other = if class.upwards { class.at - 1 } else { class.at + 1 };
-                class.trial =
-                    Some(Trial { other, before: seconds, between: None, ratios: [0.0; TRIALS], count: 0 });
+                class.trial = Some(Trial {
+                    other,
+                    last: class.at,
+                    before: seconds,
+                    between: None,
+                    ratios: [0.0; TRIALS],
+                    count: 0,
+                });
             }
             return;
         };
+        let used = if trial.between.is_none() { trial.other } else { class.at };
+        // Lower indices are more threads.
+        if used < std::mem::replace(&mut trial.last, used) {
+            return;
+        }
         let Some(between) = trial.between.take() else {
             trial.between = Some(seconds);
             return;
@@ -152,6 +168,28 @@ mod tests {
         assert_eq!((crew.of(1), crew.of(300), crew.of(2)), (1, 2, 2));
         run(&mut crew, 1, 20_000, |threads, _| 1.0 / threads as f64);
         assert_eq!(crew.of(1), 2);
+    }
+
+    #[test]
+    fn waking_is_not_held_against_threads() {
+        for (small, large) in [(1.0, 0.85), (1.0, 1.2)] {
+            let mut crew = CrewSize::new(2, false);
+            let mut last = 2;
+            let mut steps = |count, small, large| {
+                for _ in 0..count {
+                    let threads = crew.of(1);
+                    let wake = if threads > last { 0.5 } else { 0.0 };
+                    crew.note(1, wake + if threads == 2 { large } else { small });
+                    last = threads;
+                }
+                last
+            };
+            let best = if large < small { 2 } else { 1 };
+            assert_eq!(steps(20_000, small, large), best);
+            // Something else takes the second core for a while.
+            assert_eq!(steps(20_000, 1.0, 2.0), 1);
+            assert_eq!(steps(20_000, small, large), best);
+        }
     }
 
     #[test]
