@@ -153,7 +153,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", nargs="?", type=Path, default=SOURCE)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, default=_core.cpu_count(), help="the same on both sides")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument(
         "--repeats", type=int, default=5, help="prefills of a profile; 20 times as many steps"

@@ -4,6 +4,7 @@ quick."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from checkpoints import write_checkpoint
 from independent.cases import llama, openelm
 from pocketlm.kinds import BITS
 from pocketlm.palettize import palettize
-from pocketlm.profile import Profile, machine, profile
-from pocketlm.profile.costs import Costs
+from pocketlm.profile import Profile, machine, measure, profile
+from pocketlm.profile.costs import Costs, Progress, Times
 
 MACHINE = machine.Machine("a processor", "some isa", 2, 4e10, 9e11)
 
@@ -22,13 +23,22 @@ MACHINE = machine.Machine("a processor", "some isa", 2, 4e10, 9e11)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces what takes long to measure."""
     monkeypatch.setattr(machine.Machine, "measure", classmethod(lambda *_: MACHINE))
-    monkeypatch.setattr(Costs, "_run", made_up)
+    monkeypatch.setattr(Costs, "_measured", made_up_times)
+    monkeypatch.setattr(measure, "_LEAST_SECONDS", 0.0)
 
 
-def made_up(_: Any, shape: tuple[int, int], kind: str) -> tuple[float, float]:
+def made_up(shape: tuple[int, ...], kind: str) -> tuple[float, float]:
     """Seconds of a product by its bits."""
     elements, bits = shape[0] * shape[1], BITS.get(kind, 16)
     return 1e-6 + elements * bits / 8e10, 2e-6 + elements * (3e-9 if kind in BITS else 9e-9)
+
+
+def made_up_times(costs: Costs, kinds: Sequence[str], progress: Progress | None) -> Times:
+    """Those of all products of a model."""
+    if progress is not None:
+        progress(0, len(kinds))
+    linears = list(costs._graph.linears())
+    return {kind: {op.name: made_up(op.weight.shape, kind) for op in linears} for kind in kinds}
 
 
 def models(folder: Path, family: str = "llama") -> tuple[Path, Path]:

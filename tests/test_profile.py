@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 
 import pocketlm
-from palettizing import content, full_disk, names
-from pocketlm._core import Engine, Sampler
+from palettizing import full_disk, names
+from pocketlm._core import Sampler
 from pocketlm.describe import describe
 from pocketlm.errors import (
     ContextLengthError,
@@ -25,11 +25,10 @@ from pocketlm.errors import (
     StorageError,
 )
 from pocketlm.graph import Attention, Graph
-from pocketlm.kinds import PALETTES
 from pocketlm.loading import open_model
 from pocketlm.palettize import palettize
 from pocketlm.palettize.recipe import recipe_kinds
-from pocketlm.profile import Profile, Table, costs, measure, profile
+from pocketlm.profile import Profile, Table, measure
 from pocketlm.profile.energy import Meter
 from pocketlm.profile.machine import Machine
 from pocketlm.profile.sensitivity import read_sensitivities
@@ -185,7 +184,7 @@ def test_predicted_times_follow_the_products(found: Profile) -> None:
     what = found.what_if({"layers.0.ffn.down": "p2"})
     row = next(row for row in found.table if row.name == "layers.0.ffn.down")
     assert row.shape is not None and row.kind is not None
-    now, then = made_up(None, row.shape, row.kind), made_up(None, row.shape, "p2")
+    now, then = made_up(row.shape, row.kind), made_up(row.shape, "p2")
     change = row.decode.seconds * (then[0] / now[0] - 1)
     assert what.decode_seconds - found.decode.seconds == pytest.approx(change, rel=1e-6)
     assert what.decode_tokens_per_second == 1 / what.decode_seconds
@@ -386,122 +385,6 @@ def test_energy_is_read_from_counters_or_said_to_be_assumed(tmp_path: Path) -> N
         assumed = Meter(root).energy(3)
         assert (assumed.watts, assumed.measured) == (18.0, False) and "estimate" in assumed.source
     assert Meter(tmp_path / "none").energy(2, 7.5).watts == 7.5
-
-
-def test_product_times_are_kept_for_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs: list[tuple[tuple[int, int], str]] = []
-
-    def run(self: costs.Costs, shape: tuple[int, int], kind: str) -> tuple[float, float]:
-        runs.append((shape, kind))
-        return made_up(self, shape, kind)
-
-    monkeypatch.setattr(costs.Costs, "_run", run)
-    monkeypatch.setattr(costs, "_PASSES", 1)
-    shapes = [(16, 32), (64, 64)]
-    for _ in range(2):
-        known = costs.Costs("here", 2, 1 << 20, tmp_path)
-        known.measure(shapes, ["p2", "bf16"])
-        assert known.seconds((64, 64), "p2") == made_up(None, (64, 64), "p2")
-    assert len(runs) == 4
-    costs.Costs("elsewhere", 2, 1 << 20, tmp_path).measure(shapes, ["p2"])
-    costs.Costs("here", 2, 1 << 26, tmp_path).measure(shapes, ["p2"])  # another footprint
-    assert len(runs) == 8
-    for damage in ("", "[]", '{"a": 1}', '{"16x32 p2 1MB": [0, "x"]}'):
-        (tmp_path / "products-here.json").write_text(damage)
-        costs.Costs("here", 2, 1 << 20, tmp_path).measure(shapes, ["p2"])
-    assert len(runs) == 16
-    # Nor is a full disk: what was kept before stays, and nothing else.
-    before = content(tmp_path)
-    with full_disk(10):
-        costs.Costs("here", 2, 1 << 20, tmp_path).measure([(16, 16)], ["p2"])
-        costs.Costs("new", 2, 1 << 20, tmp_path).measure([(16, 16)], ["p2"])
-    assert content(tmp_path) == before
-    blocked = tmp_path / "products-here.json" / "below"  # a cache that cannot be written is no error
-    costs.Costs("here", 2, 1 << 20, blocked).measure(shapes, ["p2"])
-
-
-def test_a_precise_model_is_profiled_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick(monkeypatch)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    _, path = models(tmp_path)
-    made: list[bool] = []
-    run = costs.Costs._run
-
-    def noted(self: costs.Costs, shape: tuple[int, int], kind: str) -> tuple[float, float]:
-        made.append(self._precise)
-        return run(self, shape, kind)
-
-    monkeypatch.setattr(costs.Costs, "_run", noted)
-    plain = measured(path, cache=True)
-    assert plain.what_if({"ffn.*": "p2"}).changed and not any(made)
-    count = len(made)
-    precise = measured(path, cache=True, precise=True)
-    with pocketlm.load(path, precise=True) as lm:
-        assert lm.precise and profile(lm, prompt=40, context=9, repeats=1).precise
-    assert precise.precise and precise.what_if({"ffn.*": "p2"}).changed
-    # Nothing of the other's times was taken, and each has a file of its own.
-    assert made[count:] == [True] * count and len(names(tmp_path / "cache" / "pocketlm")) == 2
-    # The head's activations are in one term there, and so are its products.
-    for one, terms in ((plain, 2), (precise, 1)):
-        (head,) = (row for row in one.table if row.name == "head")
-        assert head.shape is not None and head.decode.macs == terms * head.shape[0] * head.shape[1]
-
-
-def test_the_engine_of_products_is_precise_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs, "_DECODES", 1)
-    monkeypatch.setattr(costs, "_PREFILLS", 1)
-    monkeypatch.setattr(costs, "_PASSES", 1)
-    made: list[bool] = []
-
-    def engine(*args: Any, precise: bool, **options: Any) -> Any:
-        made.append(precise)
-        return Engine(*args, precise=precise, **options)
-
-    monkeypatch.setattr(costs, "Engine", engine)
-    for precise in (False, True):
-        costs.Costs("x", 1, 1, None, precise=precise).measure([(16, 32)], ["p4"])
-    assert made == [False, False, True, True]
-
-
-def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert costs.cache_directory() == tmp_path / "pocketlm"
-    monkeypatch.setenv("XDG_CACHE_HOME", "beside")  # counts only if it is absolute
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert costs.cache_directory() == tmp_path / ".cache" / "pocketlm"
-
-    def nowhere(*_: Any) -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", nowhere)
-    assert costs.cache_directory() is None
-
-
-def test_the_least_disturbed_pass_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([(3.0, 1.0), (5.0, 5.0), (2.0, 4.0), (6.0, 6.0), (4.0, 2.0), (7.0, 4.0)])
-    monkeypatch.setattr(costs.Costs, "_run", lambda *_: next(times))
-    known = costs.Costs("x", 1, 1, None)
-    known.measure([(16, 16)], ["p2", "p4"])
-    assert (known.seconds((16, 16), "p2"), known.seconds((16, 16), "p4")) == ((2.0, 1.0), (5.0, 4.0))
-
-
-def test_many_shapes_are_measured_at_some() -> None:
-    shapes = [(16, 16 * i) for i in range(1, 40)]
-    chosen = costs.representative(shapes)
-    assert len(chosen) == costs.MOST_SHAPES and (chosen[0], chosen[-1]) == (shapes[0], shapes[-1])
-    points = [(10, (1.0, 2.0)), (30, (3.0, 6.0))]
-    assert costs.interpolate(points, 20) == (2.0, 4.0)
-
-
-@pytest.mark.parametrize("kind", [*PALETTES, "f16", "bf16", "f32"])
-def test_products_of_every_kind_can_be_measured(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs, "_DECODES", 2)
-    monkeypatch.setattr(costs, "_PREFILLS", 1)
-    monkeypatch.setattr(costs, "_PASSES", 1)
-    monkeypatch.setattr(costs, "_MOST_COPIES", 3)
-    known = costs.Costs("x", 2, 1 << 20, None)
-    known.measure([(40, 72)], [kind])
-    assert all(0 < seconds < 60 for seconds in known.seconds((40, 72), kind))
 
 
 def test_the_machine_is_measured() -> None:

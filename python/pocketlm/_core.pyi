@@ -78,7 +78,12 @@ class Engine:
         kv_dtype: str = "f16",
     ) -> Engine: ...
     @property
-    def threads(self) -> int: ...
+    def threads(self) -> int:
+        """Threads of a step at most."""
+    def step_threads(self, rows: int) -> int:
+        """Threads that a step of so many rows runs on at present: found by trying, unless asked for."""
+    def hold_threads(self, held: bool) -> None:
+        """Stays with the present numbers of threads, so that steps can be compared, or tries others again."""
     @property
     def isa(self) -> str: ...
     @property

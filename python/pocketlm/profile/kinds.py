@@ -9,7 +9,7 @@ from pocketlm.adapters.attach import is_adapter
 from pocketlm.graph import Linear
 from pocketlm.kinds import PALETTES
 from pocketlm.palettize.recipe import KEEP, KINDS
-from pocketlm.profile.costs import ROWS, Costs, cache_directory
+from pocketlm.profile.costs import Costs, cache_directory
 from pocketlm.profile.rows import Row
 from pocketlm.profile.whatif import KEPT_AS, Matrix, known_losses, stored_bytes
 
@@ -25,12 +25,11 @@ def matrices(profile: Profile, progress: Callable[[int, int], object] | None) ->
         row = rows[op.name]
         if row.tensor is not None and row.op in ("linear", "embed") and not is_adapter(op):
             readers.setdefault(row.tensor, []).append(row)
-    shapes = [row.shape for row in profile.table if row.op == "linear" and row.shape is not None]
-    dense = sorted({row.kind for row in profile.table if row.kind and row.kind not in PALETTES} | {KEPT_AS})
+    now = {row.name: row.kind for row in profile.table if row.op == "linear" and row.kind is not None}
+    dense = sorted({kind for kind in now.values() if kind not in PALETTES} | {KEPT_AS})
     directory = cache_directory() if profile.keep_times else None
-    machine, read = profile.machine, profile.decode.bytes
-    costs = Costs(machine.fingerprint, machine.threads, read, directory, precise=profile.precise)
-    costs.measure(shapes, [*PALETTES, *dense], progress)
+    costs = Costs(profile.graph, now, profile.setting, profile.machine.fingerprint, directory)
+    costs.measure([*PALETTES, *dense], progress)
     linears = [op for op in profile.graph.ops if isinstance(op, Linear)]
     projections = {op.name for op in linears if op.name.startswith("layers.")}
     found = []
@@ -62,11 +61,9 @@ def _scaled(group: list[Row], kind: str, costs: Costs) -> tuple[float, float]:
     any."""
     decode = prefill = 0.0
     for row in group:
-        if row.op != "linear" or row.shape is None or row.kind is None:
+        if row.op != "linear" or row.kind is None:
             continue
-        now, then = costs.seconds(row.shape, row.kind), costs.seconds(row.shape, kind)
-        # Few rows of a prompt's prefill may go through a product: the head sees one.
-        many = row.prefill.macs >= ROWS // 8 * row.shape[0] * row.shape[1]
+        now, then = costs.seconds(row.name, row.kind), costs.seconds(row.name, kind)
         decode += row.decode.seconds * then[0] / now[0]
-        prefill += row.prefill.seconds * (then[1] / now[1] if many else then[0] / now[0])
+        prefill += row.prefill.seconds * then[1] / now[1]
     return decode, prefill

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,11 @@ from pocketlm.profile.work import Load
 
 DISPATCH, SAMPLE = "dispatch", "sample"
 DECODE_STEPS = 20  # for each repeat: a step is far shorter than a prefill
+_LEAST_SECONDS = 1.0  # of measuring: a shared machine is fast and slow for longer than a small model's steps
+_SETTLING_SECONDS, _SETTLING_STEPS = 0.3, 100
 
 Floats = NDArray[np.float64]
+Step = Callable[[list[Any]], Any]  # makes a step of items
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +56,36 @@ class Times:
         return max(0.0, float(np.median(self.timed / self.plain)) - 1)
 
 
+@contextmanager
+def held_threads(engine: Engine, context: int, chunk: int) -> Iterator[dict[str, int]]:
+    """Lets the engine find how many threads its steps run best on, and stay with that: for ``decode`` after
+    ``context`` tokens, and for ``prefill`` of ``chunk``. Prompts are too long to try for; they run on what
+    was found before."""
+    with _decoding(engine, context) as run:
+        began, steps = time.perf_counter(), 0
+        while steps < _SETTLING_STEPS and time.perf_counter() - began < _SETTLING_SECONDS:
+            run(engine.step)
+            steps += 1
+    engine.hold_threads(True)
+    try:
+        yield {"decode": engine.step_threads(1), "prefill": engine.step_threads(chunk)}
+    finally:
+        engine.hold_threads(False)
+
+
 def decode_times(engine: Engine, context: int, steps: int, meter: Meter) -> Times:
     """Decodes one token after ``context`` others, again and again.
 
     Raises:
         MemoryLimitError: the cache has no room.
     """
+    with _decoding(engine, context) as run:
+        return _alternate(engine, run, steps, meter)
+
+
+@contextmanager
+def _decoding(engine: Engine, context: int) -> Iterator[Callable[[Step], Any]]:
+    """Decodes one token after ``context`` others, with any way to make a step."""
     ids = _ids(engine, context + 1)
     with ExitStack() as stack:
         sequence = engine.sequence()
@@ -66,13 +93,13 @@ def decode_times(engine: Engine, context: int, steps: int, meter: Meter) -> Time
         for start in range(0, context, engine.max_rows):
             engine.step([(sequence, ids[start : min(context, start + engine.max_rows)], None, "none")])
 
-        def run(step: Callable[[list[Any]], Any]) -> Any:
+        def run(step: Step) -> Any:
             sampler = Sampler(temperature=0)
             found = step([(sequence, ids[context:], sampler, "none")])
             sequence.truncate(context)
             return found
 
-        return _alternate(engine, run, steps, meter)
+        yield run
 
 
 def prefill_times(engine: Engine, load: Load, repeats: int, meter: Meter) -> Times:
@@ -82,7 +109,7 @@ def prefill_times(engine: Engine, load: Load, repeats: int, meter: Meter) -> Tim
         sequence = engine.sequence()
         stack.callback(sequence.free)
 
-        def run(step: Callable[[list[Any]], Any]) -> Any:
+        def run(step: Step) -> Any:
             found = None
             for start, count in load.chunks:
                 sampler = Sampler(temperature=0) if start + count == load.tokens else None
@@ -96,12 +123,12 @@ def prefill_times(engine: Engine, load: Load, repeats: int, meter: Meter) -> Tim
         return _alternate(engine, run, repeats, meter)
 
 
-def _alternate(
-    engine: Engine, run: Callable[[Callable[[list[Any]], Any]], Any], steps: int, meter: Meter
-) -> Times:
-    """Steps with and without the clock in turn, so that whatever else the machine does meets both."""
+def _alternate(engine: Engine, run: Callable[[Step], Any], steps: int, meter: Meter) -> Times:
+    """Steps with and without the clock in turn, so that whatever else the machine does meets both: so many of
+    each, or more if these would be over too soon."""
     run(engine.step)  # pages come in
-    phases, plain = [], []
+    phases: list[Any] = []
+    plain: list[float] = []
     taken = 0.0
 
     def timed(items: list[Any]) -> Any:
@@ -113,7 +140,8 @@ def _alternate(
         return found
 
     with meter.running():
-        for _ in range(steps):
+        began = time.perf_counter()
+        while len(plain) < steps or time.perf_counter() - began < _LEAST_SECONDS:
             taken = 0.0
             run(timed)
             plain.append(taken)

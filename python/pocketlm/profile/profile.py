@@ -16,6 +16,7 @@ from pocketlm.profile.kinds import matrices
 from pocketlm.profile.machine import Machine
 from pocketlm.profile.rows import Table
 from pocketlm.profile.sensitivity import Sensitivities
+from pocketlm.profile.stand_in import Setting
 from pocketlm.profile.whatif import Base, Matrix, WhatIf, predict, resolve
 
 
@@ -31,6 +32,7 @@ class Total:
             times ``seconds / timed_seconds``, so that they add up to the step as it runs.
         timing_cost: what the measuring itself adds, as a share of the step; 0 where noise hides it.
         steps: how many of each were measured.
+        threads: on which they ran.
         tokens: of a step.
         tokens_per_second: ``tokens / seconds``.
         bytes, macs: read, and multiply-adds.
@@ -42,6 +44,7 @@ class Total:
     timed_seconds: float
     timing_cost: float
     steps: int
+    threads: int
     tokens: int
     tokens_per_second: float
     bytes: int
@@ -63,7 +66,7 @@ class Profile:
         decode, prefill: the whole steps.
         sensitivities: nats per token, by tensor and kind, as far as they are known.
         graph: the model's operations.
-        precise: whether activations are in float32.
+        setting: how steps of products are measured for other kinds.
         keep_times: whether measured times of products go to the user's cache directory.
     """
 
@@ -78,8 +81,13 @@ class Profile:
     prefill: Total
     sensitivities: Sensitivities = dataclasses.field(repr=False)
     graph: Graph = dataclasses.field(repr=False)
-    precise: bool = False
+    setting: Setting = dataclasses.field(repr=False)
     keep_times: bool = dataclasses.field(default=True, repr=False)
+
+    @property
+    def precise(self) -> bool:
+        """Whether activations are in float32."""
+        return self.setting.precise
 
     def total(self, step: str) -> Total:
         """The whole of ``decode`` or ``prefill``."""
@@ -116,7 +124,7 @@ class Profile:
         names of operations, sites (``ffn.down``) or tensors, with wildcards; kinds are p2, p2v, p3, p4, p8
         and keep (as in the source: 16 bits where the model is palettized already).
 
-        A product's time is scaled by what its shape takes on this machine as the other kind.
+        A product's time is scaled by what it takes in the model's place as the other kind, on this machine.
 
         Raises:
             ParameterError: a pattern matches nothing, or nothing that can have the kind; a kind is unknown.

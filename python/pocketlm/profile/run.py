@@ -19,9 +19,12 @@ from pocketlm.profile.machine import Machine
 from pocketlm.profile.profile import Profile, Total
 from pocketlm.profile.rows import Cost, Row, Table, place
 from pocketlm.profile.sensitivity import read_sensitivities
+from pocketlm.profile.stand_in import Setting
 from pocketlm.profile.work import Load, matrix, work
 
 DEFAULT_PROMPT, DEFAULT_CONTEXT, DEFAULT_REPEATS = 512, 256, 5
+# Tokens in the cache of a double that stands in for the model: more would pass through no other caches.
+MOST_CONTEXT = 512
 
 
 def profile(
@@ -43,7 +46,8 @@ def profile(
         model: an :class:`~pocketlm.LM`, or what :func:`pocketlm.load` takes; ``None`` is the bundled model.
         prompt: tokens of the prefill; 512 where the context has room.
         context: tokens in the cache when decoding; 256 where the context has room.
-        repeats: prefills to measure, and twenty times as many decode steps.
+        repeats: prefills to measure at least, and twenty times as many decode steps; of a small model as
+            many as take a second.
         threads, precise, adapter: as for :func:`pocketlm.load`; not with an LM, which has its own.
         sensitivities: ``{tensor: {kind: nats per token}}`` or a JSON file of it; else ``sensitivity.json``
             in the model's directory, if there is one.
@@ -95,10 +99,12 @@ def _profile(
     machine = Machine.measure(engine.isa, engine.threads)
     meter = Meter()
     steps = {"decode": Load.decode(context), "prefill": Load.prefill(prompt, engine.max_rows)}
-    times = {
-        "decode": measure.decode_times(engine, context, measure.DECODE_STEPS * repeats, meter),
-        "prefill": measure.prefill_times(engine, steps["prefill"], repeats, meter),
-    }
+    chunk = steps["prefill"].chunks[0][1]
+    with measure.held_threads(engine, context, chunk) as threads:
+        times = {
+            "decode": measure.decode_times(engine, context, measure.DECODE_STEPS * repeats, meter),
+            "prefill": measure.prefill_times(engine, steps["prefill"], repeats, meter),
+        }
     machine = machine.better(Machine.measure(engine.isa, engine.threads))  # whatever ran beside it
     energy = meter.energy(engine.threads, watts)
     phases = engine.phases()
@@ -111,7 +117,7 @@ def _profile(
         amounts = work(graph, store, load, tail, engine.kv_dtype, precise=lm.precise)
         divided = measure.shares(phases, names, elements if step == "prefill" else None)
         costs[step] = _costs(times[step], divided, names, amounts, machine, energy)
-        totals[step] = _total(times[step], load, amounts, energy)
+        totals[step] = _total(times[step], load, threads[step], amounts, energy)
     fused = _fused(phases)
     rows = []
     for at, name in enumerate(names):
@@ -149,7 +155,14 @@ def _profile(
         prefill=totals["prefill"],
         sensitivities=losses,
         graph=graph,
-        precise=lm.precise,
+        setting=Setting(
+            context=min(context, MOST_CONTEXT),
+            chunk=chunk,
+            decode_threads=threads["decode"],
+            prefill_threads=threads["prefill"],
+            precise=lm.precise,
+            kv_dtype=engine.kv_dtype,
+        ),
         keep_times=cache,
     )
 
@@ -187,7 +200,9 @@ def _costs(
     return found
 
 
-def _total(times: measure.Times, load: Load, amounts: Mapping[str, tuple[int, int]], energy: Energy) -> Total:
+def _total(
+    times: measure.Times, load: Load, threads: int, amounts: Mapping[str, tuple[int, int]], energy: Energy
+) -> Total:
     seconds = float(times.plain[times.quiet].mean())
     low, high = np.quantile(times.plain, [0.25, 0.75])
     return Total(
@@ -196,6 +211,7 @@ def _total(times: measure.Times, load: Load, amounts: Mapping[str, tuple[int, in
         timed_seconds=float(times.timed[times.quiet].mean()),
         timing_cost=times.clock,
         steps=len(times.plain),
+        threads=threads,
         tokens=load.tokens,
         tokens_per_second=load.tokens / seconds,
         bytes=sum(read for read, _ in amounts.values()),

@@ -172,19 +172,23 @@ def heading(profile: Profile) -> list[str]:
         f"{about.bits_per_weight_projections:.2f} bits per weight "
         f"({about.bits_per_weight_all:.2f} of everything)"
         + (f", {human(about.adapter_bytes)} of it the recovery adapter" if about.adapter_bytes else ""),
-        f"{machine.processor}, {machine.isa}, "
-        f"{machine.threads} thread{'' if machine.threads == 1 else 's'}: memory "
-        f"{human(machine.read_bandwidth)}/s, int8 {machine.int8_peak / 1e9:.0f} GMAC/s",
+        f"{machine.processor}, {machine.isa}, {_threads(machine.threads)}: "
+        f"memory {human(machine.read_bandwidth)}/s, int8 {machine.int8_peak / 1e9:.0f} GMAC/s",
         _whole("decode", profile.decode, f"after {profile.context} tokens"),
         _whole("prefill", profile.prefill, f"of {profile.prompt} tokens"),
         f"power    {profile.energy.watts:.0f} W ({profile.energy.source})",
     ]
 
 
+def _threads(count: int) -> str:
+    return f"{count} thread{'' if count == 1 else 's'}"
+
+
 def _whole(name: str, total: Total, what: str) -> str:
     spread = f" ± {1e3 * total.spread:.2g}" if total.steps >= _FEWEST_STEPS else ""
     return (
-        f"{name:<8} {total.tokens_per_second:,.0f} tokens/s {what}: {1e3 * total.seconds:.3g} ms"
+        f"{name:<8} {total.tokens_per_second:,.0f} tokens/s {what} on {_threads(total.threads)}: "
+        f"{1e3 * total.seconds:.3g} ms"
         f"{spread}, {1e3 * total.joules / total.tokens:.3g} mJ a token; timing adds "
         + (f"{total.timing_cost:.1%}" if total.timing_cost >= 5e-4 else "nothing that shows")
     )

@@ -101,6 +101,16 @@ impl PyEngine {
         self.engine.threads()
     }
 
+    /// Threads that a step of so many rows runs on at present.
+    fn step_threads(&self, py: Python<'_>, rows: usize) -> PyResult<usize> {
+        py.detach(|| self.engine.step_threads(rows)).map_err(to_python)
+    }
+
+    /// Stays with the present numbers of threads, or goes on trying others.
+    fn hold_threads(&self, py: Python<'_>, held: bool) -> PyResult<()> {
+        py.detach(|| self.engine.hold_threads(held)).map_err(to_python)
+    }
+
     #[getter]
     fn isa(&self) -> &'static str {
         self.engine.isa()

@@ -21,7 +21,7 @@
       card(show.number(data.decode.tokens_per_second), `decode tokens/s after ${data.context}`),
       card(show.number(data.prefill.tokens_per_second), `prefill tokens/s of ${data.prompt}`),
       card(show.seconds(total.seconds), `${report.state.step} step ± ${show.seconds(total.spread)}`,
-        `Timing each operation adds ${cost}, which the rows leave out. ${total.steps} steps of each.`),
+        `Timing each operation adds ${cost}, which the rows leave out. ${total.steps} steps of each, on ${total.threads} thread${total.threads === 1 ? "" : "s"}.`),
       card(show.joules(total.joules / total.tokens), `a token${data.energy.measured ? "" : " (estimate)"}`, data.energy.source),
     );
   }

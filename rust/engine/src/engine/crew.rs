@@ -28,6 +28,7 @@ pub(crate) struct CrewSize {
     /// Numbers to choose from, descending.
     counts: Vec<usize>,
     classes: [Class; 3],
+    held: bool,
 }
 
 /// What is known of steps of one kind.
@@ -67,7 +68,16 @@ impl CrewSize {
             counts.push((3 * last / 4).min(last - 1));
         }
         let class = Class { wait: FIRST, interval: FIRST, ..Class::default() };
-        Self { counts, classes: [class.clone(), class.clone(), class] }
+        Self { counts, classes: [class.clone(), class.clone(), class], held: false }
+    }
+
+    /// Stays with the present numbers, or goes on trying others.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+        for class in &mut self.classes {
+            class.trial = None;
+            class.wait = class.interval;
+        }
     }
 
     /// Threads for a step of so many rows.
@@ -79,6 +89,9 @@ impl CrewSize {
 
     /// Takes note of the time of a step that ran on [`CrewSize::of`] threads.
     pub fn note(&mut self, rows: usize, seconds: f64) {
+        if self.held {
+            return;
+        }
         let last = self.counts.len() - 1;
         let class = &mut self.classes[class(rows)];
         if class.rows != rows {
@@ -190,6 +203,24 @@ mod tests {
             assert_eq!(steps(20_000, 1.0, 2.0), 1);
             assert_eq!(steps(20_000, small, large), best);
         }
+    }
+
+    #[test]
+    fn numbers_are_held_for_as_long_as_asked() {
+        let mut crew = CrewSize::new(2, false);
+        crew.hold(true);
+        run(&mut crew, 1, 400, |threads, _| {
+            assert_eq!(threads, 2);
+            threads as f64
+        });
+        crew.hold(false);
+        run(&mut crew, 1, 400, |threads, _| threads as f64);
+        assert_eq!(crew.of(1), 1);
+        crew.hold(true);
+        run(&mut crew, 1, 400, |threads, _| {
+            assert_eq!(threads, 1);
+            1.0 / threads as f64
+        });
     }
 
     #[test]

@@ -135,6 +135,23 @@ impl Engine {
         self.inner.facts.threads
     }
 
+    /// Threads that a step of so many rows runs on at present: a number that is found by trying, unless one was asked for.
+    ///
+    /// # Errors
+    /// When the engine is closed.
+    pub fn step_threads(&self, rows: usize) -> Result<usize, EngineError> {
+        Ok(self.inner.lock()?.state()?.crew.of(rows))
+    }
+
+    /// Stays with the present numbers of threads, so that steps can be compared, or goes on trying others.
+    ///
+    /// # Errors
+    /// When the engine is closed.
+    pub fn hold_threads(&self, held: bool) -> Result<(), EngineError> {
+        self.inner.lock()?.state()?.crew.hold(held);
+        Ok(())
+    }
+
     /// Name of the instruction set in use.
     pub fn isa(&self) -> &'static str {
         self.inner.facts.kernels.level().name()
