@@ -3,12 +3,12 @@
     python benches/prediction.py [SOURCE] [--threads N] [--rounds R]
 
 SOURCE is a 16-bit checkpoint (the story model's by default). It is palettized to 4 bits, and so is each
-what-if by its recipe. A round profiles the 4-bit model, measures the products anew, predicts every what-if,
-and profiles the models that were predicted, each in turn with the 4-bit one. The memory of a shared machine
-may be fast for some seconds and slow for others, and what others do only ever adds to a time. So what counts
-is the fastest of as many profiles on both sides: the 4-bit model's, times the median of the predicted ratios,
-beside that of the model which was predicted in turn with it. Ranges tell the slower ones. Beside it: how far
-steps with the clock, which the rows are parts of, are from those without.
+what-if by its recipe. A round profiles the 4-bit model, measures what other kinds take anew, and predicts
+every what-if. Then each model that was predicted runs in turn with the 4-bit one, some steps each, again
+and again: the memory of a shared machine may be fast for some seconds and slow for others, and the ratio of
+neighbours is what lasts. The median ratio, predicted and measured, counts; times are those ratios times the
+4-bit model's fastest profile. Beside it: how far steps with the clock, which the rows are parts of, are
+from those without.
 
 Everything is kept under ``--out``; ``--stage models`` makes the models and no more, so that an otherwise idle
 machine is needed for short times only, and ``--more`` adds rounds to those that are there.
@@ -17,9 +17,11 @@ machine is needed for short times only, and ``--more`` adds rounds to those that
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ WHAT_IFS: dict[str, dict[str, str]] = {
 
 STAGES = ("models", "measure")
 STEPS = ("decode", "prefill")
+TURN_SECONDS = 0.02
 
 
 class Bench:
@@ -48,7 +51,12 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.source: Path = args.source
-        self.threads, self.rounds, self.repeats = args.threads, args.rounds, args.repeats
+        self.threads, self.rounds, self.repeats, self.turns = (
+            args.threads,
+            args.rounds,
+            args.repeats,
+            args.turns,
+        )
         self.out: Path = args.out / "prediction" / f"{args.source.resolve().name}-{build()}"
         self.names = [name for name in WHAT_IFS if not args.only or name in args.only]
 
@@ -81,55 +89,102 @@ class Bench:
 
     def _round(self) -> dict[str, Any]:
         base = profile(self.out / "p4", threads=self.threads, repeats=self.repeats, cache=False)
-        now = base.what_if()
-        found: dict[str, Any] = {}
+        now, found = base.what_if(), {}
         for name in self.names:
             what = base.what_if(WHAT_IFS[name])
-            predicted = {
-                "bytes": what.bytes,
-                "decode": what.decode_seconds / now.decode_seconds,
-                "prefill": what.prefill_seconds / now.prefill_seconds,
+            again = profile(self.path(name), threads=self.threads, repeats=self.repeats)
+            found[name] = {
+                "base": {step: base.total(step).seconds for step in STEPS},
+                "bytes": {"predicted": what.bytes, "measured": again.description.bytes},
+                "apart": [apart(base), apart(again)],
+                "predicted": {
+                    "decode": what.decode_seconds / now.decode_seconds,
+                    "prefill": what.prefill_seconds / now.prefill_seconds,
+                },
+                "measured": self._in_turn(base, self.path(name)),
             }
-            again, model = (
-                self._measured(profile(path, threads=self.threads, repeats=self.repeats))
-                for path in (self.out / "p4", self.path(name))
-            )
-            found[name] = {"predicted": predicted, "base": again, "measured": model}
         return found
 
-    @staticmethod
-    def _measured(found: Profile) -> dict[str, float]:
-        seconds = {step: found.total(step).seconds for step in STEPS}
-        return {"bytes": found.description.bytes, "apart": apart(found), **seconds}
+    def _in_turn(self, base: Profile, path: Path) -> dict[str, list[float]]:
+        """Times of a model as parts of the 4-bit one's, turn by turn."""
+        paths = self.out / "p4", path
+        found: dict[str, list[float]] = {step: [] for step in STEPS}
+        with contextlib.ExitStack() as stack:
+            models = [stack.enter_context(pocketlm.load(path, threads=self.threads)) for path in paths]
+            runs = [Turns(model, base.context, base.prompt) for model in models]
+            for turn in range(self.turns):
+                order = runs if turn % 2 else runs[::-1]
+                for step in STEPS:
+                    times = {id(run): run.seconds(step) for run in order}
+                    found[step].append(times[id(runs[1])] / times[id(runs[0])])
+        return found
 
     def results(self) -> list[dict[str, Any]]:
         """One entry for each what-if that was measured; times in seconds."""
         return results(self._rounds(), self.names)
 
 
+class Turns:
+    """Steps of a model as a profile runs them: a token after ``context`` others, or a prompt."""
+
+    def __init__(self, model: pocketlm.LM, context: int, prompt: int) -> None:
+        assert isinstance(model.engine, _core.Engine)
+        self._engine, self._context = model.engine, context
+        self._ids = [at % 50 for at in range(max(context + 1, prompt))]
+        self._decoded, self._prompted = self._engine.sequence(), self._engine.sequence()
+        self._prompt = prompt
+        self._extend(self._decoded, context, sample=False)
+
+    def seconds(self, step: str) -> float:
+        """Mean time of the faster half of a turn's steps; of several, the first one brings the model into the
+        caches and does not count."""
+        run = self._decode if step == "decode" else self._prefill
+        times: list[float] = []
+        began = time.perf_counter()
+        while not times or time.perf_counter() - began < TURN_SECONDS:
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        steps = sorted(times[1:] or times)
+        return statistics.fmean(steps[: (len(steps) + 1) // 2])
+
+    def _decode(self) -> None:
+        token = self._ids[self._context :][:1]
+        self._engine.step([(self._decoded, token, _core.Sampler(temperature=0), "none")])
+        self._decoded.truncate(self._context)
+
+    def _prefill(self) -> None:
+        self._extend(self._prompted, self._prompt, sample=True)
+        self._prompted.truncate(0)
+
+    def _extend(self, sequence: _core.Sequence, tokens: int, *, sample: bool) -> None:
+        for at in range(0, tokens, self._engine.max_rows):
+            ids = self._ids[at : min(tokens, at + self._engine.max_rows)]
+            sampler = _core.Sampler(temperature=0) if sample and at + len(ids) == tokens else None
+            self._engine.step([(sequence, ids, sampler, "none")])
+
+
 def results(rounds: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
-    """Of each what-if its size, and of each step the prediction, the fastest measurement, the ranges of both,
-    and by how much the predicted speed is off."""
+    """Of each what-if its size, and of each step the ratio to the 4-bit model: predicted (median and range
+    over the rounds), measured (median and quartiles over the turns), and by how much that is off."""
     found = []
     for name in names:
         of = [one[name] for one in rounds if name in one]
         if not of:
             continue
-        entry: dict[str, Any] = {
-            "what_if": name,
-            "size": {"predicted": of[0]["predicted"]["bytes"], "measured": of[0]["measured"]["bytes"]},
-            "apart": sorted(one[side]["apart"] for one in of for side in ("base", "measured")),
-        }
+        apart = sorted(share for one in of for share in one["apart"])
+        entry: dict[str, Any] = {"what_if": name, "size": of[0]["bytes"], "apart": apart}
         for step in STEPS:
             base = min(one["base"][step] for one in of)
-            predicted = [base * one["predicted"][step] for one in of]
-            measured = [one["measured"][step] for one in of]
+            predicted = sorted(one["predicted"][step] for one in of)
+            measured = sorted(ratio for one in of for ratio in one["measured"][step])
+            low, middle, high = statistics.quantiles(measured, n=4)
             likely = statistics.median(predicted)
             entry[step] = {
-                "predicted": likely,
-                "measured": min(measured),
-                "off": min(measured) / likely - 1,
-                "ranges": [[min(predicted), max(predicted)], [min(measured), max(measured)]],
+                "seconds": {"predicted": base * likely, "measured": base * middle},
+                "predicted": [likely, predicted[0], predicted[-1]],
+                "measured": [middle, low, high],
+                "off": middle / likely - 1,
             }
         found.append(entry)
     return found
@@ -154,7 +209,8 @@ def main() -> None:
     )
     parser.add_argument("source", nargs="?", type=Path, default=SOURCE)
     parser.add_argument("--threads", type=int, default=_core.cpu_count(), help="the same on both sides")
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=20, help="of each pair of models in a round")
     parser.add_argument(
         "--repeats", type=int, default=5, help="prefills of a profile; 20 times as many steps"
     )
@@ -174,7 +230,10 @@ def main() -> None:
     if args.json:
         print(json.dumps(found, indent=2))
         return
-    print(f"pocketlm {pocketlm.__version__}; ms a token, and of a prompt; ranges over the rounds\n")
+    print(
+        f"pocketlm {pocketlm.__version__}, {bench.threads} threads; ms a token and of a prompt, and these as "
+        "parts of the 4-bit model's: predicted (range over rounds), measured (quartiles over turns)\n"
+    )
     print(
         "| what if | size predicted | measured | decode predicted | measured | speed off by "
         "| prefill predicted | measured | speed off by | decode, timed apart |"
@@ -184,9 +243,9 @@ def main() -> None:
         size, cells = entry["size"], []
         for step in STEPS:
             value = entry[step]
-            for side, (least, greatest) in zip(("predicted", "measured"), value["ranges"], strict=True):
-                figures = (1e3 * seconds for seconds in (value[side], least, greatest))
-                cells.append("{:.4g} ({:.4g} to {:.4g})".format(*figures))
+            for side in ("predicted", "measured"):
+                ratio, low, high = value[side]
+                cells.append(f"{1e3 * value['seconds'][side]:.4g}: {ratio:.3f} ({low:.3f} to {high:.3f})")
             cells.append(f"{value['off']:+.1%}")
         print(
             f"| {entry['what_if']} | {size['predicted']:,} | {size['measured']:,} | {' | '.join(cells)} "

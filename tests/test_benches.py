@@ -47,7 +47,7 @@ def test_runs_are_found_again_unless_anything_differs(tmp_path: Path) -> None:
 
 def test_predictions_of_another_build_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = argparse.Namespace(
-        source=tmp_path / "src", out=tmp_path, only=None, threads=1, rounds=1, repeats=1
+        source=tmp_path / "src", out=tmp_path, only=None, threads=1, rounds=1, repeats=1, turns=1
     )
     places = [prediction.Bench(args).out]
     (tmp_path / "core").write_bytes(b"another build")
@@ -229,21 +229,42 @@ def test_the_allocation_bench_runs_through(source: Path, tmp_path: Path) -> None
     assert (tmp_path / "picture.png").exists()
 
 
-def test_predicted_ratios_meet_the_fastest_measurements() -> None:
-    def one(base: float, ratio: float, measured: float) -> dict[str, Any]:
-        amounts = {"bytes": 7, "prefill": 1.0}
+def test_predicted_ratios_meet_those_of_turns() -> None:
+    def one(base: float, ratio: float, *measured: float) -> dict[str, Any]:
         return {
             "what": {
-                "predicted": {"decode": ratio, **amounts},
-                "base": {"apart": 0.01, "decode": base, **amounts},
-                "measured": {"apart": 0.02, "decode": measured, **amounts},
+                "base": {"decode": base, "prefill": 1.0},
+                "bytes": {"predicted": 7, "measured": 8},
+                "apart": [0.01, 0.02],
+                "predicted": {"decode": ratio, "prefill": 1.0},
+                "measured": {"decode": list(measured), "prefill": [1.0, 1.0]},
             },
         }
 
-    rounds = [one(5.0, 0.5, 2.7), one(6.0, 0.7, 2.4), one(7.0, 0.4, 2.6)]
+    rounds = [one(6.0, 0.5, 0.4, 0.5, 0.6), one(5.0, 0.7, 0.45), one(7.0, 0.4, 0.55, 0.9, 0.3)]
     (entry,) = prediction.results(rounds, ["what", "never measured"])
-    assert entry["size"] == {"predicted": 7, "measured": 7} and entry["apart"] == [0.01] * 3 + [0.02] * 3
+    assert entry["size"] == {"predicted": 7, "measured": 8} and entry["apart"] == [0.01] * 3 + [0.02] * 3
     decode = entry["decode"]
-    assert (decode["predicted"], decode["measured"]) == (2.5, 2.4)
-    assert decode["off"] == pytest.approx(-0.04)
-    assert decode["ranges"] == [[2.0, 3.5], [2.4, 2.7]]
+    assert decode["predicted"] == [0.5, 0.4, 0.7] and decode["measured"] == [0.5, 0.4, 0.6]
+    assert decode["seconds"] == {"predicted": 2.5, "measured": 2.5} and decode["off"] == 0
+    assert entry["prefill"]["off"] == 0
+
+
+def test_models_run_in_turn(tmp_path: Path) -> None:
+    args = argparse.Namespace(
+        source=prediction.SOURCE,
+        out=tmp_path,
+        only=["ffn at 2 bits"],
+        threads=1,
+        rounds=1,
+        repeats=1,
+        turns=2,
+    )
+    bench = prediction.Bench(args)
+    bench.models()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prediction, "TURN_SECONDS", 0.0)
+        base = argparse.Namespace(context=70, prompt=300)
+        found = bench._in_turn(base, bench.path("ffn at 2 bits"))
+    assert set(found) == set(prediction.STEPS)
+    assert all(len(ratios) == 2 and min(ratios) > 0 for ratios in found.values())
