@@ -125,7 +125,7 @@ impl Engine {
         let threads = state.crew.of(rows);
         state.arrange(items, facts, threads);
         let begun = Instant::now();
-        let clock = timing.as_ref().map(|&(start, _)| Clock::new(state.plan.phases.len(), start));
+        let clock = timing.as_ref().map(|&(start, _)| Clock::new(state.plan.phases.len(), threads, start));
         let outcome = state
             .run(items, facts, threads, clock.as_ref())
             .and_then(|()| items.iter_mut().try_for_each(StepItem::check_sampled));
@@ -137,8 +137,7 @@ impl Engine {
             item.sequence.set_length(length);
         }
         if let (Some(clock), Some((_, times))) = (clock, timing) {
-            clock.mark(None);
-            *times = clock.into_times();
+            *times = clock.into_times(Instant::now());
         }
         outcome
     }

@@ -62,6 +62,8 @@ pub(crate) struct Worker {
 /// Rows that a phase works on in this pass.
 #[derive(Clone, Copy)]
 struct Pass {
+    /// Counts the passes of a step.
+    number: usize,
     domain: Domain,
     /// First of the selected rows, for the tail.
     first: usize,
@@ -105,20 +107,21 @@ impl Step<'_, '_> {
     }
 
     fn work(&self, team: &Team<'_>) -> Result<(), Halt> {
-        if team.index() == 0 {
-            self.mark(None);
+        if let (0, Some(clock)) = (team.index(), self.clock) {
+            clock.begin(0);
         }
         let mut worker = lock(&self.workers[team.index()]);
         let rows = self.schedule.positions.len();
         let selected = &self.schedule.selected;
-        let body = Pass { domain: Domain::All, first: 0, rows };
+        let body = Pass { number: 0, domain: Domain::All, first: 0, rows };
         if selected.is_empty() && !self.plan.tail.is_empty() {
             return self.walk(team, &mut worker, 0..self.plan.cache_done, body);
         }
         self.walk(team, &mut worker, self.plan.body.clone(), body)?;
-        for first in (0..selected.len()).step_by(self.plan.tail_rows) {
+        for (number, first) in (0..selected.len()).step_by(self.plan.tail_rows).enumerate() {
             let rows = (selected.len() - first).min(self.plan.tail_rows);
-            self.walk(team, &mut worker, self.plan.tail.clone(), Pass { domain: Domain::Tail, first, rows })?;
+            let pass = Pass { number: number + 1, domain: Domain::Tail, first, rows };
+            self.walk(team, &mut worker, self.plan.tail.clone(), pass)?;
         }
         Ok(())
     }
@@ -141,7 +144,7 @@ impl Step<'_, '_> {
                 if !waiting {
                     team.wait_then(|| {
                         failed = self.alone(phase, pass);
-                        self.mark(Some(at));
+                        self.mark(team, pass, at);
                     })?;
                     failed?;
                 }
@@ -163,12 +166,12 @@ impl Step<'_, '_> {
             let following =
                 self.plan.phases.get(at).filter(|next| at < range.end && self.is_serial(next, pass));
             waiting = following.is_some();
+            self.mark(team, pass, at - 1);
             team.wait_then(|| {
-                self.mark(Some(at - 1));
                 self.next.store(0, Ordering::Relaxed);
                 if let Some(phase) = following {
                     failed = self.alone(phase, pass);
-                    self.mark(Some(at));
+                    self.mark(team, pass, at);
                 }
             })?;
             failed?;
@@ -197,10 +200,10 @@ impl Step<'_, '_> {
         }
     }
 
-    /// Notes the end of a phase.
-    fn mark(&self, phase: Option<usize>) {
+    /// Notes that this thread is done with a phase.
+    fn mark(&self, team: &Team<'_>, pass: Pass, phase: usize) {
         if let Some(clock) = self.clock {
-            clock.mark(phase);
+            clock.mark(team.index(), pass.number, phase);
         }
     }
 
