@@ -120,6 +120,10 @@ def test_a_timed_step_is_the_same_step(paths: tuple[Path, Path]) -> None:
         assert np.array_equal(results[0].logits, expected.logits)
         assert len(times) == len(phases) + 1 and all(time > 0 for time in times)
         # Without logits the step ends when the cache is written.
+        whole = engine.sequence()
+        (alone,), (seconds,) = engine.step_timed([(whole, ids, Sampler(temperature=0), "all")], phases=False)
+        assert seconds > 0 and alone.token == results[0].token
+        np.testing.assert_array_equal(alone.logits, results[0].logits)
         _, times = engine.step_timed([(timed, [1], None, "none")])
         assert times[len(phases) - 1] == 0 < times[0]
         with pytest.raises(ParameterError):

@@ -172,9 +172,12 @@ class Engine:
             ParameterError: ``data`` does not fit ``length``.
             ContextLengthError, MemoryLimitError: there is no room.
         """
-    def step_timed(self, items: AbstractSequence[tuple[Any, ...]]) -> tuple[list[StepResult], list[float]]:
+    def step_timed(
+        self, items: AbstractSequence[tuple[Any, ...]], *, phases: bool = True
+    ) -> tuple[list[StepResult], list[float]]:
         """As :meth:`step`, and gives the seconds of each phase of :meth:`phases`, then of what is in none of
-        them (checks, waking the workers, the return). They add up to the time of the step."""
+        them (checks, waking the workers, the return). They add up to the time of the step, which by itself
+        is all that it gives without ``phases``: that disturbs nothing."""
     def phases(self) -> list[dict[str, Any]]:
         """The work of a step between one barrier and the next, in order: its ``kind`` (``rows``, ``linear``,
         ``attention``, ``output``), its ``members`` (pairs of an operation's name and its share in the work:

@@ -6,12 +6,13 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketlm._core import Engine, Sampler
+from pocketlm._core import Engine, Sampler, StepResult
 from pocketlm.profile.energy import Meter
 from pocketlm.profile.work import Load
 
@@ -21,7 +22,8 @@ _LEAST_SECONDS = 1.0  # of measuring: a shared machine is fast and slow for long
 _SETTLING_SECONDS, _SETTLING_STEPS = 0.3, 100
 
 Floats = NDArray[np.float64]
-Step = Callable[[list[Any]], Any]  # makes a step of items
+Step = Callable[[list[Any]], tuple[list[StepResult], list[float]]]  # makes a step of items, and times it
+Run = Callable[[Step], Floats]  # makes one or more such steps, and adds up their times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,7 @@ def held_threads(engine: Engine, context: int, chunk: int) -> Iterator[dict[str,
     with _decoding(engine, context) as run:
         began, steps = time.perf_counter(), 0
         while steps < _SETTLING_STEPS and time.perf_counter() - began < _SETTLING_SECONDS:
-            run(engine.step)
+            run(engine.step_timed)
             steps += 1
     engine.hold_threads(True)
     try:
@@ -84,8 +86,8 @@ def decode_times(engine: Engine, context: int, steps: int, meter: Meter) -> Time
 
 
 @contextmanager
-def _decoding(engine: Engine, context: int) -> Iterator[Callable[[Step], Any]]:
-    """Decodes one token after ``context`` others, with any way to make a step."""
+def _decoding(engine: Engine, context: int) -> Iterator[Run]:
+    """Decodes one token after ``context`` others."""
     ids = _ids(engine, context + 1)
     with ExitStack() as stack:
         sequence = engine.sequence()
@@ -93,9 +95,9 @@ def _decoding(engine: Engine, context: int) -> Iterator[Callable[[Step], Any]]:
         for start in range(0, context, engine.max_rows):
             engine.step([(sequence, ids[start : min(context, start + engine.max_rows)], None, "none")])
 
-        def run(step: Step) -> Any:
+        def run(step: Step) -> Floats:
             sampler = Sampler(temperature=0)
-            found = step([(sequence, ids[context:], sampler, "none")])
+            found = np.array(step([(sequence, ids[context:], sampler, "none")])[1])
             sequence.truncate(context)
             return found
 
@@ -109,44 +111,31 @@ def prefill_times(engine: Engine, load: Load, repeats: int, meter: Meter) -> Tim
         sequence = engine.sequence()
         stack.callback(sequence.free)
 
-        def run(step: Step) -> Any:
-            found = None
+        def run(step: Step) -> Floats:
+            parts = []
             for start, count in load.chunks:
                 sampler = Sampler(temperature=0) if start + count == load.tokens else None
-                part = step([(sequence, ids[start : start + count], sampler, "none")])
-                if isinstance(part, tuple):
-                    part = np.array(part[1])
-                    found = part if found is None else found + part
+                parts.append(step([(sequence, ids[start : start + count], sampler, "none")])[1])
             sequence.truncate(0)
-            return None, found
+            found: Floats = np.array(parts).sum(axis=0)
+            return found
 
         return _alternate(engine, run, repeats, meter)
 
 
-def _alternate(engine: Engine, run: Callable[[Step], Any], steps: int, meter: Meter) -> Times:
+def _alternate(engine: Engine, run: Run, steps: int, meter: Meter) -> Times:
     """Steps with and without the clock in turn, so that whatever else the machine does meets both: so many of
     each, or more if these would be over too soon."""
-    run(engine.step)  # pages come in
-    phases: list[Any] = []
-    plain: list[float] = []
-    taken = 0.0
-
-    def timed(items: list[Any]) -> Any:
-        # The step alone, as the engine's own clock takes it: not what is prepared for it here.
-        nonlocal taken
-        began = time.perf_counter()
-        found = engine.step(items)
-        taken += time.perf_counter() - began
-        return found
-
+    whole = partial(engine.step_timed, phases=False)
+    run(whole)  # pages come in
+    phases: list[Floats] = []
+    plain: list[Floats] = []
     with meter.running():
         began = time.perf_counter()
         while len(plain) < steps or time.perf_counter() - began < _LEAST_SECONDS:
-            taken = 0.0
-            run(timed)
-            plain.append(taken)
-            phases.append(run(engine.step_timed)[1])
-    return Times(np.array(phases, dtype=float), np.array(plain))
+            plain.append(run(whole))
+            phases.append(run(engine.step_timed))
+    return Times(np.array(phases), np.array(plain)[:, 0])
 
 
 def _ids(engine: Engine, count: int) -> list[int]:

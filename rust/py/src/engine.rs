@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pocketlm_engine::graph::Graph;
@@ -234,18 +234,26 @@ impl PyEngine {
         Ok(PySequence { sequence: Arc::new(sequence) })
     }
 
-    /// Runs one step and measures its phases: see `_core.pyi`.
+    /// Runs one step and measures its phases, or it as a whole: see `_core.pyi`.
+    #[pyo3(signature = (items, *, phases=true))]
     fn step_timed(
         &self,
         py: Python<'_>,
         items: Vec<Bound<'_, PyTuple>>,
+        phases: bool,
     ) -> PyResult<(Vec<PyStepResult>, Vec<f64>)> {
         let work = |items: &mut [WriteItem<'_>]| {
             let mut steps: Vec<StepItem<'_>> = items
                 .iter_mut()
                 .map(|item| StepItem::new(item.sequence, item.ids, item.sampler.as_deref_mut(), item.logits))
                 .collect();
-            let times = self.engine.step_timed(&mut steps)?;
+            let times = if phases {
+                self.engine.step_timed(&mut steps)?
+            } else {
+                let start = Instant::now();
+                self.engine.step(&mut steps)?;
+                vec![start.elapsed()]
+            };
             Ok((steps.into_iter().map(|step| step.into_result().into()).collect(), times))
         };
         let (results, times) = self.run(py, &items, work)?;
