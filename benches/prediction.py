@@ -58,6 +58,7 @@ class Bench:
             args.turns,
         )
         self.out: Path = args.out / "prediction" / f"{args.source.resolve().name}-{build()}"
+        self.kept = self.out / f"rounds-{self.threads}-threads.json"
         self.names = [name for name in WHAT_IFS if not args.only or name in args.only]
 
     def path(self, name: str) -> Path:
@@ -81,11 +82,10 @@ class Bench:
         rounds: list[dict[str, Any]] = self._rounds() if more else []
         for _ in range(self.rounds):
             rounds.append(self._round())
-            (self.out / "rounds.json").write_text(json.dumps(rounds, indent=1) + "\n")
+            self.kept.write_text(json.dumps(rounds, indent=1) + "\n")
 
     def _rounds(self) -> list[dict[str, Any]]:
-        file = self.out / "rounds.json"
-        return list(json.loads(file.read_text())) if file.exists() else []
+        return list(json.loads(self.kept.read_text())) if self.kept.exists() else []
 
     def _round(self) -> dict[str, Any]:
         base = profile(self.out / "p4", threads=self.threads, repeats=self.repeats, cache=False)
@@ -220,6 +220,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if args.rounds < 1 or args.turns < 2:
+        parser.error("one round and two turns are the least")
     bench = Bench(args)
     if args.stage in (None, "models"):
         bench.models()

@@ -73,7 +73,7 @@ from pocketlm.cli.common import (
         default=5,
         show_default=True,
         metavar="N",
-        help="Prefills; 20 times as many decode steps.",
+        help="Prefills at least, and 20 times as many decode steps; of either as many as take a second.",
     ),
     click.option(
         "--sensitivities",
@@ -219,7 +219,7 @@ def _progress() -> Callable[[int, int], None]:
 
     def show(done: int, total: int) -> None:
         if sys.stderr.isatty():
-            end = "\r" if done < total - 1 else "\r\033[K"
-            print(f"measuring products {done + 1}/{total}", end=end, file=sys.stderr, flush=True)
+            text = f"measuring products {done + 1}/{total}\r" if done < total else "\033[K"
+            print(text, end="", file=sys.stderr, flush=True)
 
     return show

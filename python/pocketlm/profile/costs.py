@@ -2,6 +2,7 @@
 
 Doubles of the model with random weights, each of one kind, run in turn for some steps, again and again:
 whatever else the machine does meanwhile meets all of them, and what is compared was measured within moments.
+Of a model that no cache holds, some layers are enough: the others' products are like theirs, or between them.
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ from typing import Any
 import numpy as np
 
 from pocketlm.adapters.attach import is_adapter
-from pocketlm.graph import Graph
+from pocketlm.graph import Graph, Linear
 from pocketlm.loading.files import write_whole
 from pocketlm.profile.measure import Floats
+from pocketlm.profile.shorter import linear_sites, shorter
 from pocketlm.profile.stand_in import Setting, StandIn
 
 Seconds = tuple[float, float]  # of a decode step, and of a prefill
 Times = dict[str, dict[str, Seconds]]  # by kind and operation
 Progress = Callable[[int, int], object]
 
+_METHOD = 2  # another one's times are no longer used
+_MOST_WEIGHTS = 256 << 20  # of the layers of a double: at 2 bits each, more than most caches hold
+_LONG_AGO = 64  # tokens in the cache of such a double: what they bring into the caches does not stay there
 _SECONDS = 4.0  # of all rounds, about
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 60
 _DECODES, _PREFILLS = 10, 1  # steps of a turn
@@ -53,8 +58,11 @@ class Costs:
         fingerprint: str,
         directory: Path | None,
     ) -> None:
-        self._graph, self._now, self._setting = graph, dict(kinds), setting
-        about = json.dumps([graph.to_json(), self._adapters, dataclasses.asdict(setting)])
+        self._whole, self._graph = graph, shorter(graph, _MOST_WEIGHTS)
+        if self._graph is not graph:
+            setting = dataclasses.replace(setting, context=min(setting.context, _LONG_AGO))
+        self._now, self._setting = dict(kinds), setting
+        about = json.dumps([_METHOD, self._graph.to_json(), self._adapters, dataclasses.asdict(setting)])
         name = f"products-{fingerprint}-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
         self._path = None if directory is None else directory / name
         self._times: Times = {}
@@ -66,14 +74,32 @@ class Costs:
     def measure(self, kinds: Sequence[str], progress: Progress | None = None) -> None:
         """Measures what :meth:`seconds` needs for these kinds, all together, unless it is known."""
         names = [op.name for op in self._graph.linears()]
-        self._times = _read(self._path, kinds, names)
-        if not self._times:
-            self._times = self._measured(kinds, progress)
-            _write(self._path, self._times)
+        times = _read(self._path, kinds, names)
+        if not times:
+            times = self._measured(kinds, progress)
+            _write(self._path, times)
+        self._times = {kind: self._completed(times[kind]) for kind in kinds}
 
     def seconds(self, name: str, kind: str) -> Seconds:
         """Seconds of a product in a decode step, and in the prefill of a chunk."""
         return self._times[kind][name]
+
+    def _completed(self, times: Mapping[str, Seconds]) -> dict[str, Seconds]:
+        """Times of all layers' products: of those left out by size, between those of the same site."""
+        found = dict(times)
+        measured = linear_sites(self._graph)
+        for site, ops in linear_sites(self._whole).items():
+            known: dict[int, list[Seconds]] = {}
+            for op in measured[site]:
+                known.setdefault(_elements(op), []).append(times[op.name])
+            sizes = sorted(known)
+            means = [np.mean(known[size], axis=0) for size in sizes]
+            for op in ops:
+                if op.name not in times:
+                    at = _elements(op)
+                    one, two = (float(np.interp(at, sizes, [mean[i] for mean in means])) for i in (0, 1))
+                    found[op.name] = one, two
+        return found
 
     def _measured(self, kinds: Sequence[str], progress: Progress | None) -> Times:
         found: dict[str, list[list[Floats]]] = {kind: [[], []] for kind in kinds}
@@ -97,6 +123,8 @@ class Costs:
                 done += 1
                 wanted = round(done * _SECONDS / (time.monotonic() - began))
                 rounds = max(_LEAST_ROUNDS, min(_MOST_ROUNDS, wanted))
+        if progress is not None:
+            progress(done * len(kinds), done * len(kinds))
         names = [op.name for op in self._graph.ops]
         times: Times = {}
         for kind, steps in found.items():
@@ -108,6 +136,10 @@ class Costs:
     def _stand_in(self, kind: str) -> StandIn:
         kinds = dict.fromkeys((op.name for op in self._graph.linears()), kind)
         return StandIn(self._graph, {**kinds, **self._adapters}, self._setting)
+
+
+def _elements(op: Linear) -> int:
+    return op.weight.shape[0] * op.weight.shape[1]
 
 
 def _least_disturbed(times: Floats) -> Floats:
@@ -135,7 +167,7 @@ def _read(path: Path | None, kinds: Sequence[str], names: Sequence[str]) -> Time
     try:
         found: Any = json.loads(path.read_text())
         times = {kind: {name: _pair(found[kind][name]) for name in names} for kind in kinds}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return {}
     return times
 

@@ -1,14 +1,12 @@
 """A model's double: its own operations over random weights, of any kinds.
 
 A product in it runs between the same others as in the model, after as much other data has gone through the
-caches, and shares its phase with the same neighbours. Of a model that is larger than the caches, layers share
-matrices: which of them is read makes no difference where all come from memory.
+caches, and shares its phase with the same neighbours.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,10 +14,8 @@ import numpy as np
 from pocketlm._core import WeightStore
 from pocketlm.graph import Embed, Graph, Op, Positions, Weight
 from pocketlm.kinds import PALETTE_KINDS
-from pocketlm.profile.whatif import stored_bytes
 
-TABLE_ROWS = 64  # of embeddings that are only looked up: tokens must be below
-_MOST_BYTES = 128 << 20  # of matrices, from where on layers share them: larger than most caches
+_TABLE_ROWS = 64  # of embeddings that are only looked up
 
 Weights = dict[Weight, str]  # with their kinds
 
@@ -30,27 +26,16 @@ def double_of(graph: Graph, kinds: Mapping[str, str], tokens: int) -> tuple[Grap
     Args:
         kinds: of each product's weight, by the operation's name. All else is in half precision.
     """
-    used: dict[str, tuple[tuple[int, ...], str]] = {}
-    groups: dict[tuple[tuple[int, ...], str], list[str]] = defaultdict(list)
-    for op in graph.linears():
-        name = _stored(op.weight)
-        if name not in used:
-            used[name] = op.weight.shape, kinds[op.name]
-            groups[used[name]].append(name)
-    whole = sum(_bytes(*key) * len(group) for key, group in groups.items())
-    part = min(1.0, _MOST_BYTES / max(1, whole))
-    copies = {key: max(1, round(part * len(group))) for key, group in groups.items()}
+    used = {_stored(op.weight): kinds[op.name] for op in graph.linears()}
     weights: Weights = {}
 
     def new(op: Op, weight: Weight) -> Weight:
-        key = used.get(_stored(weight))
-        if key is None:
-            rows = {Embed: TABLE_ROWS, Positions: tokens}.get(type(op), weight.shape[0])
-            found = Weight(weight.name, (rows, *weight.shape[1:]))
-        else:
-            number = groups[key].index(_stored(weight)) % copies[key]
-            found = Weight(f"{key[1]} {'x'.join(map(str, key[0]))} {number}", weight.shape)
-        weights[found] = "f16" if key is None else key[1]
+        name = _stored(weight)
+        rows = weight.shape[0]
+        if name not in used:
+            rows = {Embed: min(rows, _TABLE_ROWS), Positions: tokens}.get(type(op), rows)
+        found = Weight(name, (rows, *weight.shape[1:]))
+        weights[found] = used.get(name, "f16")
         return found
 
     ops = []
@@ -59,6 +44,12 @@ def double_of(graph: Graph, kinds: Mapping[str, str], tokens: int) -> tuple[Grap
         fields |= {key: new(old, value) for key, value in fields.items() if isinstance(value, Weight)}
         ops.append(type(old)(**fields))
     return dataclasses.replace(graph, context_length=tokens, ops=tuple(ops)), weights
+
+
+def token_ids(double: Graph, count: int) -> list[int]:
+    """Tokens that a double's embeddings have."""
+    tables = [op.weight.shape[0] for op in double.ops if isinstance(op, Embed)]
+    return [at % min([_TABLE_ROWS, *tables]) for at in range(count)]
 
 
 def random_store(weights: Weights) -> WeightStore:
@@ -92,10 +83,11 @@ def _add_palette(store: WeightStore, weight: Weight, kind: str, random: np.rando
 def _add_dense(store: WeightStore, weight: Weight, kind: str, random: np.random.Generator) -> None:
     least = weight.shape[1] ** -0.5
     if kind == "bf16":
-        # Random mantissas of numbers from `least` to twice that, as exact as the type.
-        top = np.array(least, np.float32).view(np.uint32) >> 16 & 0xFF80
-        halves = np.frombuffer(random.bytes(2 * weight.shape[0] * weight.shape[1]), np.uint16)
-        store.add(weight.name, (halves & 0x007F | top).astype(np.uint16).reshape(weight.shape), kind)
+        # Random mantissas of numbers from about `least` to twice that, as exact as the type.
+        top = np.uint16(int(np.float32(least).view(np.uint32)) >> 16 & 0xFF80)
+        halves = random.integers(0, 0x80, weight.shape, np.uint16)
+        halves |= top
+        store.add(weight.name, halves, kind)
         return
     values = random.random(weight.shape, np.float32)
     values -= 0.5
@@ -106,7 +98,3 @@ def _add_dense(store: WeightStore, weight: Weight, kind: str, random: np.random.
 def _stored(weight: Weight) -> str:
     """The tensor whose bytes this one has."""
     return weight.shared_with or weight.name
-
-
-def _bytes(shape: tuple[int, ...], kind: str) -> int:
-    return stored_bytes((shape[0], shape[1]), kind, kind)

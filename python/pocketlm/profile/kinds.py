@@ -26,7 +26,8 @@ def matrices(profile: Profile, progress: Callable[[int, int], object] | None) ->
         if row.tensor is not None and row.op in ("linear", "embed") and not is_adapter(op):
             readers.setdefault(row.tensor, []).append(row)
     now = {row.name: row.kind for row in profile.table if row.op == "linear" and row.kind is not None}
-    dense = sorted({kind for kind in now.values() if kind not in PALETTES} | {KEPT_AS})
+    chosen = {row.kind for group in readers.values() for row in group if row.kind is not None}
+    dense = sorted(chosen - {*PALETTES} | {KEPT_AS})
     directory = cache_directory() if profile.keep_times else None
     costs = Costs(profile.graph, now, profile.setting, profile.machine.fingerprint, directory)
     costs.measure([*PALETTES, *dense], progress)

@@ -20,7 +20,7 @@ class Machine:
 
     Attributes:
         processor: its name.
-        isa, threads: instruction set and threads of a step.
+        isa, threads: instruction set, and threads of a step at most; the roofs are those of all of them.
         read_bandwidth: bytes per second that the threads read from memory together, measured.
         int8_peak: int8 multiply-adds per second that they do together from registers, measured.
     """

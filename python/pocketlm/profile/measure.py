@@ -19,7 +19,7 @@ from pocketlm.profile.work import Load
 DISPATCH, SAMPLE = "dispatch", "sample"
 DECODE_STEPS = 20  # for each repeat: a step is far shorter than a prefill
 _LEAST_SECONDS = 1.0  # of measuring: a shared machine is fast and slow for longer than a small model's steps
-_SETTLING_SECONDS, _SETTLING_STEPS = 0.3, 100
+_SETTLING_SECONDS, _SETTLING_STEPS = 1.0, 200
 
 Floats = NDArray[np.float64]
 Step = Callable[[list[Any]], tuple[list[StepResult], list[float]]]  # makes a step of items, and times it
@@ -58,30 +58,22 @@ class Times:
         return max(0.0, float(np.median(self.timed / self.plain)) - 1)
 
 
-@contextmanager
-def held_threads(engine: Engine, context: int, chunk: int) -> Iterator[dict[str, int]]:
-    """Lets the engine find how many threads its steps run best on, and stay with that: for ``decode`` after
-    ``context`` tokens, and for ``prefill`` of ``chunk``. Prompts are too long to try for; they run on what
-    was found before."""
-    with _decoding(engine, context) as run:
-        began, steps = time.perf_counter(), 0
-        while steps < _SETTLING_STEPS and time.perf_counter() - began < _SETTLING_SECONDS:
-            run(engine.step_timed)
-            steps += 1
-    engine.hold_threads(True)
-    try:
-        yield {"decode": engine.step_threads(1), "prefill": engine.step_threads(chunk)}
-    finally:
-        engine.hold_threads(False)
-
-
 def decode_times(engine: Engine, context: int, steps: int, meter: Meter) -> Times:
     """Decodes one token after ``context`` others, again and again.
+
+    For some steps before, the engine may find how many threads it decodes best on; then it holds that number,
+    for prefills as well, until it is told otherwise.
 
     Raises:
         MemoryLimitError: the cache has no room.
     """
     with _decoding(engine, context) as run:
+        whole = partial(engine.step_timed, phases=False)
+        began, tries = time.perf_counter(), 0
+        while tries < _SETTLING_STEPS and time.perf_counter() - began < _SETTLING_SECONDS:
+            run(whole)
+            tries += 1
+        engine.hold_threads(True)
         return _alternate(engine, run, steps, meter)
 
 

@@ -23,8 +23,7 @@ from pocketlm.profile.stand_in import Setting
 from pocketlm.profile.work import Load, matrix, work
 
 DEFAULT_PROMPT, DEFAULT_CONTEXT, DEFAULT_REPEATS = 512, 256, 5
-# Tokens in the cache of a double that stands in for the model: more would pass through no other caches.
-MOST_CONTEXT = 512
+MOST_CONTEXT = 8192  # tokens in the cache of a model's double, which must be computed before it is measured
 
 
 def profile(
@@ -100,13 +99,16 @@ def _profile(
     meter = Meter()
     steps = {"decode": Load.decode(context), "prefill": Load.prefill(prompt, engine.max_rows)}
     chunk = steps["prefill"].chunks[0][1]
-    with measure.held_threads(engine, context, chunk) as threads:
+    try:
         times = {
             "decode": measure.decode_times(engine, context, measure.DECODE_STEPS * repeats, meter),
             "prefill": measure.prefill_times(engine, steps["prefill"], repeats, meter),
         }
+        threads = {"decode": engine.step_threads(1), "prefill": engine.step_threads(chunk)}
+    finally:
+        engine.hold_threads(False)
     machine = machine.better(Machine.measure(engine.isa, engine.threads))  # whatever ran beside it
-    energy = meter.energy(engine.threads, watts)
+    energy = meter.energy(max(threads.values()), watts)
     phases = engine.phases()
     names = [*(op.name for op in graph.ops), measure.SAMPLE, measure.DISPATCH]
     tail = {name: bool(phase["tail"]) for phase in phases for name, _ in phase["members"]}

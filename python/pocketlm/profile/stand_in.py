@@ -9,7 +9,7 @@ import numpy as np
 
 from pocketlm._core import Engine, Sampler, Sequence
 from pocketlm.graph import Graph
-from pocketlm.profile.double import TABLE_ROWS, double_of, random_store
+from pocketlm.profile.double import double_of, random_store, token_ids
 from pocketlm.profile.measure import DISPATCH, SAMPLE, Floats, shares
 
 _CHUNK = 64  # tokens of a step that fills the cache
@@ -44,7 +44,7 @@ class StandIn:
         setting: of the steps.
 
     Attributes:
-        bytes: of its weights.
+        bytes: of its weights, caches and scratch.
     """
 
     def __init__(self, graph: Graph, kinds: Mapping[str, str], setting: Setting) -> None:
@@ -53,7 +53,7 @@ class StandIn:
         self._context, self._chunk = setting.context, setting.chunk
         double, weights = double_of(graph, kinds, max(setting.context + 1, setting.chunk))
         store = random_store(weights)
-        self.bytes = sum(store.info(name).bytes for name in store.names())
+        self._ids = token_ids(double, setting.chunk + _CHUNK)
 
         def engine(threads: int, tokens: int, rows: int) -> Engine:
             return Engine(
@@ -69,8 +69,10 @@ class StandIn:
         self._decoding = engine(setting.decode_threads, setting.context + 1, _CHUNK)
         self._prefilling = engine(setting.prefill_threads, setting.chunk, setting.chunk)
         self._decoded, self._prefilled = self._decoding.sequence(), self._prefilling.sequence()
+        engines = self._decoding.memory(), self._prefilling.memory()
+        self.bytes = sum(one["cache"] + one["scratch"] for one in engines) + engines[0]["weights"]
         for start in range(0, setting.context, _CHUNK):
-            ids = _ids(min(_CHUNK, setting.context - start))
+            ids = self._ids[: min(_CHUNK, setting.context - start)]
             self._decoding.step([(self._decoded, ids, None, "none")])
 
     def decode(self, steps: int) -> Floats:
@@ -91,12 +93,7 @@ class StandIn:
         self._decoding.close()
         self._prefilling.close()
 
-    @staticmethod
-    def _step(engine: Engine, sequence: Sequence, rows: int, before: int) -> list[float]:
-        times = engine.step_timed([(sequence, _ids(rows), Sampler(temperature=0), "none")])[1]
+    def _step(self, engine: Engine, sequence: Sequence, rows: int, before: int) -> list[float]:
+        times = engine.step_timed([(sequence, self._ids[:rows], Sampler(temperature=0), "none")])[1]
         sequence.truncate(before)
         return times
-
-
-def _ids(count: int) -> list[int]:
-    return [at % TABLE_ROWS for at in range(count)]
