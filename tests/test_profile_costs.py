@@ -66,7 +66,6 @@ def test_a_double_has_the_models_operations_and_runs(case: str) -> None:
             assert op.weight.shape == old.weight.shape and store.info(op.weight.name).shape == op.weight.shape
         # Tensors are shared where the model shares them, and only there.
         assert len({w.name for w in new.weights().values()}) == len(model.weights())
-        used = {op.weight.name for op in new.linears()}
         for op, old in zip(new.ops, model.ops, strict=True):
             if isinstance(op, Embed) and isinstance(old, Embed):
                 assert op.weight.shape[0] == old.weight.shape[0] or op.weight.shape[0] == 64
