@@ -9,7 +9,7 @@
   get("machine").textContent = where;
   get("machine").title = where;
   get("notes").textContent = `Energy: ${data.energy.source}`;
-  get("notes").title = `Energy: ${data.energy.source}. Times are predicted by what each shape takes on this machine with each kind.`;
+  get("notes").title = `Energy: ${data.energy.source}. Times are predicted by what each product takes on this machine as each kind.`;
 
   const card = (value, title, hint = "") => element("div", { class: "card", title: hint }, element("b", {}, value), element("span", {}, title));
   function cards() {
