@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 /// Divides the time of a step among its phases, so that the parts add up to the whole.
 ///
-/// Each thread notes for itself when it is done with a phase, in memory that no other touches: to hand a common record from core
-/// to core took longer than to read the time, 4 % of a small model's step. A phase ends when the last thread is done with it.
+/// Each thread notes for itself when it is done with a phase, in memory that no other touches, so that no record has to go from
+/// core to core between two phases. A phase ends when the last thread is done with it.
 pub(crate) struct Clock {
     phases: usize,
     start: Instant,

@@ -126,9 +126,10 @@ impl<const VBMI: bool, const RAISE: i32> Dot for Avx512<VBMI, RAISE> {
                 Kind::P3 => {
                     let eight = _mm512_set1_epi64(codebook.cast::<i64>().read_unaligned());
                     if VBMI {
-                        return THREE
-                            .each_ref()
-                            .map(|order| raise(_mm512_shuffle_epi8(eight, _mm512_loadu_si512(order.as_ptr().cast()))));
+                        // Not `map` over the array: it becomes a call without these instructions, once a tile.
+                        let order = |code: usize| _mm512_loadu_si512(THREE[code].as_ptr().cast());
+                        let by = |order| raise(_mm512_shuffle_epi8(eight, order));
+                        return [by(order(0)), by(order(1))];
                     }
                     eight
                 }
