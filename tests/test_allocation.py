@@ -85,7 +85,7 @@ def test_no_window_of_a_large_file_has_text_that_judges(
     assert judging == "w2 " * 10_000 and left is not None
     windows = read_windows(left, model, window=8, tokens=2000)
     assert len(windows) == 250
-    calibrating, judges = (model.tokenizer.encode(text).ids[-1] for text in ("w1", "w2"))
+    calibrating, judges = (model.read_tokenizer().inner.encode(text).ids[-1] for text in ("w1", "w2"))
     assert calibrating in windows and judges not in windows
 
 
@@ -97,7 +97,7 @@ def test_long_runs_take_fewer_tokens(source: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("pocketlm.palettize.held_out.MOST_WORK", 1)
     few = sequences(model, text)
     assert sum(map(len, few)) == 512 and few[1] == sequences(model, text)[1]
-    assert sequences(model, ["w1 w2 w3"]) == [model.tokenizer.encode("w1 w2 w3").ids]
+    assert sequences(model, ["w1 w2 w3"]) == [model.read_tokenizer().inner.encode("w1 w2 w3").ids]
     with pytest.raises(ParameterError, match="no tokens"):
         sequences(model, [""])
 

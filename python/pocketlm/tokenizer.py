@@ -97,7 +97,7 @@ class Tokenizer:
             TokenizerError: it is missing, damaged or not of this model.
             TemplateError: its chat template is not valid.
         """
-        inner, vocabulary = model.read_tokenizer
+        inner, vocabulary = model.read_tokenizer()
         return cls(
             inner,
             config=model.tokenizer_config,

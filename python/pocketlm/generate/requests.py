@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import numbers
-import secrets
+import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -127,7 +127,7 @@ class Requests:
         for name, ids in (("stop_token_ids", chosen.stop_token_ids), ("logit_bias", chosen.logit_bias or ())):
             if any(i >= self._vocab_size for i in ids):
                 raise ParameterError(f"{name}: token ids must be below {self._vocab_size}")
-        first = secrets.randbits(63) if chosen.seed is None else chosen.seed
+        first = int.from_bytes(os.urandom(8)) >> 1 if chosen.seed is None else chosen.seed
         seeds = [(first + i) % (1 << 64) for i in range(chosen.n or 1)]
         return [self._job(prompt, chosen, room, seed, owner) for seed in seeds]
 

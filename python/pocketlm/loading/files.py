@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import os
-import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -153,7 +153,7 @@ def _replace(target: Path, text: str) -> None:
     try:
         part.write_text(text, encoding="utf-8")
         if target.exists():
-            shutil.copymode(target, part)
+            part.chmod(stat.S_IMODE(target.stat().st_mode))
         part.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,6 @@ from pocketlm.loading.safetensors import open_weights
 from pocketlm.loading.tokenizer import ReadTokenizer, check_tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from pocketlm.adapters.files import Adapter
 
 ADAPTERS, RECOVERY = "adapters", "recovery"  # a model's directory of adapters, and the one that it attaches
@@ -55,14 +52,12 @@ class LoadedModel:
         """Where the tokenizer is; it may not exist."""
         return self.path / "tokenizer.json"
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer, read when first asked for. Raises TokenizerError if it is not this model's."""
-        return self.read_tokenizer.inner
-
-    @cached_property
     def read_tokenizer(self) -> ReadTokenizer:
-        """The same, with its vocabulary."""
+        """The tokenizer, read anew. Not kept: the vocabulary of a large one takes megabytes.
+
+        Raises:
+            TokenizerError: it is missing, damaged or not this model's.
+        """
         path = self.tokenizer_path
         found = read_tokenizer(path)
         check_tokenizer(path, found.vocabulary, self.graph.vocab_size)
