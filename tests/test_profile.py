@@ -29,7 +29,6 @@ from pocketlm.loading import open_model
 from pocketlm.palettize import palettize
 from pocketlm.palettize.recipe import recipe_kinds
 from pocketlm.profile import Profile, Table, measure
-from pocketlm.profile.energy import Meter
 from pocketlm.profile.machine import Machine
 from pocketlm.profile.sensitivity import read_sensitivities
 from pocketlm.profile.terminal import heading, lines, notes, render
@@ -192,7 +191,7 @@ def test_predicted_times_follow_the_products(found: Profile) -> None:
     change = row.decode.seconds * (then[0] / now[0] - 1)
     assert what.decode_seconds - found.decode.seconds == pytest.approx(change, rel=1e-6)
     assert what.decode_tokens_per_second == 1 / what.decode_seconds
-    assert what.joules_per_token == what.decode_seconds * found.energy.watts
+    assert what.joules_per_token == what.decode_seconds * found.energy["decode"].watts
     assert what.changed == {row.tensor: (row.kind, "p2")}
     # Later patterns win; a tied tensor is one choice.
     assert (
@@ -362,33 +361,6 @@ def test_the_terminal_view_says_what_its_figures_are(found: Profile) -> None:
         cost = dataclasses.replace(found.table[0].decode, bandwidth_share=share)
         rows = Table([dataclasses.replace(found.table[0], decode=cost)])
         assert any("caches" in line for line in notes(found, rows, ["decode"])) == (share > 1)
-
-
-def test_energy_is_read_from_counters_or_said_to_be_assumed(tmp_path: Path) -> None:
-    for domain, name in (("a:0", "package-0"), ("a:0:0", "core"), ("b:0", "package-1"), ("c", "psys")):
-        (tmp_path / domain).mkdir()
-        (tmp_path / domain / "name").write_text(name)
-        (tmp_path / domain / "energy_uj").write_text("999000000\n")
-        (tmp_path / domain / "max_energy_range_uj").write_text("1000000000")
-    meter = Meter(tmp_path)
-    with meter.running():
-        (tmp_path / "a:0" / "energy_uj").write_text("4000000")  # went around: 5 J
-        (tmp_path / "b:0" / "energy_uj").write_text("1002000000")  # 3 J
-        (tmp_path / "c" / "energy_uj").write_text("5000000000")
-    meter._seconds = 2.0
-    # A second door to the first package's counter, and one to it that cannot be read.
-    for domain, joules in (("a-mmio:0", "4000001"), ("Z:0", "secret")):
-        (tmp_path / domain).mkdir()
-        (tmp_path / domain / "name").write_text("package-0")
-        (tmp_path / domain / "energy_uj").write_text(joules)
-    assert [path.name for path in Meter(tmp_path)._packages] == ["a:0", "b:0"]
-    energy = meter.energy(2)
-    assert (energy.watts, energy.measured) == (4.0, True) and "RAPL" in energy.source
-    (tmp_path / "broken").mkdir()
-    for root in (tmp_path / "none", tmp_path / "broken"):
-        assumed = Meter(root).energy(3)
-        assert (assumed.watts, assumed.measured) == (18.0, False) and "estimate" in assumed.source
-    assert Meter(tmp_path / "none").energy(2, 7.5).watts == 7.5
 
 
 def test_the_machine_is_measured() -> None:

@@ -19,10 +19,10 @@ POWERCAP = Path("/sys/class/powercap")
 
 @dataclasses.dataclass(frozen=True)
 class Energy:
-    """Power while a step runs, and where that figure comes from.
+    """Power while steps of one sort run, and where that figure comes from.
 
     Attributes:
-        watts: of the processor, while steps run.
+        watts: of the processor, while such steps run.
         measured: read from its counters; else assumed.
         source: how, in words.
     """
@@ -33,7 +33,8 @@ class Energy:
 
 
 class Meter:
-    """Joules and seconds of the work that :meth:`running` surrounds."""
+    """Joules and seconds of the work that :meth:`running` surrounds. Decoding and prefill use the processor
+    differently, so each has a meter of its own."""
 
     def __init__(self, root: Path = POWERCAP) -> None:
         self._packages = _packages(root)
@@ -54,7 +55,7 @@ class Meter:
         self._seconds += seconds
 
     def energy(self, threads: int, watts: float | None = None) -> Energy:
-        """The power of what ran.
+        """The power of what ran, on so many threads.
 
         Raises:
             ParameterError: ``watts`` is not a positive number.

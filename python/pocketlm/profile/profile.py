@@ -59,7 +59,7 @@ class Profile:
     Attributes:
         model: its name.
         machine: where it was measured, with the two roofs.
-        energy: power, and where that figure comes from.
+        energy: power while ``decode`` and ``prefill`` steps run, and where that figure comes from.
         description: tensors, bytes, bits per weight.
         context, prompt: tokens in the cache when decoding; tokens of the prefill.
         table: a row for each operation, in order of execution.
@@ -72,7 +72,7 @@ class Profile:
 
     model: str
     machine: Machine
-    energy: Energy
+    energy: Mapping[str, Energy]
     description: Description
     context: int
     prompt: int
@@ -116,7 +116,7 @@ class Profile:
             decode=self.decode.seconds,
             prefill=self.prefill.seconds,
             prompt=self.prompt,
-            watts=self.energy.watts,
+            watts=self.energy["decode"].watts,
         )
 
     def what_if(self, changes: Mapping[str, Any] | str | PathLike[str] | None = None) -> WhatIf:
@@ -136,7 +136,7 @@ class Profile:
         return {
             "model": self.model,
             "machine": dataclasses.asdict(self.machine),
-            "energy": dataclasses.asdict(self.energy),
+            "energy": {step: dataclasses.asdict(energy) for step, energy in self.energy.items()},
             "context": self.context,
             "prompt": self.prompt,
             "bytes": self.description.bytes,

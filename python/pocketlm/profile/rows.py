@@ -30,7 +30,7 @@ class Cost:
         bandwidth_share: of what the machine's memory delivers; above 1 where the caches hold the data.
         bound: the lower roof for this work: ``memory``, ``compute``, or ``None`` where it has neither.
         roof_seconds: least time by the roofs of the machine.
-        joules: energy, by the power of the profile's :class:`~pocketlm.profile.energy.Energy`.
+        joules: energy, by the power of such steps (:class:`~pocketlm.profile.energy.Energy`).
     """
 
     seconds: float

@@ -96,19 +96,19 @@ def _profile(
     tensors = {stored_name(store, op.weight) for op in graph.ops if matrix(store, op)}  # type: ignore[attr-defined]
     losses = read_sensitivities(sensitivities, loaded.path, tensors)
     machine = Machine.measure(engine.isa, engine.threads)
-    meter = Meter()
+    meters = {"decode": Meter(), "prefill": Meter()}
     steps = {"decode": Load.decode(context), "prefill": Load.prefill(prompt, engine.max_rows)}
     chunk = steps["prefill"].chunks[0][1]
     try:
         times = {
-            "decode": measure.decode_times(engine, context, measure.DECODE_STEPS * repeats, meter),
-            "prefill": measure.prefill_times(engine, steps["prefill"], repeats, meter),
+            "decode": measure.decode_times(engine, context, measure.DECODE_STEPS * repeats, meters["decode"]),
+            "prefill": measure.prefill_times(engine, steps["prefill"], repeats, meters["prefill"]),
         }
         threads = {"decode": engine.step_threads(1), "prefill": engine.step_threads(chunk)}
     finally:
         engine.hold_threads(False)
     machine = machine.better(Machine.measure(engine.isa, engine.threads))  # whatever ran beside it
-    energy = meter.energy(max(threads.values()), watts)
+    energy = {step: meter.energy(threads[step], watts) for step, meter in meters.items()}
     phases = engine.phases()
     names = [*(op.name for op in graph.ops), measure.SAMPLE, measure.DISPATCH]
     tail = {name: bool(phase["tail"]) for phase in phases for name, _ in phase["members"]}
@@ -118,8 +118,8 @@ def _profile(
     for step, load in steps.items():
         amounts = work(graph, store, load, tail, engine.kv_dtype, precise=lm.precise)
         divided = measure.shares(phases, names, elements if step == "prefill" else None)
-        costs[step] = _costs(times[step], divided, names, amounts, machine, energy)
-        totals[step] = _total(times[step], load, threads[step], amounts, energy)
+        costs[step] = _costs(times[step], divided, names, amounts, machine, energy[step])
+        totals[step] = _total(times[step], load, threads[step], amounts, energy[step])
     fused = _fused(phases)
     rows = []
     for at, name in enumerate(names):

@@ -176,8 +176,16 @@ def heading(profile: Profile) -> list[str]:
         f"memory {human(machine.read_bandwidth)}/s, int8 {machine.int8_peak / 1e9:.0f} GMAC/s",
         _whole("decode", profile.decode, f"after {profile.context} tokens"),
         _whole("prefill", profile.prefill, f"of {profile.prompt} tokens"),
-        f"power    {profile.energy.watts:.0f} W ({profile.energy.source})",
+        *_power(profile),
     ]
+
+
+def _power(profile: Profile) -> list[str]:
+    """A line for each power, or one where decoding and prefill have the same."""
+    told = {step: f"{energy.watts:.0f} W ({energy.source})" for step, energy in profile.energy.items()}
+    if len({*told.values()}) == 1:
+        return [f"power    {told['decode']}"]
+    return [f"power    {step} {text}" for step, text in told.items()]
 
 
 def _threads(count: int) -> str:

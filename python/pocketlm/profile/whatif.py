@@ -75,7 +75,7 @@ class Base:
         other_bytes: of tensors that have no choice of kind (norms, biases).
         decode, prefill: seconds of a decode step and of the prompt's prefill.
         prompt: tokens of that prompt.
-        watts: power while steps run.
+        watts: power while decode steps run.
     """
 
     bytes: int

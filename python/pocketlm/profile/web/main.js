@@ -8,8 +8,10 @@
   const where = `${data.machine.processor}, ${data.machine.isa}, ${data.machine.threads} thread${data.machine.threads === 1 ? "" : "s"}`;
   get("machine").textContent = where;
   get("machine").title = where;
-  get("notes").textContent = `Energy: ${data.energy.source}`;
-  get("notes").title = `Energy: ${data.energy.source}. Times are predicted by what each product takes on this machine as each kind.`;
+  // Decoding and prefill have each their power: what is predicted is of decoding.
+  const power = (step) => `${show.number(data.energy[step].watts)} W in ${step} (${data.energy[step].source})`;
+  get("notes").textContent = `Energy: ${power("decode")}`;
+  get("notes").title = `Energy: ${power("decode")}; ${power("prefill")}. Times are predicted by what each product takes on this machine as each kind.`;
 
   const card = (value, title, hint = "") => element("div", { class: "card", title: hint }, element("b", {}, value), element("span", {}, title));
   function cards() {
@@ -22,7 +24,7 @@
       card(show.number(data.prefill.tokens_per_second), `prefill tokens/s of ${data.prompt}`),
       card(show.seconds(total.seconds), `${report.state.step} step ± ${show.seconds(total.spread)}`,
         `Timing each operation adds ${cost}, which the rows leave out. ${total.steps} steps of each, on ${total.threads} thread${total.threads === 1 ? "" : "s"}.`),
-      card(show.joules(total.joules / total.tokens), `a token${data.energy.measured ? "" : " (estimate)"}`, data.energy.source),
+      card(show.joules(total.joules / total.tokens), `a token${data.energy[report.state.step].measured ? "" : " (estimate)"}`, power(report.state.step)),
     );
   }
 
