@@ -3,17 +3,16 @@ name the thing."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 import pocketlm
+from checkpoints import write_checkpoint
+from independent.cases import llama
 from palettizing import full_disk, names
 from pocketlm._core import Sampler
 from pocketlm.describe import describe
@@ -30,8 +29,8 @@ from pocketlm.palettize import palettize
 from pocketlm.palettize.recipe import recipe_kinds
 from pocketlm.profile import Profile, Table, measure
 from pocketlm.profile.machine import Machine
+from pocketlm.profile.opened import opened
 from pocketlm.profile.sensitivity import read_sensitivities
-from pocketlm.profile.terminal import heading, lines, notes, render
 from pocketlm.profile.work import Load, work
 from profiles import MACHINE, made_up, measured, models, quick
 
@@ -278,9 +277,10 @@ def test_sensitivities_that_are_wrong(
     [
         ({"prompt": 0}, ParameterError, "prompt"),
         ({"prompt": 2.5}, ParameterError, "prompt"),
-        ({"prompt": 10_000}, ParameterError, "context"),
+        ({"prompt": 10_000}, ContextLengthError, "prompt: 10000 tokens do not fit the context of 512"),
+        ({"context": 10_000}, ContextLengthError, "context: 10000 tokens and the one decoded after"),
         ({"context": -1}, ParameterError, "context"),
-        ({"context": 512}, ContextLengthError, "context: 513"),
+        ({"context": 512}, ContextLengthError, "context: 512 tokens and"),
         ({"prompt": 513}, ContextLengthError, "prompt: 513"),
         ({"repeats": 0}, ParameterError, "repeats"),
         ({"repeats": True}, ParameterError, "repeats"),
@@ -294,6 +294,22 @@ def test_arguments_out_of_range(
 ) -> None:
     with pytest.raises(error, match=word):
         measured(paths[1], **settings)
+
+
+def test_a_model_is_opened_with_room_for_long_prompts(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "long", llama(max_position_embeddings=6000))
+    settings: dict[str, Any] = {"threads": 1, "precise": False, "adapter": "recovery"}
+    for prompt, context, room in (
+        (None, None, 4096),
+        (5000, None, 5000),
+        (9, 5000, 5001),
+        (6000, 5999, 6000),
+    ):
+        with opened(path, prompt=prompt, context=context, **settings) as lm:
+            assert lm.context == room and lm.engine.threads == 1
+    for prompt, context, word in ((6001, 9, "prompt: 6001"), (9, 6000, "context: 6000 tokens and the one")):
+        with pytest.raises(ContextLengthError, match=f"^{word}.* the context of 6000"):
+            opened(path, prompt=prompt, context=context, **settings).__enter__()
 
 
 def test_models_that_cannot_be_profiled(paths: tuple[Path, Path], tmp_path: Path) -> None:
@@ -333,34 +349,6 @@ def test_tables_sort_and_filter(found: Profile) -> None:
     ):
         with pytest.raises(ParameterError):
             call()
-
-
-@pytest.mark.parametrize("by", ["site", "layer", "op"])
-def test_the_terminal_view_fits_80_columns(found: Profile, by: str) -> None:
-    for step in ("decode", "prefill"):
-        groups = lines(found.table, by, step)
-        assert sum(line.seconds for line in groups) == pytest.approx(found.total(step).seconds)
-        out = io.StringIO()
-        Console(file=out, width=80).print(render(found, found.table, step=step, by=by, top=3))
-        text = out.getvalue().splitlines()
-        assert all(len(line) <= 80 for line in text) and "…" not in text[0]
-        assert all("…" not in line[26:] for line in text), text  # only names give way
-        assert all(line.rstrip().endswith(("memory", "compute", "%", "bound", "(--top)")) for line in text)
-        assert "100.0%" in out.getvalue() and f"and {len(groups) - 3} more" in out.getvalue()
-
-
-def test_the_terminal_view_says_what_its_figures_are(found: Profile) -> None:
-    # One prefill has no quartiles, many decode steps have.
-    assert found.decode.steps == 20 and found.prefill.steps == 1
-    decode, prefill = [line for line in heading(found) if line.startswith(("decode", "prefill"))]
-    assert "±" in decode and "±" not in prefill
-    said = notes(found, found.table, ["decode"])
-    assert any("quartiles" in line for line in said)
-    assert not any("quartiles" in line for line in notes(found, found.table, ["prefill"]))
-    for share in (0.9, 1.1):
-        cost = dataclasses.replace(found.table[0].decode, bandwidth_share=share)
-        rows = Table([dataclasses.replace(found.table[0], decode=cost)])
-        assert any("caches" in line for line in notes(found, rows, ["decode"])) == (share > 1)
 
 
 def test_the_machine_is_measured() -> None:

@@ -28,7 +28,7 @@ from pocketlm.loading import open_model
 from pocketlm.profile import costs, profile
 from pocketlm.profile.costs import Costs, _elements
 from pocketlm.profile.double import double_of, random_store, token_ids
-from pocketlm.profile.rows import place
+from pocketlm.profile.names import place
 from pocketlm.profile.shorter import linear_sites, shorter, without
 from pocketlm.profile.stand_in import Setting, StandIn
 from pocketlm.profile.whatif import stored_bytes

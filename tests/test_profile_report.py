@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from html.parser import HTMLParser
@@ -13,10 +14,11 @@ import pytest
 
 from palettizing import full_disk, names
 from pocketlm.cli import run
-from pocketlm.errors import MissingFileError, StorageError, UnsupportedError
+from pocketlm.errors import MissingFileError, ParameterError, StorageError, UnsupportedError
 from pocketlm.palettize.recipe import recipe_kinds
-from pocketlm.profile import Profile
+from pocketlm.profile import Profile, machine
 from pocketlm.profile.html import embedded, page, report_data
+from pocketlm.profile.places import check_places
 from profiles import measured, models, quick, with_names
 
 EVIL = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1">\u2028&lt;'
@@ -117,6 +119,22 @@ def test_what_is_missing_is_said(
     assert "pocketlm[report]" in capsys.readouterr().err and not (tmp_path / "r.html").exists()
 
 
+def test_places_that_may_not_be_written_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "old.html"
+    old.write_text("")
+    check_places({"--html": old, "--recipe": tmp_path / "new.json", "--other": None})
+    check_places({"--html": Path("/dev/null"), "--recipe": Path("/dev/null")})
+    monkeypatch.setattr(os, "access", lambda path, _: path != old)  # as if not the superuser asked
+    with pytest.raises(StorageError, match=r"^--html: .*old\.html: Permission denied"):
+        check_places({"--html": old})
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    with pytest.raises(StorageError, match=r"^--recipe: .*new\.json: Permission denied"):
+        check_places({"--recipe": tmp_path / "new.json"})
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    with pytest.raises((ParameterError, StorageError), match="round"):
+        check_places({"--html": tmp_path / "round"})
+
+
 def call(capsys: Any, *args: str) -> tuple[int, str, str]:
     status = run(["profile", *args])
     out, err = capsys.readouterr()
@@ -149,24 +167,66 @@ def test_the_command(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "not known: no sensitivity to p2" in out
 
 
+def test_the_last_change_decides(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    quick(monkeypatch)
+    few = (str(model), "--prompt", "40", "--context", "9", "--repeats", "1", "--no-cache", "--json")
+
+    def kinds(*changes: str) -> dict[str, str]:
+        status, out, _ = call(capsys, *few, *(word for change in changes for word in ("--what-if", change)))
+        assert status == 0
+        found: dict[str, str] = json.loads(out)["what_if"]["recipe"]
+        return found
+
+    down = "model.layers.0.mlp.down_proj.weight"
+    # A pattern that is given again decides by its last place, not by its first.
+    assert kinds("ffn.*=p2v", "ffn.down=p4", "ffn.*=p8")[down] == "p8"
+    assert kinds("ffn.*=p2v", "ffn.down=p4")[down] == "p4"
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({down: "p3"}))
+    assert kinds("ffn.*=p2v", str(recipe))[down] == "p3"
+    assert kinds(str(recipe), "ffn.*=p2v", str(recipe), "ffn.*=p2v")[down] == "p2v"
+
+
 @pytest.mark.parametrize(
     ("args", "status", "words"),
     [
         (["--what-if", "ffn.*"], 2, "PATTERN=KIND"),
-        (["--what-if", "ffn.*=p9"], 2, "p9"),
-        (["--what-if", "nothing=p2"], 2, "nothing"),
-        (["--filter", "nothing.*"], 2, "nothing.*"),
+        (["--what-if", "ffn.*=p9"], 2, "--what-if: 'ffn.*' is to be 'p9'"),
+        (["--what-if", "nothing=p2"], 2, "--what-if: 'nothing' matches no operation"),
+        (["--what-if", "ffn.*=p2", "--what-if", "norm=p4"], 2, "--what-if: 'norm' cannot be p4"),
+        (["--what-if", "ffn.dwon=p2"], 2, "nearest is 'ffn.down'"),
+        (["--filter", "nothing.*"], 2, "--filter: 'nothing.*' matches no operation"),
+        (["--columns", "colour"], 2, "--columns: 'colour' is no column"),
         (["--recipe", "r.json"], 2, "--what-if"),
+        (["--what-if", "ffn.*=p2", "--recipe", "no/r.json"], 1, "--recipe: no: no such directory"),
+        (["--what-if", "ffn.*=p2", "--recipe", "r", "--html", "./r"], 2, "--recipe: r is the file of --html"),
+        (["--html", "no/r.html"], 1, "--html: no: no such directory"),
+        (["--html", "."], 2, "--html: . is a directory"),
         (["--prompt", "0"], 2, "prompt"),
-        (["--context", "600"], 1, "context"),
+        (["--prompt", "600"], 1, "prompt: 600 tokens do not fit"),
+        (["--prompt", "5000"], 1, "prompt: 5000 tokens do not fit"),
+        (["--context", "600"], 1, "context: 600 tokens and the one"),
+        (["--context", "5000"], 1, "context: 5000 tokens and the one"),
         (["--sensitivities", "nowhere.json"], 1, "nowhere.json"),
         (["--watts", "-3"], 2, "watts"),
     ],
 )
 def test_the_command_refuses(
-    args: list[str], status: int, words: str, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    args: list[str],
+    status: int,
+    words: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
-    quick(monkeypatch)
+    def measure(*_: Any) -> Any:
+        raise AssertionError("something was measured before what is wrong was said")
+
+    monkeypatch.setattr(machine.Machine, "measure", measure)
+    monkeypatch.chdir(tmp_path)
     few = ["--prompt", "9", "--context", "9", "--repeats", "1", "--no-cache"]
     found, _, err = call(capsys, str(model), *few, *args)
     assert found == status and words in err and err.count("\n") == 1, err

@@ -10,7 +10,6 @@ import click
 
 from pocketlm.cli.common import (
     adapter_of,
-    human,
     json_option,
     options,
     print_json,
@@ -47,6 +46,13 @@ from pocketlm.cli.common import (
     click.option(
         "--filter", "patterns", multiple=True, metavar="PATTERN", help="Only these, as 'ffn.*'; repeatable."
     ),
+    click.option(
+        "--columns",
+        metavar="NAMES",
+        help="Only these, as 'bytes,time,share': kind, shape, bits, bytes, macs, time, spread, roof, rate, "
+        "memory, share, energy, kl, bound.  [default: those that there is room for]",
+    ),
+    click.option("--wide", is_flag=True, help="All columns, however wide the lines."),
     click.option("--top", type=click.IntRange(1), metavar="N", help="Only the first N."),
     click.option(
         "--what-if",
@@ -100,6 +106,8 @@ def command(
     by: str,
     sort: str,
     patterns: tuple[str, ...],
+    columns: str | None,
+    wide: bool,
     top: int | None,
     changes: tuple[str, ...],
     recipe: Path | None,
@@ -127,30 +135,47 @@ def command(
     """
     from pocketlm.errors import ParameterError
     from pocketlm.profile import Table, profile
+    from pocketlm.profile.columns import COLUMNS, chosen
+    from pocketlm.profile.names import matching, operations, with_choice
+    from pocketlm.profile.opened import opened
+    from pocketlm.profile.places import check_places
 
-    pairs = dict(pair for change in changes for pair in _pairs(change))
-    if recipe is not None and not pairs:
+    # Whatever can be known to be wrong is said before the measurements.
+    asked = _asked(changes)
+    if recipe is not None and not asked:
         raise ParameterError("--recipe: needs --what-if")
+    if wide and columns:
+        raise click.UsageError("--wide shows all columns: give it or --columns")
+    shown = tuple(COLUMNS) if wide else chosen(columns, "--columns") if columns is not None else None
+    check_places({"--html": html, "--recipe": recipe})
     if html is not None:
         from pocketlm.profile.html import require_plotly
 
-        require_plotly()  # before the measurements
-    found = profile(
-        model,
-        prompt=prompt,
-        context=context,
-        repeats=repeats,
-        threads=threads,
-        precise=precise,
-        adapter=adapter_of(no_recovery),
-        sensitivities=sensitivities,
-        watts=watts,
-        cache=not no_cache,
-    )
+        require_plotly()
+    adapter = adapter_of(no_recovery)
+    with opened(
+        model, prompt=prompt, context=context, threads=threads, precise=precise, adapter=adapter
+    ) as lm:
+        assert lm.loaded is not None
+        known = operations(lm.loaded.graph, lm.loaded.store)
+        choices = {operation.name for operation in known if operation.choice}
+        for pattern in patterns:
+            matching(pattern, known, "--filter")
+        for pattern, (kind, source) in asked.items():
+            with_choice(pattern, kind, known, choices, source)
+        found = profile(
+            lm,
+            prompt=prompt,
+            context=context,
+            repeats=repeats,
+            sensitivities=sensitivities,
+            watts=watts,
+            cache=not no_cache,
+        )
     rows = found.table.filter(*patterns) if patterns else found.table
-    if html is not None or pairs:
+    if html is not None or asked:
         found.measure_kinds(None if as_json else _progress())
-    predicted = found.what_if(pairs) if pairs else None
+    predicted = found.what_if({pattern: kind for pattern, (kind, _) in asked.items()}) if asked else None
     if html is not None:
         found.to_html(html)
     if recipe is not None and predicted is not None:
@@ -164,54 +189,55 @@ def command(
         return
     from rich.console import Console
 
-    from pocketlm.profile.terminal import heading, notes, render
+    from pocketlm.profile.terminal import heading, notes, prediction, tables
 
     console = Console(highlight=False, soft_wrap=False)
-    for line in heading(found):
-        console.print(line, markup=False, soft_wrap=True)
-    for which in steps:
+    # Columns that were asked for are shown, however wide the lines.
+    broad = console if shown is None else Console(highlight=False, width=max(console.width, 10_000))
+    room = 10_000 if wide else console.width
+
+    def say(lines: list[str]) -> None:
+        for line in lines:
+            console.print(line, markup=False, soft_wrap=True)
+
+    say(heading(found))
+    made, shown = tables(found, rows, steps, by=by, sort=sort, top=top, width=room, columns=shown)
+    for one in made:
         console.print()
-        console.print(render(found, rows, step=which, by=by, sort=sort, top=top, width=console.width))
+        broad.print(one)
     console.print()
-    for line in notes(found, rows, steps):
-        console.print(line, markup=False, soft_wrap=True)
+    say(notes(found, rows, steps, shown))
     if predicted is not None:
-        before = found.what_if()
         console.print()
-        console.print(f"what if      {', '.join(changes)}", markup=False)
-        console.print(f"size         {human(before.bytes)} → {human(predicted.bytes)}")
-        console.print(
-            "bits         "
-            f"{before.bits_per_weight_projections:.2f} → {predicted.bits_per_weight_projections:.2f} "
-            f"({before.bits_per_weight_all:.2f} → {predicted.bits_per_weight_all:.2f} of everything)"
-        )
-        for name in ("decode", "prefill"):
-            old, new = (getattr(p, f"{name}_tokens_per_second") for p in (before, predicted))
-            console.print(f"{name:<12} {old:,.0f} → {new:,.0f} tokens/s")
-        console.print(
-            f"energy       {1e3 * before.joules_per_token:.3g} → "
-            f"{1e3 * predicted.joules_per_token:.3g} mJ a token"
-        )
-        console.print(f"divergence   {predicted.kl_told}")
-        if predicted.kl is None:
-            console.print("             (palettize --calibration measures the kinds that it may choose)")
-    for path in (html, recipe):
-        if path is not None:
-            console.print(f"wrote        {path}", markup=False, soft_wrap=True)
+        say(prediction(found.what_if(), predicted, changes))
+    say([f"wrote        {path}" for path in (html, recipe) if path is not None])
 
 
-def _pairs(change: str) -> list[tuple[str, str]]:
+def _asked(changes: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    """Pattern to kind, and the option or file that says so; of those that match one tensor the last decides.
+
+    Raises:
+        ParameterError: a kind is unknown, or a file no recipe.
+        MissingFileError, FileFormatError: a file cannot be read.
+    """
     from pocketlm.loading.files import read_json
     from pocketlm.palettize.recipe import recipe_kinds
 
-    if Path(change).is_file():
-        return [*recipe_kinds(read_json(Path(change)), change).items()]
-    name, equals, kind = change.rpartition("=")
-    if not equals or not name:
-        raise click.UsageError(
-            f"--what-if: {change!r:.100} is neither of the form PATTERN=KIND nor the file of a recipe"
-        )
-    return [(name, kind)]
+    found: dict[str, tuple[str, str]] = {}
+    for change in changes:
+        if Path(change).is_file():
+            kinds, source = recipe_kinds(read_json(Path(change)), change), change
+        else:
+            name, equals, kind = change.rpartition("=")
+            if not equals or not name:
+                raise click.UsageError(
+                    f"--what-if: {change!r:.100} is neither of the form PATTERN=KIND nor the file of a recipe"
+                )
+            kinds, source = recipe_kinds({name: kind}, "--what-if"), "--what-if"
+        for name, kind in kinds.items():
+            found.pop(name, None)  # a pattern that is given again decides from its new place
+            found[name] = kind, source
+    return found
 
 
 def _progress() -> Callable[[int, int], None]:

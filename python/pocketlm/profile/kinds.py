@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pocketlm.adapters.attach import is_adapter
 from pocketlm.graph import Linear
 from pocketlm.kinds import PALETTES
 from pocketlm.palettize.recipe import KEEP, KINDS
 from pocketlm.profile.costs import Costs, cache_directory
+from pocketlm.profile.names import has_choice
 from pocketlm.profile.rows import Row
 from pocketlm.profile.whatif import KEPT_AS, Matrix, known_losses, stored_bytes
 
@@ -23,7 +23,7 @@ def matrices(profile: Profile, progress: Callable[[int, int], object] | None) ->
     readers: dict[str, list[Row]] = {}
     for op in profile.graph.ops:
         row = rows[op.name]
-        if row.tensor is not None and row.op in ("linear", "embed") and not is_adapter(op):
+        if row.tensor is not None and has_choice(op, row.tensor):
             readers.setdefault(row.tensor, []).append(row)
     now = {row.name: row.kind for row in profile.table if row.op == "linear" and row.kind is not None}
     chosen = {row.kind for group in readers.values() for row in group if row.kind is not None}

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
-import re
-from collections.abc import Iterable
 from typing import Any
 
 from pocketlm.errors import ParameterError
-from pocketlm.near import nearest
+from pocketlm.profile.names import matching
 
 STEPS = ("decode", "prefill")
 
@@ -88,18 +85,6 @@ class Row:
         return self.decode if step == "decode" else self.prefill
 
 
-def place(name: str) -> tuple[int | None, str]:
-    """Layer and site of an operation's name."""
-    found = re.match(r"layers\.(\d+)\.(.+)$", name)
-    return (int(found[1]), found[2]) if found else (None, name)
-
-
-def matches(row: Row, pattern: str) -> bool:
-    """Whether a pattern with ``*``, ``?`` and ``[...]`` matches the row's name, its site or its tensor."""
-    names = (row.name, row.site, row.tensor or "")
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
-
-
 SORTS = ("order", "time", "bytes", "macs", "bits", "rate", "energy", "name")
 
 
@@ -112,10 +97,8 @@ class Table(tuple[Row, ...]):
         Raises:
             ParameterError: a pattern matches nothing; names what is near.
         """
-        for pattern in patterns:
-            if not any(matches(row, pattern) for row in self):
-                raise ParameterError(unknown(pattern, self))
-        return Table(row for row in self if any(matches(row, pattern) for pattern in patterns))
+        names = {row.name for pattern in patterns for row in matching(pattern, self)}
+        return Table(row for row in self if row.name in names)
 
     def sort(self, by: str = "time", step: str = "decode") -> Table:
         """Sorted by time, bytes, macs, bits, rate (bytes per second) or energy, largest first, by name, or in
@@ -150,10 +133,3 @@ def check_step(step: str) -> None:
     """Raises ParameterError for a step that is not measured."""
     if step not in STEPS:
         raise ParameterError(f"step: must be decode or prefill, not {step!r:.60}")
-
-
-def unknown(pattern: str, rows: Iterable[Row]) -> str:
-    """A message about a pattern that matches nothing, with the nearest name or pattern."""
-    some = list(rows)
-    hint = nearest(pattern, [row.name for row in some], [row.tensor for row in some if row.tensor])
-    return f"{str(pattern)!r:.200} matches no operation of this model{hint}"

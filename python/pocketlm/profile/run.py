@@ -10,14 +10,16 @@ import numpy as np
 
 from pocketlm._core import Engine
 from pocketlm.describe import describe
-from pocketlm.errors import ContextLengthError, ParameterError
+from pocketlm.errors import ParameterError
 from pocketlm.loading.check import stored_name
 from pocketlm.model import LM
 from pocketlm.profile import measure
 from pocketlm.profile.energy import Energy, Meter
 from pocketlm.profile.machine import Machine
+from pocketlm.profile.names import place
+from pocketlm.profile.opened import check_room, opened
 from pocketlm.profile.profile import Profile, Total
-from pocketlm.profile.rows import Cost, Row, Table, place
+from pocketlm.profile.rows import Cost, Row, Table
 from pocketlm.profile.sensitivity import read_sensitivities
 from pocketlm.profile.stand_in import Setting
 from pocketlm.profile.work import Load, matrix, work
@@ -64,11 +66,9 @@ def profile(
             raise ParameterError(f"{name}: must be a number from {least} up, not {value!r:.60}")
     Meter().energy(1, watts)  # complains early
     if not isinstance(model, LM):
-        from pocketlm.assemble import load
-
-        wanted = max(prompt or 0, (context or 0) + 1)
-        long = wanted if wanted > 4096 else None
-        with load(model, threads=threads, precise=precise, context=long, adapter=adapter) as lm:
+        with opened(
+            model, prompt=prompt, context=context, threads=threads, precise=precise, adapter=adapter
+        ) as lm:
             return _profile(lm, prompt, context, repeats, sensitivities, watts, cache)
     if threads is not None or precise or adapter is None:
         raise ParameterError("threads, precise and adapter belong to the LM: give them to pocketlm.load")
@@ -90,9 +90,7 @@ def _profile(
     graph, store, engine = loaded.graph, loaded.store, lm.engine
     prompt = min(DEFAULT_PROMPT, lm.context) if prompt is None else prompt
     context = min(DEFAULT_CONTEXT, lm.context - 1) if context is None else context
-    for name, tokens in (("prompt", prompt), ("context", context + 1)):
-        if tokens > lm.context:
-            raise ContextLengthError(f"{name}: {tokens} tokens do not fit the context of {lm.context}")
+    check_room(prompt, context, lm.context)
     tensors = {stored_name(store, op.weight) for op in graph.ops if matrix(store, op)}  # type: ignore[attr-defined]
     losses = read_sensitivities(sensitivities, loaded.path, tensors)
     machine = Machine.measure(engine.isa, engine.threads)

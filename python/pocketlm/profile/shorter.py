@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pocketlm.graph import Attention, Graph, Linear, Op
-from pocketlm.profile.rows import place
+from pocketlm.profile.names import place
 
 _INPUTS = ("x", "a", "b", "q", "k", "v", "gate", "up")
 

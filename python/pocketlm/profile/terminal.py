@@ -1,9 +1,8 @@
-"""A profile for the terminal: 80 columns."""
+"""A profile for the terminal: as many columns as it has room for."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -11,157 +10,87 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from pocketlm.cli.common import human
+from pocketlm.profile.columns import COLUMNS, FEWEST_STEPS, LEAST_NAME, Scale, fitting, widths
+from pocketlm.profile.lines import Line, lines, ordered, total
 from pocketlm.profile.profile import Profile, Total
-from pocketlm.profile.rows import Row, Table, check_step
-
-GROUPS = ("site", "layer", "op")
-_LEAST_NAME, _MOST_NAME = 12, 26  # characters
-_FEWEST_STEPS = 3  # of fewer, quartiles tell nothing
+from pocketlm.profile.rows import Table
+from pocketlm.profile.whatif import WhatIf
 
 
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """Some rows as one."""
-
-    name: str
-    kinds: tuple[str, ...]
-    bits: float | None
-    bytes: int
-    macs: int
-    seconds: float
-    spread: float
-    share: float
-    bound: str
-
-
-def lines(rows: Iterable[Row], by: str, step: str) -> list[Line]:
-    """Sums of the rows of each site, each layer, or each operation by itself; in order of execution."""
-    check_step(step)
-    keys: dict[str, Callable[[Row], str]] = {
-        "site": lambda row: ("layers.*." if row.layer is not None else "") + row.site,
-        "layer": lambda row: f"layers.{row.layer}" if row.layer is not None else row.site,
-        "op": lambda row: row.name,
-    }
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(keys[by](row), []).append(row)
-    used = {name: group for name, group in groups.items() if any(row.cost(step).share for row in group)}
-    return [_line(name, group, step) for name, group in used.items()]
-
-
-def _line(name: str, rows: list[Row], step: str) -> Line:
-    costs = [row.cost(step) for row in rows]
-    weights = [row for row in rows if row.shape and row.op == "linear"]
-    elements = sum(row.shape[0] * row.shape[1] for row in weights if row.shape)
-    slowest = max(rows, key=lambda row: row.cost(step).roof_seconds)
-    return Line(
-        name=name,
-        kinds=tuple(dict.fromkeys(row.kind for row in rows if row.kind)),
-        bits=8 * sum(row.weight_bytes for row in weights) / elements if elements else None,
-        bytes=sum(cost.bytes for cost in costs),
-        macs=sum(cost.macs for cost in costs),
-        seconds=sum(cost.seconds for cost in costs),
-        # Rows are measured in the same steps, but wander by themselves.
-        spread=sum(cost.spread**2 for cost in costs) ** 0.5,
-        share=sum(cost.share for cost in costs),
-        bound=slowest.cost(step).bound or "",
-    )
-
-
-_SORTS: dict[str, Callable[[Line], float]] = {
-    "time": lambda line: line.seconds,
-    "bytes": lambda line: line.bytes,
-    "macs": lambda line: line.macs,
-    "bits": lambda line: line.bits or 0,
-    "rate": lambda line: line.bytes / line.seconds if line.seconds else 0,
-    "energy": lambda line: line.seconds,
-}
-
-
-def render(
+def tables(
     profile: Profile,
     rows: Table,
+    steps: Sequence[str] = ("decode", "prefill"),
     *,
-    step: str = "decode",
     by: str = "site",
     sort: str = "time",
     top: int | None = None,
     width: int = 80,
-) -> RenderableType:
-    """A table of some rows, with their sum, for a terminal of so many columns."""
-    found = lines(rows, by, step)
-    if sort in _SORTS:
-        found.sort(key=_SORTS[sort], reverse=True)
-    elif sort == "name":
-        found.sort(key=lambda line: line.name)
-    shown = found[:top]
-    unit, scale = ("ms", 1e3) if profile.total(step).seconds > 0.02 else ("µs", 1e6)
-    spread = profile.total(step).steps >= _FEWEST_STEPS
-    titles = ("kind", "bits", "bytes", unit, "±", "GB/s", "of mem", "share", "bound")
-    cells = [_cells(profile, line, scale, spread) for line in [*shown, _sum(found)]]
-    others = [max(map(len, column)) for column in zip(titles, *(rest for _, *rest in cells), strict=True)]
-    # Figures are shown whole: where there is no room for all, names give way.
-    name_width = max(_LEAST_NAME, min(_MOST_NAME, width - sum(others) - len(others)))
+    columns: Sequence[str] | None = None,
+) -> tuple[list[RenderableType], tuple[str, ...]]:
+    """A table of some rows for each step, with their sum, for a terminal of ``width`` columns: with those of
+    its ``columns``, or with as many as all tables have room for; these are returned too. Figures are shown
+    whole: where there is no room for all, names give way."""
+    found = {step: ordered(lines(rows, by, step), sort) for step in steps}
+    scales = {step: Scale.of(profile, step) for step in steps}
+    shown = {step: [*found[step][:top], total(rows, step)] for step in steps}
+    if columns is None:
+        columns = fitting([(shown[step], scales[step]) for step in steps], width)
+    made: list[RenderableType] = []
+    for step in steps:
+        hidden = len(found[step]) - len(shown[step]) + 1
+        grid = _grid(step, shown[step], scales[step], columns, width)
+        made.append(Group(grid, Text(f"and {hidden} more (--top)", style="dim")) if hidden else grid)
+    return made, tuple(columns)
+
+
+def _grid(step: str, found: Sequence[Line], scale: Scale, columns: Sequence[str], width: int) -> Grid:
+    needed = widths(found, scale)
+    room = width - sum(needed[name] for name in columns) - len(columns)
     grid = Grid(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    grid.add_column(step, no_wrap=True, overflow="ellipsis", max_width=name_width)
-    for title, most in zip(titles, others, strict=True):
-        left = title in ("kind", "bound")
-        grid.add_column(title, justify="left" if left else "right", no_wrap=True, min_width=most)
-    for name, *rest in cells:
-        grid.add_row(escape(name), *rest, style="bold" if name == "sum" else None)
-    hidden = len(found) - len(shown)
-    parts: list[RenderableType] = [grid]
-    if hidden:
-        parts.append(Text(f"and {hidden} more (--top)", style="dim"))
-    return Group(*parts)
+    grid.add_column(step, no_wrap=True, overflow="ellipsis", max_width=max(LEAST_NAME, room))
+    for name in columns:
+        column = COLUMNS[name]
+        title, justify = column.title(scale), "left" if column.left else "right"
+        grid.add_column(title, justify=justify, no_wrap=True, min_width=needed[name])  # type: ignore[arg-type]
+    for line in found:
+        cells = [COLUMNS[name].text(line, scale) for name in columns]
+        grid.add_row(escape(line.name), *cells, style="bold" if line is found[-1] else None)
+    return grid
 
 
-def _cells(profile: Profile, line: Line, scale: float, spread: bool) -> tuple[str, ...]:
-    """A line as text, column by column."""
-    rate = line.bytes / line.seconds if line.seconds else 0.0
-    return (
-        line.name,
-        line.kinds[0] if len(line.kinds) == 1 else "mixed" if line.kinds else "",
-        f"{line.bits:.2f}" if line.bits else "",
-        human(line.bytes) if line.bytes else "",
-        _figure(scale * line.seconds, 3),
-        _figure(scale * line.spread, 2) if spread else "",
-        f"{rate / 1e9:.{1 if rate < 1e11 else 0}f}" if line.bytes else "",
-        f"{rate / profile.machine.read_bandwidth:.0%}" if line.bytes else "",
-        f"{line.share:.1%}",
-        line.bound,
-    )
-
-
-def _figure(value: float, digits: int) -> str:
-    """A number in few characters."""
-    if 0 < value < 0.01:
-        return "<0.01"
-    return f"{value:.{digits}g}" if value < 10**digits else f"{value:.0f}"
-
-
-def notes(profile: Profile, rows: Table, steps: Iterable[str]) -> list[str]:
+def notes(profile: Profile, rows: Table, steps: Iterable[str], columns: Collection[str]) -> list[str]:
     """What the tables of some steps need to be understood."""
     said = []
-    if any(profile.total(step).steps >= _FEWEST_STEPS for step in steps):
+    if "spread" in columns and any(profile.total(step).steps >= FEWEST_STEPS for step in steps):
         said.append("±: distance of the quartiles over all steps; times: the fastest quarter's mean")
-    if any(row.cost(step).bandwidth_share > 1 for step in steps for row in rows):
+    if "memory" in columns and any(row.cost(step).bandwidth_share > 1 for step in steps for row in rows):
         said.append("more than 100 % of mem: the processor's caches hold the data, not the memory")
+    if "roof" in columns:
+        said.append("roof: the least time by the machine's two roofs")
+    if "kl" in columns:
+        said.append("KL: nats a token that these kinds cost by themselves; –: not known of all tensors")
     return said
 
 
-def _sum(found: list[Line]) -> Line:
-    return Line(
-        name="sum",
-        kinds=(),
-        bits=None,
-        bytes=sum(line.bytes for line in found),
-        macs=sum(line.macs for line in found),
-        seconds=sum(line.seconds for line in found),
-        spread=sum(line.spread**2 for line in found) ** 0.5,
-        share=sum(line.share for line in found),
-        bound="",
+def prediction(before: WhatIf, then: WhatIf, changes: Iterable[str]) -> list[str]:
+    """What other kinds would change."""
+    said = [
+        f"what if      {', '.join(changes)}",
+        f"size         {human(before.bytes)} → {human(then.bytes)}",
+        f"bits         {before.bits_per_weight_projections:.2f} → {then.bits_per_weight_projections:.2f} "
+        f"({before.bits_per_weight_all:.2f} → {then.bits_per_weight_all:.2f} of everything)",
+    ]
+    for name in ("decode", "prefill"):
+        old, new = (getattr(p, f"{name}_tokens_per_second") for p in (before, then))
+        said.append(f"{name:<12} {old:,.0f} → {new:,.0f} tokens/s")
+    said.append(
+        f"energy       {1e3 * before.joules_per_token:.3g} → {1e3 * then.joules_per_token:.3g} mJ a token"
     )
+    said.append(f"divergence   {then.kl_told}")
+    if then.kl is None:
+        said.append("             (palettize --calibration measures the kinds that it may choose)")
+    return said
 
 
 def heading(profile: Profile) -> list[str]:
@@ -193,7 +122,7 @@ def _threads(count: int) -> str:
 
 
 def _whole(name: str, total: Total, what: str) -> str:
-    spread = f" ± {1e3 * total.spread:.2g}" if total.steps >= _FEWEST_STEPS else ""
+    spread = f" ± {1e3 * total.spread:.2g}" if total.steps >= FEWEST_STEPS else ""
     return (
         f"{name:<8} {total.tokens_per_second:,.0f} tokens/s {what} on {_threads(total.threads)}: "
         f"{1e3 * total.seconds:.3g} ms"

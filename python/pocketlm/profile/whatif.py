@@ -13,7 +13,8 @@ from pocketlm.kinds import PALETTES
 from pocketlm.loading.files import as_path, read_json, write_whole
 from pocketlm.palettize.recipe import KEEP, KINDS, Recipe, recipe_kinds, recipe_text
 from pocketlm.palettize.tensors import palette_parts
-from pocketlm.profile.rows import Table, matches, unknown
+from pocketlm.profile.names import with_choice
+from pocketlm.profile.rows import Table
 from pocketlm.profile.sensitivity import Sensitivities
 
 KEPT_AS = "bf16"  # what "keep" is taken for where the source is not at hand
@@ -184,16 +185,9 @@ def resolve(
     known = {op: matrix for matrix in matrices for op in matrix.ops}
     recipe = {matrix.name: matrix.current for matrix in known.values()}
     for pattern, kind in recipe_kinds(changes, source).items():
-        rows = [row for row in table if matches(row, pattern)]
-        if not rows:
-            raise ParameterError(unknown(pattern, table))
-        chosen = [known[row.name] for row in rows if row.name in known]
-        if not chosen:
-            what = f"{rows[0].name} is of kind {rows[0].op}" if len(rows) == 1 else "it matches neither"
-            raise ParameterError(
-                f"{pattern!r:.200} cannot be {kind}: only projections and embeddings can; {what}"
-            )
-        recipe.update((matrix.name, kind) for matrix in chosen)
+        recipe.update(
+            (known[row.name].name, kind) for row in with_choice(pattern, kind, table, known, source)
+        )
     return recipe
 
 

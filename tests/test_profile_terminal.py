@@ -1,0 +1,185 @@
+"""The tables in the terminal: they fit it, show what was asked for, and say what their figures are."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pocketlm.cli import run
+from pocketlm.cli.profile import command
+from pocketlm.errors import ParameterError
+from pocketlm.profile import Profile, Table
+from pocketlm.profile.columns import COLUMNS, chosen, figure
+from pocketlm.profile.lines import SORTS, lines, ordered, total
+from pocketlm.profile.terminal import heading, notes, tables
+from profiles import measured, models, quick
+
+STEPS = ("decode", "prefill")
+FAMILIES = ("llama", "tied", "openelm")
+TITLES = {"spread": "±", "macs": "MACs", "rate": "GB/s", "memory": "of mem", "kl": "KL"}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """With every sensitivity known: 0.5 for each tensor."""
+    path = models(tmp_path_factory.mktemp(request.param), request.param)[1]
+    names = json.loads((path / "recipe.json").read_text())
+    losses = {name: dict.fromkeys(("p2", "p2v", "p3", "p4", "p8"), 0.5) for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch)
+        return measured(path, sensitivities=losses)
+
+
+def printed(found: Profile, width: int, **settings: Any) -> tuple[list[list[str]], tuple[str, ...]]:
+    """The lines of each table, and the columns."""
+    made, columns = tables(found, found.table, width=width, **settings)
+    texts = []
+    for one in made:
+        out = io.StringIO()
+        Console(file=out, width=10_000).print(one)
+        texts.append(out.getvalue().splitlines())
+    return texts, columns
+
+
+@pytest.mark.parametrize("by", ["site", "layer", "op"])
+def test_tables_fit_80_columns(found: Profile, by: str) -> None:
+    texts, columns = printed(found, 80, by=by, top=3)
+    assert {"kind", "bits", "bytes", "time", "spread", "rate", "memory", "share", "bound"} <= {*columns}
+    for step, text in zip(STEPS, texts, strict=True):
+        groups = lines(found.table, by, step)
+        assert sum(line.seconds for line in groups) == pytest.approx(found.total(step).seconds)
+        assert all(len(line) <= 80 for line in text) and "…" not in text[0]
+        assert all("…" not in line[26:] for line in text), text  # only names give way
+        assert text[0].rstrip().endswith("bound")
+        assert "100.0%" in "".join(text) and f"and {len(groups) - 3} more" in text[-1]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+def test_as_many_columns_are_shown_as_there_is_room_for(found: Profile, width: int) -> None:
+    for by in ("site", "op"):
+        texts, columns = printed(found, width, by=by)
+        assert all(len(line) <= width for text in texts for line in text)
+        assert [*columns] == [name for name in COLUMNS if name in columns]
+        more = printed(found, width + 20, by=by)[1]
+        assert {*columns} <= {*more}
+        assert len(columns) == len(COLUMNS) or width < 120
+
+
+def header(text: list[str]) -> list[str]:
+    words = text[0].replace("of mem", "of_mem").replace("roof ", "roof_").split()
+    return [word.replace("_", " ") for word in words]
+
+
+def test_columns_that_are_asked_for_are_shown(found: Profile) -> None:
+    texts, columns = printed(found, 30, columns=chosen("KL, energy,shape,roof,kl"))
+    assert columns == ("kl", "energy", "shape", "roof")
+    for step, text in zip(STEPS, texts, strict=True):
+        assert header(text)[0] == step and header(text)[1] == "KL" and header(text)[3] == "shape"
+        assert all(len(line) > 30 for line in text)  # whole, however narrow the terminal
+    every, columns = printed(found, 10_000, columns=tuple(COLUMNS))
+    assert columns == tuple(COLUMNS) and len(header(every[0])) == len(COLUMNS) + 1
+    for name, title in TITLES.items():
+        assert header(every[0])[1 + [*COLUMNS].index(name)] == title
+    for odd in ("colour", "kind,colour", ""):
+        with pytest.raises(ParameterError, match=r"^columns: .*there are kind, shape, .*bound"):
+            chosen(odd)
+    assert all(name in next(p.help for p in command.params if p.name == "columns") for name in COLUMNS)  # type: ignore[attr-defined]
+
+
+def test_lines_are_sums(found: Profile) -> None:
+    for step in STEPS:
+        for by in ("site", "layer", "op"):
+            groups, whole = lines(found.table, by, step), total(found.table, step)
+            assert whole.joules == pytest.approx(found.total(step).joules)
+            for name in ("joules", "macs", "bytes", "roof_seconds", "seconds"):
+                parts = [getattr(line, name) for line in groups]
+                assert sum(parts) == pytest.approx(getattr(whole, name))
+        tensors = {row.tensor for row in found.table if row.tensor}
+        assert whole.kl == pytest.approx(0.5 * len(tensors))  # a tied one once
+        (down,) = (line for line in lines(found.table, "site", step) if line.name == "layers.*.ffn.down")
+        rows = [row for row in found.table if row.site == "ffn.down"]
+        assert down.kl == 0.5 * len(rows) and {*down.shapes} == {row.shape for row in rows}
+        norm = next(line for line in lines(found.table, "op", step) if line.name == "norm")
+        assert norm.kl == 0 and not norm.has_kinds
+
+
+@pytest.mark.parametrize("sort", [*SORTS, "name", "order"])
+def test_lines_are_sorted_by_what_a_column_shows(found: Profile, sort: str) -> None:
+    line = lines(found.table, "op", "decode")
+    names = [one.name for one in ordered(line, sort)]
+    assert sorted(names) == sorted(one.name for one in line)
+    if sort == "energy":
+        assert names[0] == max(line, key=lambda one: one.joules).name
+    if sort == "macs":
+        assert names[0] == max(line, key=lambda one: one.macs).name
+
+
+def test_losses_that_are_not_known_are_said_to_be(found: Profile) -> None:
+    rows = Table(
+        dataclasses.replace(row, sensitivity=None if row.site == "ffn.down" else row.sensitivity)
+        for row in found.table
+    )
+    (down,) = (line for line in lines(rows, "site", "decode") if line.name == "layers.*.ffn.down")
+    text = COLUMNS["kl"].text
+    assert text(down, None) == text(total(rows, "decode"), None) == "–"  # type: ignore[arg-type]
+    unknown = Table(dataclasses.replace(row, sensitivity=None) for row in found.table)
+    columns = tables(found, unknown, width=200)[1]
+    assert "kl" not in columns and len(columns) == len(COLUMNS) - 1
+    assert any("KL" in line for line in notes(found, unknown, STEPS, chosen("kl")))
+
+
+def test_figures_take_few_characters() -> None:
+    for value in (0.0, 1e-5, 0.0123, 1.234, 99.95, 999.4, 999.6, 1003.2, 54321.0, math.pi):
+        for digits in (2, 3):
+            text = figure(value, digits)
+            assert "e" not in text and len(text) <= 6
+            if text != "<0.01":
+                assert float(text) == pytest.approx(value, rel=0.5 * 10 ** (1 - digits), abs=1e-12)
+
+
+def test_it_is_said_what_figures_are(found: Profile) -> None:
+    # One prefill has no quartiles, many decode steps have.
+    assert found.decode.steps == 20 and found.prefill.steps == 1
+    decode, prefill = [line for line in heading(found) if line.startswith(("decode", "prefill"))]
+    assert "±" in decode and "±" not in prefill
+
+    def said(rows: Table, steps: Sequence[str], columns: str = "spread,memory") -> str:
+        return "\n".join(notes(found, rows, steps, chosen(columns)))
+
+    assert "quartiles" in said(found.table, ["decode"])
+    assert "quartiles" not in said(found.table, ["prefill"]) + said(found.table, ["decode"], "memory")
+    assert "roofs" in said(found.table, ["decode"], "roof") and "nats" in said(found.table, ["decode"], "kl")
+    for share in (0.9, 1.1):
+        cost = dataclasses.replace(found.table[0].decode, bandwidth_share=share)
+        rows = Table([dataclasses.replace(found.table[0], decode=cost)])
+        assert ("caches" in said(rows, ["decode"])) == (share > 1)
+
+
+def test_the_command_shows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick(monkeypatch)
+    path = models(tmp_path)[1]
+    few = ["profile", str(path), "--prompt", "40", "--context", "9", "--repeats", "1", "--no-cache"]
+
+    def table(*args: str) -> list[str]:
+        assert run([*few, "--step", "decode", *args]) == 0
+        return capsys.readouterr().out.split("\n\n")[1].splitlines()
+
+    assert "MACs" not in table()[0] and max(map(len, table())) <= 80
+    assert [len(header(table("--wide"))), len(header(table("--columns", "energy,MACs")))] == [15, 3]
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "MACs" in table()[0] and "shape" in table()[0]
+    for args, words in (
+        (["--columns", "x"], "--columns: 'x' is no"),
+        (["--wide", "--columns", "kl"], "--wide"),
+    ):
+        assert run([*few, *args]) == 2 and words in capsys.readouterr().err
