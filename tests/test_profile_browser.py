@@ -3,11 +3,13 @@ Chromium."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,21 +23,42 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZE = {"width": 1366, "height": 768}
 
 
-def chromium() -> str | None:
-    """The browser that ``POCKETLM_BROWSER`` names, or the first that is installed."""
-    return os.environ.get("POCKETLM_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+def chromium(playwright: Any) -> str | None:
+    """The browser that ``POCKETLM_BROWSER`` names, or the first that is installed, or playwright's own."""
+    own = Path(playwright.chromium.executable_path)
+    named = os.environ.get("POCKETLM_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    return named or (str(own) if own.is_file() else None)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    path = chromium()
-    if path is None:
-        pytest.skip("no Chromium is installed, which the report is tested in")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
     with api.sync_playwright() as playwright:
+        path = chromium(playwright)
+        if path is None:
+            pytest.skip(
+                "there is no Chromium to test the report in: install the system's package, or run "
+                "`playwright install chromium`, or name one in POCKETLM_BROWSER"
+            )
         running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=300_000)
         yield running
         running.close()
+
+
+def test_a_browser_is_found_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "own"
+    playwright: Any = SimpleNamespace(chromium=SimpleNamespace(executable_path=str(own)))
+    monkeypatch.delenv("POCKETLM_BROWSER", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert chromium(playwright) is None
+    own.touch()
+    assert chromium(playwright) == str(own)
+    (tmp_path / "bin").mkdir()
+    installed = tmp_path / "bin" / "chromium"
+    installed.touch(0o755)
+    assert chromium(playwright) == str(installed)
+    monkeypatch.setenv("POCKETLM_BROWSER", "named")
+    assert chromium(playwright) == "named"
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +231,56 @@ def test_a_chart_selects(opened: Any) -> None:
           {points: [{data: document.getElementById('chart').data[1], pointNumber: 1}]})"""
     )
     assert opened.eval_on_selector_all("#ops tr.chosen", "all => all.length") > 0
+
+
+def test_charts_show_what_is_selected(opened: Any) -> None:
+    """By what plotly draws: bars that fade or have a rim, and parts of the treemap, zoomed in or not."""
+    page, down = opened, "layers.1.ffn.down"
+    page.click("[data-tab=bars]")
+    page.wait_for_selector(".barlayer .point", state="attached")
+    style = "(all, name) => all.map((one) => one.style[name])"
+    opacities = ".barlayer .point path", "all => all.map((path) => path.style.opacity)"
+    assert {*page.eval_on_selector_all(*opacities)} == {"1"}
+    page.click(f"#ops tr[data-name='{down}'] td")
+    faded = page.eval_on_selector_all(*opacities)
+    assert faded.count("1") == 1 and {*faded} == {"1", "0.35"}
+    assert page.eval_on_selector_all(".barlayer .point path", style, "stroke-width").count("2px") == 1
+    keep(page, "selected-bars")
+    page.click("[data-tab=treemap]")
+    page.wait_for_selector(".treemaplayer .slice", state="attached")
+    rims = ".treemaplayer .slice path.surface", style, "stroke"
+    ink = page.evaluate("getComputedStyle(document.body).color")
+    assert page.eval_on_selector_all(*rims).count(ink) == 1
+    keep(page, "selected-treemap")
+    # A click on a layer takes all of it and zooms in; a choice in the table does not zoom out.
+    page.locator(".treemaplayer .slice", has_text="layer 1").first.click(position={"x": 8, "y": 8})
+    page.wait_for_function("!document.getElementById('chart')._transitioning")
+    names = page.eval_on_selector_all("#ops tr.chosen", "all => all.map(r => r.dataset.name)")
+    assert names and all(name.startswith("layers.1.") for name in names)
+    level = "document.getElementById('chart')._fullData[0].level"
+    page.wait_for_function(f"{level} === 'at layer 1'")
+    page.click(f"#ops tr[data-name='{down}'] td")
+    page.wait_for_timeout(300)
+    assert page.evaluate(level) == "at layer 1"
+    assert page.eval_on_selector_all(*rims).count(ink) == 1
+    # The way back is above it.
+    back = page.locator(".treemaplayer .pathbar", has_text="step").bounding_box()
+    assert back["y"] >= page.locator("#chart").bounding_box()["y"] and back["height"] > 10
+    keep(page, "selected-treemap-zoomed")
+
+
+def test_a_loss_that_is_not_known_is_told(browser: Any, profile: Profile, tmp_path: Path) -> None:
+    partly = dataclasses.replace(profile)
+    partly.__dict__["matrices"] = tuple(
+        dataclasses.replace(matrix, kl={kind: kl for kind, kl in matrix.kl.items() if kind != "p2"})
+        for matrix in profile.matrices
+    )
+    for page in show(browser, partly, tmp_path):
+        page.click("[data-tab=tradeoff]")
+        page.wait_for_selector(".scatterlayer .point", state="attached")
+        legend = page.eval_on_selector_all(".legendtext", "all => all.map(one => one.textContent)")
+        assert legend == ["one site changed", "all projections", "loss unknown", "now", "what if"]
+        keep(page, "loss-unknown")
 
 
 def test_names_are_text(browser: Any, profile: Profile, tmp_path: Path) -> None:

@@ -32,6 +32,13 @@ const charts = (() => {
     });
   }
 
+  // Of bars, each of some rows: those with selected ones are outlined, and the others fade.
+  function marks(bars) {
+    const { chosen } = report.state;
+    const selected = bars.map((rows) => rows.some((row) => chosen.has(row.name)));
+    return { opacity: selected.map((is) => (is || !chosen.size ? 1 : 0.35)), line: { color: css("--ink"), width: selected.map((is) => (is ? 2 : 0)) } };
+  }
+
   function bars() {
     const places = [...new Set(report.rows.map(place))].filter((name) => report.rows.some((row) => place(row) === name && amount(row)));
     const groups = [...new Set(report.rows.filter((row) => amount(row)).map(group))];
@@ -42,7 +49,8 @@ const charts = (() => {
       return {
         type: "bar", name: show.plain(name), x: places.map(show.plain), y: values.map((value) => value * scale),
         text: values.map(written), textposition: "none", hovertemplate: "%{x}<br>%{fullData.name}: %{text}<extra></extra>",
-        marker: { color: PALETTE[at % PALETTE.length] }, customdata: places.map((where) => members(name, where).map((row) => row.name)),
+        marker: { color: PALETTE[at % PALETTE.length], ...marks(places.map((where) => members(name, where))) },
+        customdata: places.map((where) => members(name, where).map((row) => row.name)),
       };
     });
     draw(traces, {
@@ -65,12 +73,18 @@ const charts = (() => {
       ids.push("op " + row.name); labels.push(row.site); parents.push("at " + where); values.push(amount(row)); names.push([row.name]);
       values[at] += amount(row); values[0] += amount(row); names[at].push(row.name);
     }
+    // A layer is outlined when all of it is selected; what is around everything is not.
+    const outlined = names.map((some, at) => at > 0 && some.every((name) => report.state.chosen.has(name)));
     draw([{
       type: "treemap", branchvalues: "total", ids: ids.map(show.plain), labels: labels.map(show.plain), parents: parents.map(show.plain), values,
       text: values.map(written), customdata: names, texttemplate: "%{label}<br>%{text}", hovertemplate: "%{label}<br>%{text}, %{percentRoot:.1%}<extra></extra>",
-      marker: { colors: values.map((value, at) => (parents[at].startsWith("at") ? value / values[0] : 0)), colorscale: [[0, css("--low")], [1, css("--high")]], line: { width: 1, color: css("--panel") } },
+      marker: {
+        colors: values.map((value, at) => (parents[at].startsWith("at") ? value / values[0] : 0)), colorscale: [[0, css("--low")], [1, css("--high")]],
+        line: { width: 2, color: outlined.map((is) => css(is ? "--ink" : "--panel")) }, // of several widths plotly loses the path bar
+      },
+      uirevision: `${report.state.step} ${report.state.measure}`, // to mark a selection does not zoom out
       pathbar: { visible: true }, tiling: { pad: 2 },
-    }], { uniformtext: { minsize: 9, mode: "hide" }, margin: { l: 6, r: 6, t: 6, b: 6 } }, (point) => point.customdata);
+    }], { uniformtext: { minsize: 9, mode: "hide" }, margin: { l: 6, r: 6, t: 26, b: 6 } }, (point) => point.customdata);
   }
 
   function roofline() {
@@ -127,31 +141,35 @@ const charts = (() => {
     const found = recipes();
     const loss = found.some((point) => point.kl !== null);
     const speed = report.state.step === "decode" ? "decode" : "prefill";
-    const hover = (point) => show.plain(`${point.name}: ${show.number(point[speed])} tokens/s, ${show.bytes(point.bytes)}` + (point.kl === null ? "" : `, KL ${point.kl.toPrecision(3)}`));
+    const hover = (point) => show.plain(`${point.name}: ${show.number(point[speed])} tokens/s, ${show.bytes(point.bytes)}` + (point.kl === null ? ", loss unknown" : `, KL ${point.kl.toPrecision(3)}`));
     const known = found.map((point) => point.kl).filter((kl) => kl !== null);
-    const scale = loss ? { color: (points) => points.map((point) => point.kl ?? 0), colorscale: "Viridis", cmin: 0, cmax: Math.max(...known), reversescale: true } : null;
+    const scale = (points) => (loss ? { color: points.map((point) => point.kl), colorscale: "Viridis", cmin: 0, cmax: Math.max(1e-9, ...known), reversescale: true } : { color: css("--muted") });
     const trace = (name, points, extra) => ({
-      type: "scatter", mode: "markers", name, x: points.map((point) => point.bitsAll), y: points.map((point) => point[speed]),
+      type: "scatter", mode: "markers", name, x: points.map((point) => point.bitsAll), y: points.map((point) => point[speed]), customdata: points,
       text: points.map(hover), hovertemplate: "%{text}<br>%{x:.2f} bits<extra></extra>", ...extra,
-      marker: { size: 9, ...(scale ? { ...scale, color: scale.color(points) } : {}), ...extra.marker },
     });
-    const whole = found.filter((point) => point.all);
+    // A loss that is not known has no colour of the scale: least of all that of none.
+    const told = (point) => !loss || point.kl !== null;
+    const site = found.filter((point) => !point.all), whole = found.filter((point) => point.all);
+    const unknown = found.filter((point) => !told(point));
     const now = { name: "now", ...report.predict(report.current()) };
     const then = { name: "what if", ...report.predict(report.state.recipe) };
     const traces = [
-      trace("one site changed", found.filter((point) => !point.all), { marker: { size: 8, opacity: 0.75, ...(scale ? {} : { color: css("--muted") }) } }),
-      trace("all projections", whole, { mode: "lines+markers+text", cliponaxis: false, line: { color: css("--line") }, texttemplate: whole.map((point) => point.kind), textposition: "top center", marker: { size: 13, symbol: "square", ...(scale ? { showscale: true, colorbar: { title: { text: "KL, nats/token" }, thickness: 10 } } : { color: "#0e7490" }) } }),
+      trace("one site changed", site.filter(told), { marker: { size: 8, opacity: 0.75, ...scale(site.filter(told)) } }),
+      // The line goes through all of them, whether the loss is known or not.
+      trace("", whole, { mode: "lines+markers+text", showlegend: false, hoverinfo: "skip", hovertemplate: null, marker: { size: 13, opacity: 0 }, cliponaxis: false, line: { color: css("--line") }, texttemplate: whole.map((point) => point.kind), textposition: "top center" }),
+      trace("all projections", whole.filter(told), { marker: { size: 13, symbol: "square", ...scale(whole.filter(told)), ...(loss ? { showscale: true, colorbar: { title: { text: "KL, nats/token" }, thickness: 10 } } : { color: "#0e7490" }) } }),
+      ...(unknown.length ? [trace("loss unknown", unknown, { marker: { size: unknown.map((point) => (point.all ? 13 : 8)), symbol: unknown.map((point) => (point.all ? "square-x-open" : "x-thin-open")), color: css("--muted"), line: { width: 1.5 } } })] : []),
       trace("now", [now], { marker: { size: 16, symbol: "circle-open", color: css("--ink"), line: { width: 3 } } }),
       trace("what if", [then], { marker: { size: 15, symbol: "star", color: css("--accent"), line: { width: 1, color: css("--panel") } } }),
     ];
-    if (scale) for (const hidden of traces.slice(2)) { delete hidden.marker.colorscale; delete hidden.marker.cmin; delete hidden.marker.cmax; delete hidden.marker.reversescale; }
     draw(traces, {
       xaxis: { title: { text: "bits per weight, everything counted" } },
       yaxis: { title: { text: `${speed} tokens/s` }, rangemode: "normal" },
       legend: { orientation: "h", y: 1.12, x: 0 }, margin: { l: 60, r: 14, t: 34, b: 40 },
     }, (point) => {
-      const chosen = point.curveNumber === 0 ? found.filter((each) => !each.all)[point.pointNumber] : point.curveNumber === 1 ? whole[point.pointNumber] : null;
-      if (chosen) {
+      const chosen = point.data.customdata[point.pointNumber];
+      if (chosen.recipe) {
         report.state.recipe = chosen.recipe;
         report.set("recipe", chosen.recipe);
       }
@@ -160,10 +178,13 @@ const charts = (() => {
   }
 
   const kinds = { bars, treemap, roofline, tradeoff };
+  // A click into the treemap also zooms: it is drawn anew when that is over.
+  const settled = () => (box._transitioning ? setTimeout(settled, 50) : report.state.tab === "treemap" && treemap());
   report.listen((what) => {
     const tab = report.state.tab;
     if (!(tab in kinds)) return;
-    if (what === "chosen" ? tab === "roofline" : what === "recipe" ? tab === "tradeoff" : true) kinds[tab]();
+    if (what === "chosen" && tab === "treemap") setTimeout(settled);
+    else if (what === "chosen" ? tab !== "tradeoff" : what === "recipe" ? tab === "tradeoff" : true) kinds[tab]();
   });
   return {};
 })();

@@ -81,9 +81,10 @@ const report = (() => {
     recipeText() {
       // As pocketlm.palettize.recipe writes it: one tensor a line.
       const figures = predict(state.recipe);
+      const short = (value) => Number(value.toPrecision(4));
       const predicted = {
-        bytes: figures.bytes, bits_per_weight_projections: figures.bits, bits_per_weight_all: figures.bitsAll,
-        tokens_per_second: figures.decode, ...(figures.kl === null ? {} : { kl: figures.kl }),
+        bytes: figures.bytes, bits_per_weight_projections: short(figures.bits), bits_per_weight_all: short(figures.bitsAll),
+        tokens_per_second: short(figures.decode), ...(figures.kl === null ? {} : { kl: short(figures.kl) }),
       };
       const rows = data.matrices.map((matrix) => {
         const kind = state.recipe.get(matrix.name);
