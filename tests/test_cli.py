@@ -153,6 +153,7 @@ def test_generate_chat_uses_the_template(loaded: Loaded) -> None:
         (["perplexity", "a", "b", "c"], 2, "FILE"),
         (["perplexity", "nowhere.txt"], 1, "nowhere.txt"),
         (["perplexity", "/"], 2, "directory"),
+        (["perplexity", "/dev/zero"], 1, "/dev/zero: is not a regular file"),
         (["generate", ""], 2, "PROMPT is empty"),
         (["inspect", "nowhere/at/all"], 1, "nowhere/at/all"),
         (["palettize", "nowhere/at/all", "dst"], 1, "nowhere/at/all"),

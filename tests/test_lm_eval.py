@@ -21,7 +21,8 @@ from checkpoints import weights, write_checkpoint
 from fake_engine import FakeEngine, FakeSampler
 from independent.cases import llama
 from pocketlm.errors import ParameterError, UnsupportedError, WeightError
-from pocketlm.evaluate.harness import MAX_GEN_TOKS, Harness, generation, rolling
+from pocketlm.evaluate.generation import MAX_GEN_TOKS, generation
+from pocketlm.evaluate.harness import Harness, rolling
 from pocketlm.families import build_graph
 from pocketlm.interpret.reference import Reference
 from pocketlm.model import LM
@@ -218,11 +219,57 @@ def test_generation_arguments() -> None:
     assert generation({"do_sample": True}, 0)[0].temperature == 1
     assert generation({"temperature": 0.7}, 0)[0].temperature == 0.7
     assert generation({"do_sample": False, "temperature": 0.7}, 0)[0].temperature == 0
+    assert generation({"max_gen_toks": 32.0, "until": ("a", "")}, 0)[0].max_tokens == 32
+    assert generation({"until": ""}, 0)[1] == generation({"until": []}, 0)[1] == []
     params, until = generation({"until": "x", "max_new_tokens": "9", "top_p": 0.5, "top_k": None}, 0)
     assert until == ["x"] and (params.max_tokens, params.top_p, params.top_k) == (9, 0.5, None)
     for bad in ({"num_beams": 4}, {"fly": 1}, {"top_p": 2}, {"max_tokens": 0}, {"temperature": "warm"}):
         with pytest.raises(ParameterError, match=next(iter(bad))):
             generation(bad, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        *(
+            ({name: value}, f"{name}: must be a whole number of tokens")
+            for name in ("max_gen_toks", "max_new_tokens", "max_tokens")
+            for value in ("abc", "", float("inf"), float("nan"), -1, 0, 2.5, True, [9], 1 << 40, "9" * 5000)
+        ),
+        *(
+            ({"until": value}, "until: must be a string")
+            for value in (3, ["a", None], {"a": 1}, [["a"]], True)
+        ),
+        ({"do_sample": "maybe"}, "do_sample: must be true or false"),
+        ({"temperature": "warm"}, "temperature: must be a number"),
+        ({"top_p": "half"}, "top_p: must be a number"),
+        ({3: 1, "fly": 2}, "3: unknown generation argument"),
+        (None, "generation arguments: must be a mapping"),
+        ("until", "generation arguments: must be a mapping"),
+    ],
+)
+def test_generation_arguments_that_make_no_sense_are_named(arguments: Any, words: str) -> None:
+    with pytest.raises(ParameterError, match=f"^{words}"):
+        generation(arguments, 0)
+    lm, _ = TOKENIZERS["bos"]()
+    good = ("x", {"max_gen_toks": 4})
+    with lm, pytest.raises(ParameterError, match=f"^request 1: {words}"):
+        Harness(lm, max_length=LENGTH).generate_until([good, ("x", arguments)])
+
+
+def test_texts_stop_at_any_number_of_strings() -> None:
+    """The engine looks for some of them; the text is cut at the others too."""
+    lm, logits = TOKENIZERS["bos"]()
+    prompts = [doc["prompt"] for doc in docs("generate")]
+    none = [f"<never {i}>" for i in range(100)]
+    long = "x" * 5000
+    with lm:
+        harness, plain = Harness(lm, max_length=LENGTH), Plain(logits, lm.tokenizer, LENGTH)
+        for until in ([*none, "a"], ["e", *none, "\n"], [long, *none[:70], "t", long], tuple(none)):
+            found = harness.generate_until([(p, {"until": until, "max_gen_toks": 12}) for p in prompts])
+            assert found == [plain.generate(prompt, list(until), 12) for prompt in prompts]
+        params, kept = generation({"until": [long, *none]}, 0)
+        assert len(params.stop) == 64 and kept == [long, *none]
 
 
 def test_sampled_texts_depend_on_seed_and_place() -> None:

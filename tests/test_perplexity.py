@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,12 @@ def test_what_cannot_be_scored_is_named(tmp_path: Path) -> None:
         ):
             with pytest.raises(error, match=name if name != "." else "directory"):
                 lm.perplexity(tmp_path / name, context=64)
+        os.mkfifo(tmp_path / "pipe")
+        for special in (tmp_path / "pipe", Path("/dev/zero")):  # of which there is no end
+            with pytest.raises(MissingFileError, match=f"{special}: is not a regular file"):
+                lm.perplexity(special, context=64)
+            with pytest.raises(MissingFileError, match=f"{special}: is not a regular file"):
+                compare(lm, lm, special, context=64)
         for odd in ("a\0b", "", 5):
             with pytest.raises(ParameterError, match=r"^path: must be a path"):
                 lm.perplexity(odd, context=64)  # type: ignore[arg-type]

@@ -81,12 +81,12 @@ def command(
     model, file = names[0] if len(names) == 2 else None, Path(names[-1])
     from tqdm import tqdm
 
-    from pocketlm.loading.files import storage_errors
+    from pocketlm.loading.files import require_file, storage_errors
 
     with storage_errors(file):
-        size = file.stat().st_size
         if file.is_dir():
             raise click.UsageError(f"FILE must be a text file; {file} is a directory")
+        size = require_file(file).stat().st_size
     with (
         open_model(model, threads=threads, precise=precise, kv_dtype=kv_dtype, no_recovery=no_recovery) as lm,
         _opened(against, threads=threads, precise=precise) as source,

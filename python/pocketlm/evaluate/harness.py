@@ -23,15 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlm.errors import ParameterError, WeightError
+from pocketlm.evaluate.generation import generation
 from pocketlm.generate.params import SamplingParams
 from pocketlm.model import LM
 from pocketlm.scores import token_logprobs
 
 Scored = tuple[float, bool]
 Progress = Callable[[int], object]
-MAX_GEN_TOKS = 256  # where a task does not say
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_SAMPLING = ("top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def _silent(done: int) -> None:
@@ -149,55 +147,34 @@ class Harness:
         """The text that continues each context, under the generation arguments beside it.
 
         Raises:
-            ParameterError: an argument is unknown or out of its range, or leaves no room for the context.
+            ParameterError: an argument is unknown or out of its range, or leaves no room for the context;
+                names the request, by its place from 0, and the argument.
         """
+        # All are looked at before the first is run.
+        asked = [self._asked(place, arguments) for place, (_, arguments) in enumerate(requests)]
         texts: list[str] = []
-        for batch in _chunks(list(enumerate(requests)), self.together):
-            prompts, params, stops = [], [], []
-            for place, (context, arguments) in batch:
-                asked, until = generation(arguments, self.seed + place)
-                room = self.max_length - (asked.max_tokens or 0)
-                if room < 1:
-                    raise ParameterError(
-                        f"max_gen_toks: {asked.max_tokens} leave no room for a context; the model's length "
-                        f"is {self.max_length}"
-                    )
-                prompts.append(self.encode(context)[-room:])
-                params.append(asked)
-                stops.append(until)
+        for batch in _chunks(list(zip(requests, asked, strict=True)), self.together):
+            prompts = [self.encode(context)[-room:] for (context, _), (_, _, room) in batch]
+            params, stops = [params for _, (params, _, _) in batch], [until for _, (_, until, _) in batch]
             for done, until in zip(self.lm.generate(prompts, params), stops, strict=True):
                 text = self.lm.tokenizer.decode(done.tokens)
                 texts.append(text[: min((i for s in until if (i := text.find(s)) >= 0), default=len(text))])
             progress(len(batch))
         return texts
 
-
-def generation(arguments: Mapping[str, Any], seed: int) -> tuple[SamplingParams, list[str]]:
-    """Sampling parameters and stop strings of a task's generation arguments.
-
-    Raises:
-        ParameterError: one is unknown, or its value out of range.
-    """
-    left = dict(arguments)
-    until = left.pop("until", None) or []
-    until = [until] if isinstance(until, str) else [text for text in until if text]
-    lengths = [left.pop(name, None) for name in _LENGTHS]
-    length = next((int(value) for value in lengths if value is not None), MAX_GEN_TOKS)
-    temperature = left.pop("temperature", None)
-    sampled = left.pop("do_sample", None)
-    if sampled is None:
-        sampled = bool(temperature)
-    # Sampling without a temperature is at 1, as in the model's own distribution.
-    chosen = (1.0 if temperature is None else temperature) if sampled else 0.0
-    if left.pop("num_beams", 1) != 1:
-        raise ParameterError("num_beams: only 1 is supported")
-    options = {name: left.pop(name) for name in _SAMPLING if left.get(name) is not None}
-    left = {name: value for name, value in left.items() if value is not None and name not in _SAMPLING}
-    if left:
-        raise ParameterError(f"{min(left)}: unknown generation argument")
-    # What is left open is as the model's generation_config.json has it, there as here.
-    params = SamplingParams(max_tokens=length, temperature=chosen, stop=tuple(until), seed=seed, **options)
-    return params, list(until)
+    def _asked(self, place: int, arguments: Mapping[str, Any]) -> tuple[SamplingParams, list[str], int]:
+        """What a request asks for, and the tokens that are left for its context."""
+        try:
+            params, until = generation(arguments, self.seed + place)
+            room = self.max_length - (params.max_tokens or 0)
+            if room < 1:
+                raise ParameterError(
+                    f"max_gen_toks: {params.max_tokens} leave no room for a context; the model's length is "
+                    f"{self.max_length}"
+                )
+        except ParameterError as problem:
+            raise ParameterError(f"request {place}: {problem}") from problem
+        return params, until, room
 
 
 def rolling(ids: Sequence[int], prefix: int, length: int) -> Iterator[tuple[list[int], list[int]]]:

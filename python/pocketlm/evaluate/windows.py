@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from pocketlm.errors import FileFormatError, MissingFileError, ParameterError, StorageError, TokenizerError
-from pocketlm.loading.files import as_path
+from pocketlm.loading.files import as_path, require_file
 from pocketlm.tokenizer import Tokenizer
 
 _PIECE = 1 << 20  # characters tokenized at a time
@@ -63,7 +63,7 @@ def windows(
 
     Raises:
         ParameterError: ``path`` is none.
-        MissingFileError, StorageError: the file cannot be read.
+        MissingFileError, StorageError: the file cannot be read, or is none (a device, a pipe).
         FileFormatError: it is not UTF-8.
         TokenizerError: ``same`` splits the text otherwise.
     """
@@ -133,6 +133,8 @@ def _tokens(
 
 
 def _pieces(path: Path) -> Iterator[str]:
+    if not path.is_dir():  # which opening complains about
+        require_file(path)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rest = ""
