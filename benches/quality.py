@@ -16,16 +16,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benches import environment, machine, quality_picture, quality_report
+from benches import environment
 from benches.adapters import adapter
+from benches.quality_run import Row, Run
 from benches.window_scores import Scores
 from pocketlm.evaluate.windows import Window, windows
 from pocketlm.loading import open_model
@@ -48,22 +46,6 @@ OURS = ("2", "2.5", "3", "3.5", "4", "5", "8", "2.5,recover=8", "3.5,recover=8",
 THEIRS = ("IQ2_S", "Q2_K", "IQ3_S", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "Q8_0")
 PLAIN = "-plain"  # ends the name of a type that is to be made without the importance matrix
 TOGETHER = 4  # windows that run as one batch
-SAME = 0.005  # nats per token by which the two sides may differ on the 16-bit weights
-
-
-@dataclass
-class Row:
-    """One form of the model: its size, and of each window its negative log-likelihood and the sum of
-    KL(source || form), in nats."""
-
-    side: str
-    name: str
-    bits_projections: float
-    bits_all: float
-    bytes: int
-    nll: list[float]
-    kl: list[float]
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 class Bench:
@@ -101,7 +83,7 @@ class Bench:
         kept = [option.removeprefix("kv=") for option in options if option.startswith("kv=")]
         options = [option for option in options if not option.startswith("kv=")]
         target = self.out / f"pocketlm-{re.sub('[=,/]', '_', ','.join([first, *options]))}"
-        command = [str(Path(sys.executable).with_name("pocketlm")), "palettize", str(self.args.model)]
+        command = [sys.executable, "-m", "pocketlm", "palettize", str(self.args.model)]
         budget = ["--bits-all", first[3:]] if first.startswith("all") else ["--bits", first]
         command += [str(target), "--overwrite", *budget]
         if self.stored is not None:
@@ -111,7 +93,7 @@ class Bench:
             command += [f"--{key}", *([value] if value else [])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise SystemExit(f"pocketlm {spec}: {done.stderr[-2000:]}")
+            raise environment.CannotRunError(done.stderr[-2000:].strip() or f"status {done.returncode}")
         return self.score_ours(spec, target, kept[0] if kept else "f16")
 
     def score_ours(self, name: str, path: Path, kv_dtype: Any = "f16") -> Row:
@@ -213,12 +195,14 @@ class Bench:
                 check=False,
             )
             if done.returncode or not out.exists():
-                raise SystemExit(f"llama.cpp: {do} failed ({done.returncode})\n{done.stderr[-3000:]}")
+                raise environment.CannotRunError(
+                    f"{do} failed ({done.returncode})\n{done.stderr[-3000:]}".rstrip()
+                )
             result: dict[str, Any] = json.loads(out.read_text())
             return result
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -235,7 +219,7 @@ def parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--theirs", nargs="*", default=list(THEIRS), metavar="TYPE",
-        help=f"llama.cpp's types; TYPE{PLAIN} without the importance matrix",
+        help=f"llama.cpp's types, none for pocketlm alone; TYPE{PLAIN} without the importance matrix",
     )  # fmt: skip
     parser.add_argument(
         "--matched", nargs="*", default=[""], metavar="OPTIONS",
@@ -244,7 +228,7 @@ def parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "benches" / "out")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     args.out, args.model = args.out.resolve(), args.model.resolve()
     if len({path.stem for path in args.text}) < len(args.text):
         parser.error("--text: two files have the same name")
@@ -253,51 +237,14 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Makes, scores and reports every form."""
-    args = parse()
+    args = parse(arguments)
     bench = Bench(args)
     try:
-        run(args, bench)
+        Run(args, bench).all()
     finally:
         bench.source.unlink(missing_ok=True)  # it is large
-
-
-def run(args: argparse.Namespace, bench: Bench) -> None:
-    """The same, with a bench."""
-    rows = [bench.ours("16")]
-    print(f"{len(bench.windows)} windows, {sum(w.scored for w in bench.windows)} tokens", flush=True)
-    report = quality_report.Report({name: len(cut) for name, cut in bench.texts.items()}, bench.windows, rows)
-    for spec in args.ours:
-        rows.append(bench.ours(spec))
-        print(report.line(rows[-1]), flush=True)
-    if args.theirs:
-        bench.prepare_theirs()
-        rows.append(bench.theirs("F16"))
-        apart = report.apart(rows[0], rows[-1])
-        print(f"{report.line(rows[-1])}; {apart:+.5f} nats per token from pocketlm's", flush=True)
-        if abs(apart) > SAME:
-            raise SystemExit(
-                "the two runtimes disagree on the 16-bit weights: they do not run the same model"
-            )
-        for name in args.theirs:
-            rows.append(bench.theirs(name))
-            print(report.line(rows[-1]), flush=True)
-            bits = math.floor(1000 * rows[-1].bits_all) / 1000
-            for options in args.matched:
-                rows.append(bench.ours(f"all{bits}" + (options and f",{options}")))
-                print(report.line(rows[-1]), flush=True)
-    stem = bench.out / f"quality-{args.model.name}"
-    settings = {"context": args.context, "limit": args.limit, "calibration": args.calibration is not None}
-    kept = {"machine": machine.describe(), "date": time.strftime("%Y-%m-%d"), "settings": settings}
-    stem.with_suffix(".json").write_text(json.dumps(kept | report.to_dict(), indent=1) + "\n")
-    print("\n" + report.text())
-    print(f"\n{stem.with_suffix('.json')}")
-    try:
-        quality_picture.draw(report, f"{args.model.name}: bits and what they lose", stem.with_suffix(".png"))
-        print(stem.with_suffix(".png"))
-    except ImportError:
-        print("no picture: matplotlib is not installed")
 
 
 if __name__ == "__main__":

@@ -23,13 +23,17 @@ def series(row: Any) -> str:
     return "pocketlm, with recovery" if learned else str(row.side)
 
 
-def draw(report: Report, title: str, path: Path) -> None:
-    """A column for each text. Above perplexity, as what it is above the source's, since the rest is the same
-    for all; below the divergence from the source.
+def draw(report: Report, title: str, path: Path) -> bool:
+    """Writes the picture; whether there was a form to show.
+
+    A column for each text. Above perplexity, as what it is above the source's, since the rest is the same for
+    all; below the divergence from the source.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
+    if not _shown(report):
+        return False
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -64,6 +68,7 @@ def draw(report: Report, title: str, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
+    return True
 
 
 def _shown(report: Report) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benches import quality_picture
+from benches import environment, quality, quality_picture
 from benches.llama_quality import target_names
-from benches.quality import Row
 from benches.quality_report import Report
+from benches.quality_run import Row, Run
 from benches.window_scores import Scores
 
 from pocketlm.evaluate.compare import divergences
@@ -112,8 +113,96 @@ def test_sums_over_windows_are_those_of_single_tokens(tmp_path: Path) -> None:
 def test_the_picture_shows_what_damage_gained(tmp_path: Path) -> None:
     found = report()
     found.rows[2].nll = [2.9 * count for count in COUNTS]
-    quality_picture.draw(found, "made up", tmp_path / "picture.png")
+    assert quality_picture.draw(found, "made up", tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+    found.rows[:] = [row for row in found.rows if row.bits_all >= quality_picture.MOST_BITS]
+    assert not quality_picture.draw(found, "nothing to show", tmp_path / "none.png")
+
+
+def arguments(source: Path, folder: Path, *more: str) -> list[str]:
+    """A tiny model on short texts."""
+    text = folder / "text.txt"
+    text.write_text("\n".join(" ".join(f"w{i * 7 % (90 + line)}" for i in range(200)) for line in range(40)))
+    options = ["--context", "32", "--limit", "300", "--threads", "1", "--calibration", str(text)]
+    return ["--model", str(source), "--text", str(text), "--out", str(folder / "out"), *options, *more]
+
+
+def test_the_bench_runs_through(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quality.main(arguments(source, tmp_path, "--ours", "8", "all5,kv=int8", "0.5", "--theirs"))
+    out = capsys.readouterr().out
+    (kept,) = (tmp_path / "out" / "quality").glob("*/quality-*.json")
+    found = json.loads(kept.read_text())
+    names = ["16", "8", "all5,kv=int8"]
+    assert [(row["side"], row["name"]) for row in found["rows"]] == [("pocketlm", name) for name in names]
+    assert sum(found["windows"]["tokens"]) == 300 and found["settings"]["context"] == 32
+    first, eight, small = (row["texts"]["text"] for row in found["rows"])
+    assert first["kl"]["value"] == pytest.approx(0, abs=1e-6) and first["ratio"]["value"] == 1
+    assert 0 < eight["kl"]["value"] < small["kl"]["value"] < 1
+    assert found["rows"][2]["bits_all"] <= 5 and found["machine"]["processor"]
+    # What cannot be made is told, and the others go on.
+    assert list(found["not_run"]) == ["pocketlm 0.5"] and "not run: pocketlm 0.5 (" in out
+    assert "| pocketlm all5,kv=int8 |" in out and str(kept) in out
+    assert not list(kept.parent.glob("*.npy"))
+
+
+class Stand:
+    """A bench whose rows are made up; what is in ``fails`` fails."""
+
+    def __init__(self, folder: Path, *fails: str) -> None:
+        made = report()
+        self.out, self.fails = folder, fails
+        self.windows = [Window(list(range(count + 1)), 1, 4 * count) for count in COUNTS]
+        self.texts = {"first": self.windows[:3], "second": self.windows[3:]}
+        self.made = {(row.side, row.name): row for row in made.rows}
+
+    def prepare_theirs(self) -> None:
+        self._row("llama.cpp", "prepare")
+
+    def ours(self, spec: str) -> Row | None:
+        return self._row("pocketlm", spec)
+
+    def theirs(self, name: str) -> Row | None:
+        return self._row("llama.cpp", name)
+
+    def _row(self, side: str, name: str) -> Row | None:
+        if name in self.fails:
+            raise environment.CannotRunError(f"{name} failed\nlong story")
+        if name == "killed":
+            raise KeyboardInterrupt
+        return None if name == "prepare" else self.made[side, "4" if name.startswith("all") else name]
+
+
+def run(bench: Stand, *theirs: str) -> Run:
+    args = quality.parse(["--text", "x", "--ours", "4", "3", "--theirs", *theirs])
+    return Run(args, bench)  # type: ignore[arg-type]
+
+
+def test_rows_are_kept_whatever_fails_or_ends_the_bench(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kept() -> tuple[list[str], list[str]]:
+        (file,) = tmp_path.glob("*.json")
+        found = json.loads(file.read_text())
+        return [row["name"] for row in found["rows"]], list(found["not_run"])
+
+    run(Stand(tmp_path, "Q4_0", "3"), "Q4_0", "Q2_K").all()
+    assert kept() == (["16", "4", "F16", "Q2_K", "4"], ["pocketlm 3", "llama.cpp Q4_0"])
+    out = capsys.readouterr().out
+    assert "not run: llama.cpp Q4_0 (Q4_0 failed)" in out and "| llama.cpp Q2_K |" in out
+    for broken in ("F16", "prepare"):
+        run(Stand(tmp_path, broken), "Q4_0", "Q2_K").all()
+        assert kept() == (["16", "4", "3"], [f"llama.cpp {name}" for name in ("F16", "Q4_0", "Q2_K")])
+    with pytest.raises(KeyboardInterrupt):
+        run(Stand(tmp_path), "Q4_0", "killed").all()
+    assert kept() == (["16", "4", "3", "F16", "Q4_0", "4"], [])
+    apart = Stand(tmp_path)
+    apart.made["llama.cpp", "F16"].nll = [9.0 * count for count in COUNTS]
+    with pytest.raises(SystemExit, match="disagree"):
+        run(apart, "Q4_0").all()
+    assert kept() == (["16", "4", "3", "F16"], [])
+    with pytest.raises(SystemExit, match="the source"):
+        run(Stand(tmp_path, "16"), "Q4_0").all()
+    assert kept() == ([], ["pocketlm 16"])
 
 
 def test_names_of_what_the_importance_matrix_covers() -> None:
