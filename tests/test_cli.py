@@ -103,6 +103,25 @@ def test_an_interrupted_palettize_says_how_to_go_on(monkeypatch: pytest.MonkeyPa
     assert status == 130 and "the same command goes on" in err and "interrupted" in err
 
 
+def test_an_interrupted_dry_run_says_what_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pocketlm.palettize.plan", stop)
+    (tmp_path / "stored").mkdir()
+    (tmp_path / "text").write_text("some text")
+    for given, told in (
+        ((), "keeps nothing"),
+        (("--calibration", "text"), "keeps nothing"),
+        (("--calibration", "stored"), "keeps only the calibration in stored"),
+        (("--calibration", "text", "--calibration-out", "new"), "keeps only the calibration in new"),
+        (("--recipe-out", "r.json"), "the same command goes on from here"),
+    ):
+        monkeypatch.chdir(tmp_path)
+        status, _, err = call("palettize", "src", "--dry-run", *given)
+        assert status == 130 and "interrupted; " in err and told in err
+
+
 def test_generate_streams_prompt_and_text(loaded: Loaded) -> None:
     status, out, err = call("generate", "once upon", "--max-tokens", "8", "--seed", "1", "--ignore-eos")
     expected = loaded.load().generate("once upon", max_tokens=8, seed=1, ignore_eos=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,16 @@ def test_recipes(source: Path, tmp_path: Path) -> None:
         palettize(source, tmp_path / "d", recipe=tmp_path / "r.json", **QUIET)
     with pytest.raises(MissingFileError, match="none"):
         palettize(source, tmp_path / "d", recipe=tmp_path / "none", **QUIET)
+    # The last that matches decides, so that a name may not stand in two places.
+    entries = f'"{UP}": {{"kind": "p4"}}, "{UP}": {{"kind": "p8"}}'
+    for text, key in (
+        ('{"ffn.*": "p2", "*": "p4", "ffn.*": "p8"}', "ffn.*"),
+        (f'{{"pocketlm_recipe": 1, "tensors": {{{entries}}}}}', UP),
+        (f'{{"{UP}": {{"kind": "p4", "kind": "p8"}}}}', "kind"),
+    ):
+        (tmp_path / "r.json").write_text(text)
+        with pytest.raises(FileFormatError, match=rf"r\.json: .*{re.escape(repr(key))} is there twice"):
+            palettize(source, tmp_path / "d", recipe=tmp_path / "r.json", **QUIET)
     assert not (tmp_path / "d").exists()
 
 

@@ -45,13 +45,17 @@ if TYPE_CHECKING:
         help="Most nats per token from SRC (0.02 is close): makes the smallest model that keeps to it.",
     ),
     click.option(
-        "--kinds", metavar="LIST", help="Kinds or bits to choose from, such as 2,4.  [default: all]"
+        "--kinds",
+        metavar="LIST",
+        help="Kinds or bits to choose from, such as 2,4.  [default: the best of 2, 3, 4 and 8 bits: p2v, p3, "
+        "p4, p8]",
     ),
     click.option(
         "--embedding-bits",
         type=int,
         metavar="B",
-        help="Bits of the embedding and the output head: 2, 3, 4 or 8.  [default: 8 with --bits, else free]",
+        help="Bits of the embedding and the output head: 2, 3, 4 or 8.  [default: chosen like those of other "
+        "matrices where a budget beside --bits is given, else 8]",
     ),
     click.option(
         "--calibration",
@@ -180,7 +184,21 @@ def command(
             made = palettize(src, dst, overwrite=overwrite, **settings)
             _print_report(made, recipe_out, as_json, untexted)
     except KeyboardInterrupt as stopped:
-        raise KeyboardInterrupt("interrupted; the same command goes on from here") from stopped
+        told = _left(settings) if dst is None or dry_run else _GOES_ON
+        raise KeyboardInterrupt(f"interrupted; {told}") from stopped
+
+
+_GOES_ON = "the same command goes on from here"
+
+
+def _left(settings: dict[str, Any]) -> str:
+    """What an interrupted dry run leaves behind."""
+    if settings["recipe_out"] is not None:
+        return _GOES_ON
+    stored: Path | None = settings["calibration_out"] or settings["calibration"]
+    if settings["calibration_out"] is not None or (stored is not None and stored.is_dir()):
+        return f"a dry run without --recipe-out keeps only the calibration in {stored} and costs by it"
+    return "a dry run without --recipe-out or --calibration-out keeps nothing"
 
 
 def _print_report(report: Report, recipe_out: Path | None, as_json: bool, untexted: str) -> None:

@@ -106,10 +106,13 @@ def read_text(path: Path) -> str:
         raise FileFormatError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
-def read_json(path: Path, error: type[PocketlmError] = FileFormatError) -> dict[str, Any]:
-    """The object in a JSON file. What is wrong with its text raises ``error``."""
+def read_json(
+    path: Path, error: type[PocketlmError] = FileFormatError, *, unique: bool = False
+) -> dict[str, Any]:
+    """The object in a JSON file. What is wrong with its text raises ``error``; with ``unique`` also a key
+    that an object in it has twice, of which JSON readers else keep the last in the place of the first."""
     try:
-        value = json.loads(read_text(path))
+        value = json.loads(read_text(path), object_pairs_hook=_once if unique else None)
     except FileFormatError as failure:
         raise error(str(failure)) from failure
     except (ValueError, RecursionError) as failure:
@@ -117,6 +120,16 @@ def read_json(path: Path, error: type[PocketlmError] = FileFormatError) -> dict[
     if not isinstance(value, dict):
         raise error(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, none of whose keys is there twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r:.200} is there twice")
+        found[key] = value
+    return found
 
 
 def read_optional_json(path: Path, error: type[PocketlmError] = FileFormatError) -> dict[str, Any]:

@@ -82,7 +82,8 @@ def read_recipe(recipe: Mapping[str, Any] | str | PathLike[str] | None, known: l
     Raises:
         ParameterError: a name matches no tensor of ``known``, or a kind is unknown; names it and what is
             near.
-        MissingFileError, FileFormatError: the file cannot be read.
+        MissingFileError, FileFormatError: the file cannot be read, or names something twice: which of the
+            two decides would be left to chance.
     """
     if recipe is None:
         return {}
@@ -90,7 +91,7 @@ def read_recipe(recipe: Mapping[str, Any] | str | PathLike[str] | None, known: l
     values, source = (
         (recipe, "recipe")
         if isinstance(recipe, Mapping)
-        else (read_json(as_path(recipe, "recipe")), str(recipe))
+        else (read_json(as_path(recipe, "recipe"), unique=True), str(recipe))
     )
     found: Recipe = {}
     for name, kind in recipe_kinds(values, source).items():

@@ -77,7 +77,8 @@ def palettize(
         tokens_per_second: at least so many, when decoding on this machine.
         max_kl: nats per token of divergence from the source, on the held-out text. With it the model is the
             smallest within the budgets, without it the one that loses least.
-        kinds: to choose from, by name or by bits (``"2,4"``); all by default.
+        kinds: to choose from, by name or by bits (``"2,4"``); by default the best of each number of bits:
+            p2v, p3, p4 and p8.
         embedding_bits: of embedding and head. They are free where a budget other than ``bits`` is given,
             else 8.
         calibration: a text file, texts, or a stored calibration: tells what inputs the products meet.

@@ -174,12 +174,12 @@ def resolve(
 
     Raises:
         ParameterError: a pattern matches nothing, or nothing that has a kind; a kind is unknown.
-        MissingFileError, FileFormatError: the file cannot be read.
+        MissingFileError, FileFormatError: the file cannot be read, or names something twice.
     """
     source = "changes"
     if isinstance(changes, str | PathLike):
         source = str(changes)
-        changes = read_json(as_path(changes, "changes"))
+        changes = read_json(as_path(changes, "changes"), unique=True)
     if not isinstance(changes, Mapping):
         raise ParameterError(f"changes: must map names to kinds, not {type(changes).__name__}")
     known = {op: matrix for matrix in matrices for op in matrix.ops}
