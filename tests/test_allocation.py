@@ -97,9 +97,22 @@ def test_long_runs_take_fewer_tokens(source: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("pocketlm.palettize.held_out.MOST_WORK", 1)
     few = sequences(model, text)
     assert sum(map(len, few)) == 512 and few[1] == sequences(model, text)[1]
-    assert sequences(model, ["w1 w2 w3"]) == [model.read_tokenizer().inner.encode("w1 w2 w3").ids]
-    with pytest.raises(ParameterError, match="no tokens"):
-        sequences(model, [""])
+    short = "w1 w2 w3 w4 " * 64
+    assert sequences(model, [short]) == [model.read_tokenizer().inner.encode(short).ids]
+
+
+def test_few_tokens_cannot_judge(source: Path, tmp_path: Path) -> None:
+    model = open_model(source)
+    for text, count in (("", 0), ("w1 w2 w3", 3), ("w1 " * 255, 255)):
+        with pytest.raises(ParameterError, match=f"^validation: the text has {count} tokens; at least 256"):
+            sequences(model, [text])
+    (tmp_path / "few").write_text("w1 w2")
+    with pytest.raises(ParameterError, match=r"^validation: .*few has 2 tokens; at least 256 can judge$"):
+        plan(source, validation=tmp_path / "few", **QUIET)
+    (tmp_path / "text").write_text("w1 w2 " * 500)
+    with pytest.raises(ParameterError, match=r"^calibration: the end of .*text, which.*--validation"):
+        plan(source, calibration=tmp_path / "text", **QUIET)
+    assert plan(source, calibration=["w1 w2 " * 700], kinds="4", **QUIET).measured["tokens"] >= 256
 
 
 def test_texts_that_judge_are_encoded_like_any_other(source: Path, tmp_path: Path) -> None:
@@ -361,7 +374,7 @@ def test_a_plan_is_a_recipe_that_makes_the_model(
     value = json.loads(file.read_text())
     assert value["budgets"]["bits_all"] == 4.5
     assert value["predicted"] == pytest.approx(found.predicted, rel=1e-3)
-    assert value["measured"] == pytest.approx({"kl": found.measured_kl}, rel=1e-3)
+    assert value["measured"] == pytest.approx({"kl": found.measured_kl, "tokens": 48}, rel=1e-3)
     for name, entry in value["tensors"].items():
         assert entry["kind"] == found.recipe[name] and entry["bytes"] > 0
         assert (entry["microseconds"] > 0) == (entry["sites"] != ["embed"])
@@ -445,6 +458,7 @@ def test_the_command_reports_and_writes(
     stages = ("calibrating: ", " tokens x parts", "measuring damage: ", " models")
     assert all(stage in err for stage in stages) and len(err.splitlines()) == 2
     assert "would take" in out and "nats a token, predicted" in out and "tokens per second" in out
+    assert "(judged by 48 tokens)" in out
     assert set(read_json_kinds(recipe)) == {BEST[2], "p4", "p8"} and not target.exists()
     assert call([*common, "--size", "1MB", "--max-kl", "0.5", "--json", "--dry-run"]) == 0
     out, err = capsys.readouterr()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import pocketlm
 from checkpoints import weights, write_checkpoint
 from independent.cases import llama, openelm
 from palettizing import QUIET, content, interrupted, names
@@ -33,7 +34,7 @@ from pocketlm.palettize.arrays import has_shape, load_array
 from pocketlm.palettize.calibrate import calibrate
 from pocketlm.palettize.calibration import MANIFEST, Calibration
 from pocketlm.palettize.divergence import Divergence
-from pocketlm.palettize.held_out import hold_out
+from pocketlm.palettize.held_out import hold_out, sequences
 from pocketlm.palettize.hidden import Hidden
 from pocketlm.palettize.importance import Importance, Statistics
 from pocketlm.palettize.segments import segments
@@ -274,7 +275,7 @@ def test_palettize_keeps_its_calibration_with_the_unfinished_work(
 def test_a_stored_calibration_is_as_good_as_the_text(source: Path, tmp_path: Path) -> None:
     stored = tmp_path / "kept" / "cal"
     # A stored calibration has no text of which the end could judge, so both are judged by the same.
-    options: dict[str, Any] = {"bits": 4, "kinds": "4", "validation": ["w1 w2 w3"], **QUIET}
+    options: dict[str, Any] = {"bits": 4, "kinds": "4", "validation": ["w1 w2 w3 " * 90], **QUIET}
     palettize(source, tmp_path / "a", calibration=[TEXT], calibration_out=stored, **options)
     assert Calibration.open(stored).tokens > 0
     palettize(source, tmp_path / "b", calibration=stored, **options)
@@ -297,7 +298,7 @@ def test_a_stored_calibration_is_as_good_as_the_text(source: Path, tmp_path: Pat
 
 def test_a_stored_calibration_knows_its_vocabulary(source: Path, tmp_path: Path) -> None:
     stored = tmp_path / "cal"
-    options: dict[str, Any] = {"bits": 4, "kinds": "4", "validation": ["w1 w2 w3"], **QUIET}
+    options: dict[str, Any] = {"bits": 4, "kinds": "4", "validation": ["w1 w2 w3 " * 90], **QUIET}
     palettize(source, tmp_path / "a", calibration=[TEXT], calibration_out=stored, **options)
     swapped = shutil.copytree(source, tmp_path / "swapped")
     tokenizer = json.loads((swapped / "tokenizer.json").read_text())
@@ -324,7 +325,9 @@ def test_rows_that_are_looked_up_too_stay_nearer_to_themselves(
     src = write_checkpoint(tmp_path / "src", config)
     for label, damping in (("as it is", compensate.LOOKED_UP_DAMPING), ("as a head", compensate.DAMPING)):
         monkeypatch.setattr(compensate, "LOOKED_UP_DAMPING", damping)
-        palettize(src, tmp_path / label, calibration=[TEXT], embedding_bits=3, validation=["w1 w2"], **QUIET)
+        palettize(
+            src, tmp_path / label, calibration=[TEXT], embedding_bits=3, validation=["w1 w2 " * 130], **QUIET
+        )
         made, source = open_model(tmp_path / label).store.dense(name), open_model(src).store.dense(name)
         errors[label] = float(np.square(made.astype(np.float64) - source).sum())
     assert errors["as it is"] < 0.98 * errors["as a head"]
@@ -343,7 +346,7 @@ def test_a_stored_calibration_keeps_what_kinds_cost(
         return of(self, store)
 
     monkeypatch.setattr(Divergence, "of", counted)
-    options: dict[str, Any] = {"validation": ["w1 w2 w3 " * 20], **QUIET}
+    options: dict[str, Any] = {"validation": ["w1 w2 w3 " * 90], **QUIET}
     palettize(source, tmp_path / "a", bits=3, calibration=[TEXT], calibration_out=stored, **options)
     first = len(runs)
     palettize(source, tmp_path / "b", bits=3.5, calibration=stored, **options)
@@ -361,7 +364,7 @@ def test_a_stored_calibration_keeps_what_kinds_cost(
     palettize(source, tmp_path / "c", bits=3.5, calibration=stored, **options)
     assert len(runs) == first + 3  # the line that was lost, and the whole model's
     assert content(tmp_path / "b") == content(tmp_path / "c")
-    palettize(source, tmp_path / "d", bits=3.5, calibration=stored, validation=["w9 w8 " * 20], **QUIET)
+    palettize(source, tmp_path / "d", bits=3.5, calibration=stored, validation=["w9 w8 " * 130], **QUIET)
     assert len(runs) == 2 * first + 3  # other text, other costs
 
 
@@ -374,6 +377,27 @@ def test_text_of_another_tokenizer_is_refused(source: Path, tmp_path: Path) -> N
     with pytest.raises(ParameterError, match="another model's"):
         palettize(source, tmp_path / "m", calibration=["日本語 " * 4000], **QUIET)
     assert names(tmp_path) == ["src"]
+
+
+def test_text_of_another_language_is_refused(tmp_path: Path) -> None:
+    """Whose tokenizer knows no unknown: all falls into bytes."""
+    model = open_model(Path(pocketlm.__file__).parent / "assets" / "pocketlm-stories")
+    rng = np.random.default_rng(0)
+    chinese = "今天天气很好，孩子们在公园里玩。我们来看看这个分词器会怎样处理它。" * 120
+    noise = bytes(rng.integers(0, 256, 8000).astype(np.uint8)).decode("latin-1")
+    random = "".join(map(chr, rng.integers(0x80, 0xD7FF, 4000)))
+    for text in (chinese, noise, random):
+        with pytest.raises(ParameterError, match=r"^calibration: hardly any .* more than one byte.*language"):
+            read_windows([text], model)
+        with pytest.raises(ParameterError, match=r"^validation: hardly any"):
+            sequences(model, [text])
+    digits = "".join(map(str, rng.integers(0, 10, 4000)))
+    table = "\n".join(",".join(f"{x:.4f}" for x in row) for row in rng.random((200, 6)))
+    code = Path(__file__).read_text()
+    story = "Once upon a time there was a little girl who liked to play in the park. " * 80
+    german = "Die Kinder spielten den ganzen Tag im Park, während die Sonne schien. " * 60
+    for text in (digits, table, code, story, german, story + chinese[: len(story) // 10]):
+        assert read_windows([text], model).size and sequences(model, [text])
 
 
 def test_damaged_calibrations_are_refused(source: Path, tmp_path: Path) -> None:
@@ -442,6 +466,53 @@ def test_damaged_calibrations_are_refused(source: Path, tmp_path: Path) -> None:
         damaged(lambda d: (d / MANIFEST).unlink())
 
 
+def test_calibrations_whose_numbers_are_absurd_are_refused(source: Path, tmp_path: Path) -> None:
+    model, stored = open_model(source), tmp_path / "cal"
+    calibrate(model, some_windows(90), stored, progress=False)
+    name, text = "model.layers.1.mlp.up_proj.weight", (stored / MANIFEST).read_text()
+    facts = json.loads(text)
+
+    def changed(**change: Any) -> Calibration:
+        entry = {**facts["tensors"][name], **change}
+        whole = {**facts, "tensors": {**facts["tensors"], name: entry}}
+        (stored / MANIFEST).write_text(json.dumps(whole))
+        return Calibration.open(stored)
+
+    for tokens in (
+        "Infinity",
+        "-Infinity",
+        "NaN",
+        "1e400",
+        "-1",
+        "0",
+        "true",
+        "1.5",
+        '"9"',
+        "[]",
+        str(1 << 62),
+    ):
+        (stored / MANIFEST).write_text(text.replace(f'"tokens": {facts["tokens"]}', f'"tokens": {tokens}'))
+        with pytest.raises(FileFormatError, match=MANIFEST):
+            Calibration.open(stored)
+    for shape in ([-1, 8], [0, 8], [8, 1 << 60], [8.0, 8], [8], [8, 8, 8], "88", None, [True, 8], [1e999, 1]):
+        with pytest.raises(FileFormatError, match=MANIFEST):
+            changed(shape=shape)
+    rows, width = facts["tensors"][name]["shape"]
+    # Sizes that something could have, though not this model.
+    for shape in ([rows, 1 << 30], [1 << 30, width], [rows + 16, width], [width, rows]):
+        with pytest.raises(FileFormatError, match=rf"{MANIFEST}: damaged \(tensor '{name}' has the shape"):
+            changed(shape=shape).check(model)
+        with pytest.raises(FileFormatError, match="damaged"):
+            palettize(source, tmp_path / "x", calibration=stored, **QUIET)
+    with pytest.raises(FileFormatError, match=r"moment-\d+\.npy"):
+        changed(shape=[rows, 1 << 30]).importance(name)
+    with pytest.raises(FileFormatError, match=f"no statistics of tensor '{name}'"):
+        changed(inputs=[]).check(model)
+    del facts["tensors"]["lm_head.weight"]
+    with pytest.raises(FileFormatError, match=r"'lm_head\.weight' has the shape None"):
+        changed().check(model)
+
+
 def test_texts_that_are_none(source: Path, tmp_path: Path) -> None:
     for bad, message in (
         ([], "no text"),
@@ -468,6 +539,15 @@ def test_texts_that_are_none(source: Path, tmp_path: Path) -> None:
         with pytest.raises(ParameterError, match=f"calibration: .*{message}"):
             palettize(source, tmp_path / "x", calibration=tmp_path / file, **QUIET)
         (tmp_path / file).unlink()
+    # What is held out to judge is not there any more, which the count does not show by itself.
+    (tmp_path / "near").write_text("w1 " * 70)
+    with pytest.raises(
+        ParameterError, match=r"near gives \d+ tokens.*up to a fifth, is held out.*--validation"
+    ):
+        palettize(source, tmp_path / "x", calibration=tmp_path / "near", **QUIET)
+    with pytest.raises(ParameterError, match=r"a window has \d+$"):
+        palettize(source, tmp_path / "x", calibration=["w1 w2"], validation=["w1 " * 300], **QUIET)
+    (tmp_path / "near").unlink()
     (tmp_path / "latin").write_bytes(b"caf\xe9 " * 10)
     with pytest.raises(FileFormatError, match=r"latin: not UTF-8.*byte 3"):
         palettize(source, tmp_path / "x", calibration=tmp_path / "latin", **QUIET)

@@ -260,7 +260,7 @@ def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_palettize_guided_and_from_what_it_stored(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"bits": 3, "kinds": "3", "validation": ["w1 w2 w3"], **QUIET}
+    options: dict[str, Any] = {"bits": 3, "kinds": "3", "validation": ["w1 w2 w3 " * 90], **QUIET}
     stored, plain = tmp_path / "cal", tmp_path / "plain-cal"
     palettize(source, tmp_path / "a", calibration=[TEXT], guided=True, calibration_out=stored, **options)
     palettize(source, tmp_path / "b", calibration=[TEXT], calibration_out=plain, **options)

@@ -27,7 +27,7 @@ from pocketlm.loading import open_model
 from pocketlm.palettize import Report, palettize, plan, run
 from pocketlm.palettize.places import check_places
 
-TEXT = [" ".join(f"w{i * 7 % 97}" for i in range(900))]
+TEXT = [" ".join(f"w{i * 7 % 97}" for i in range(1400))]
 CONFIGS = {"llama": llama(), "tied": llama(tie_word_embeddings=True), "openelm": openelm()}
 
 

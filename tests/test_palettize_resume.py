@@ -24,7 +24,7 @@ from pocketlm.loading import directory, open_model
 from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.palettize import palettize, run
 
-TEXT = " ".join(f"w{i * 7 % 97}" for i in range(900))
+TEXT = " ".join(f"w{i * 7 % 97}" for i in range(1400))
 
 
 @pytest.mark.parametrize("bits", [4, 3.5])

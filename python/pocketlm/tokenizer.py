@@ -186,6 +186,10 @@ class Tokenizer:
         found = getattr(self._inner.model, "unk_id", None)  # of the Unigram model
         return found if isinstance(found, int) else None
 
+    def pieces(self) -> int:
+        """How many tokens of the vocabulary are more than one character or byte."""
+        return sum(len(text) > 1 and not _BYTE.fullmatch(text) for text in self.vocabulary())
+
     def token_id(self, text: str) -> int | None:
         """The id of a token of the vocabulary, by its exact text."""
         return self._inner.token_to_id(text)

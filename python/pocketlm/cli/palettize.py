@@ -86,7 +86,8 @@ if TYPE_CHECKING:
         "--validation",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Text that judges what a kind costs.  [default: the end of the calibration text]",
+        help="Text that judges what a kind costs, at least 256 tokens; of more than 4 MiB the first "
+        "4.  [default: the end of the calibration text]",
     ),
     click.option(
         "--recipe",
@@ -260,7 +261,7 @@ def _plan_figures(found: Plan) -> dict[str, Any]:
     return {
         "budgets": found.budgets,
         "predicted": found.predicted,
-        "measured": {} if found.measured_kl is None else {"kl": found.measured_kl},
+        "measured": found.measured,
     }
 
 
@@ -289,7 +290,7 @@ def _print_figures(
     told = untexted
     if found.measured_kl is not None:
         predicted = "" if found.kl is None else f", predicted {found.kl:.4f}"
-        told = f"{found.measured_kl:.4f} nats a token{predicted}"
+        told = f"{found.measured_kl:.4f} nats a token{predicted} (judged by {found.measured_tokens:,} tokens)"
     click.echo(f"{title:<30}{told}")
     if recipe_out is not None:
         click.echo(f"wrote                         {recipe_out}")

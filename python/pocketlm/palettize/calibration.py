@@ -18,13 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlm.errors import FileFormatError, MissingFileError, ParameterError
+from pocketlm.graph import Embed, Linear
 from pocketlm.loading import LoadedModel
+from pocketlm.loading.check import stored_name
 from pocketlm.loading.files import as_path, read_json, require_directory, storage_errors
 from pocketlm.palettize.arrays import load_array
 
 MANIFEST = "calibration.json"
 VERSION = 2
 _TILE = 16  # rows
+_MOST = 1 << 31  # of anything that is counted
 _LEAST = 1e-3  # of a row's weight, beside the mean of its group: no row may become anything at all
 
 
@@ -86,17 +89,17 @@ class Calibration:
                 directory,
                 str(facts["model"]),
                 str(facts["key"]),
-                int(facts["tokens"]),
-                int(facts["guided"]),
+                _count(facts["tokens"], 1),
+                _count(facts["guided"], 0),
                 _optional_text(facts, "tokenizer"),
                 dict(facts["tensors"]),
             )
             for entry in found.tensors.values():
                 _names(file, entry["inputs"])
-                rows, _ = map(int, entry["shape"])
+                rows, _ = (_count(size, 1) for size in entry["shape"])
                 if found.guided and entry["inputs"]:
                     _check_groups(file, entry, rows)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"{file}: damaged ({error!r:.200})") from error
         return found
 
@@ -107,11 +110,25 @@ class Calibration:
             ParameterError: it is that of other weights, another architecture or another vocabulary. Which
                 vocabulary is not known of those made before it was noted.
             TokenizerError: the model's tokenizer is damaged.
+            FileFormatError: a matrix of the model is missing, or is said to have another shape.
         """
         if self.model != identify(model):
             raise ParameterError(
                 f"calibration: {self.path} was made from another model than {model.path}; calibrate anew"
             )
+        for op in model.graph.ops:
+            if isinstance(op, Linear | Embed):
+                name = stored_name(model.store, op.weight)
+                entry = self.tensors.get(name, {"shape": None, "inputs": []})
+                if entry["shape"] != list(op.weight.shape):
+                    raise FileFormatError(
+                        f"{self.path / MANIFEST}: damaged (tensor {name!r:.200} has the shape "
+                        f"{entry['shape']!r:.100}, in the model {list(op.weight.shape)})"
+                    )
+                if isinstance(op, Linear) and not entry["inputs"]:
+                    raise FileFormatError(
+                        f"{self.path / MANIFEST}: damaged (no statistics of tensor {name!r:.200})"
+                    )
         own = vocabulary(model) if self.tokenizer is not None else None
         if own is not None and own != self.tokenizer:
             raise ParameterError(
@@ -159,7 +176,8 @@ class Calibration:
         entry = self._entry(tensor)
         rows, width = map(int, entry["shape"])
         if not self.guided or not entry["inputs"]:
-            yield Group(0, rows, self.second_moment(tensor), np.ones(rows, np.float32))
+            moment = self.second_moment(tensor)
+            yield Group(0, rows, moment, np.ones(rows, np.float32))
             return
         squares = np.zeros(rows)
         for name in entry["row_weights"]:
@@ -178,10 +196,10 @@ class Calibration:
         Raises:
             As :meth:`second_moment`.
         """
-        rows, width = map(int, self._entry(tensor)["shape"])
-        total = np.zeros(width)
+        rows = int(self._entry(tensor)["shape"][0])
+        total = np.zeros(1)  # and as wide as what is read, whose size is checked before
         for group in self.groups(tensor):
-            total += (group.stop - group.start) / rows * np.diagonal(group.moment)
+            total = total + (group.stop - group.start) / rows * np.diagonal(group.moment)
         return total.astype(np.float32)
 
     def _entry(self, tensor: str) -> Mapping[str, Any]:
@@ -216,6 +234,13 @@ def vocabulary(model: LoadedModel) -> str | None:
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
 
 
+def _count(value: object, least: int) -> int:
+    """A number of things, as JSON has it: no shape that it is part of can be absurd."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
+        raise ValueError(f"{value!r:.60} is no count")
+    return value
+
+
 def _optional_text(facts: Mapping[str, Any], name: str) -> str | None:
     value = facts.get(name)
     if value is not None and not isinstance(value, str):
@@ -228,7 +253,7 @@ def _check_groups(file: Path, entry: Mapping[str, Any], rows: int) -> None:
     _names(file, entry["row_weights"])
     last = 0
     for group in entry["groups"]:
-        start, stop = map(int, group["rows"])
+        start, stop = (_count(row, 0) for row in group["rows"])
         if start != last or stop <= start or start % _TILE or not group["moments"]:
             raise ValueError(f"groups of rows {entry['groups']}")
         _names(file, group["moments"])

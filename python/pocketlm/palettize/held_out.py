@@ -18,6 +18,7 @@ from pocketlm.palettize.text import Head, check_known, encode, texts_of
 from pocketlm.tokenizer import Tokenizer
 
 TOKENS = 2048  # of all sequences: KL is over whole distributions, so its mean settles early
+LEAST = 256  # below it the mean depends on which tokens it happens to be over
 _FEWEST = 512  # where a run is so long that more would leave time for few runs
 _RUNS = 32  # some for each site
 LENGTH = 256  # tokens of a sequence
@@ -62,13 +63,15 @@ def hold_out(calibration: Texts, validation: Texts) -> tuple[Texts, list[str]]:
     return (None, []) if calibration is None else _split(calibration)
 
 
-def sequences(model: LoadedModel, texts: list[str], argument: str = "validation") -> list[list[int]]:
+def sequences(
+    model: LoadedModel, texts: list[str], argument: str = "validation", source: Path | None = None
+) -> list[list[int]]:
     """Token ids of a few sequences spread evenly over the texts, which are from ``argument``, all of one
-    length where there is enough.
+    length where there is enough. ``source`` is the file that they are from, if they are.
 
     Raises:
-        ParameterError: the texts have no tokens, or hardly one that the tokenizer knows, or are not valid
-            Unicode.
+        ParameterError: the texts have too few tokens, or hardly one that the tokenizer knows, or are not
+            valid Unicode.
         TokenizerError: the model's tokenizer is missing or damaged.
     """
     length = min(LENGTH, model.graph.context_length)
@@ -77,8 +80,14 @@ def sequences(model: LoadedModel, texts: list[str], argument: str = "validation"
     count = max(1, most // length)
     tokenizer = Tokenizer.of(model)
     ids = np.array([i for text in texts for i in encode(tokenizer, text, argument, bos=True)], np.int64)
-    if not len(ids):
-        raise ParameterError(f"{argument}: the text has no tokens")
+    least = min(LEAST, most)
+    if len(ids) < least:
+        what = "the text" if source is None else str(source)
+        hint = ""
+        if argument == "calibration":
+            what = f"the end of {what}, which is held out to judge,"
+            hint = ": give a longer text, or another one to judge by (validation, --validation)"
+        raise ParameterError(f"{argument}: {what} has {len(ids)} tokens; at least {least} can judge{hint}")
     check_known(ids, tokenizer, argument)
     there = len(ids) // length
     if not there:

@@ -29,13 +29,14 @@ class Statistics:
     """What is to be known of a model's inputs: from a text file, texts or a stored ``calibration``, to be
     kept in the directory ``out``, whether codes make up for each other's errors by it, and whether the
     loss's gradients tell what each error counts (``guided``; a stored one may be so anyway). ``source`` is
-    the file that texts were read from."""
+    the file that texts were read from; of these the end may be ``held_out`` already."""
 
     calibration: str | PathLike[str] | Iterable[str] | None = None
     out: str | PathLike[str] | None = None
     compensation: bool = True
     guided: bool = False
     source: Path | None = None
+    held_out: bool = False
 
 
 class Importance:
@@ -82,7 +83,7 @@ class Importance:
             if statistics.guided:
                 require_training("guided")
                 self._groups = GROUPS
-            self._windows = read_windows(given, model, source=statistics.source)
+            self._windows = read_windows(given, model, source=statistics.source, held_out=statistics.held_out)
             self._key = work_key(identify(model), self._windows, self._groups)
         self.digest = f"{self._key} {self.compensation}" if self._key else ""
 

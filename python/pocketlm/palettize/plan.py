@@ -44,6 +44,7 @@ class Plan:
         tokens_per_second: when decoding on this machine, predicted; ``None`` where it was not measured.
         kl: nats per token from the source: the sum over the tensors; ``None`` without a text.
         measured_kl: the same of the whole model, as measured on the held-out text.
+        measured_tokens: how many tokens of that text judged; ``None`` without a text.
         sensitivity: nats per token of every kind of every tensor that was measured.
     """
 
@@ -57,6 +58,7 @@ class Plan:
     kl: float | None
     measured_kl: float | None
     sensitivity: Mapping[str, Mapping[str, float]]
+    measured_tokens: int | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -75,6 +77,14 @@ class Plan:
         }
         return {key: value for key, value in found.items() if value is not None}
 
+    @property
+    def measured(self) -> dict[str, float]:
+        """The figures that were measured of the whole, and on how many tokens."""
+        if self.measured_kl is None:
+            return {}
+        tokens = {} if self.measured_tokens is None else {"tokens": self.measured_tokens}
+        return {"kl": self.measured_kl, **tokens}
+
     def text(self) -> str:
         """The recipe as JSON that ``pocketlm palettize --recipe`` and ``pocketlm profile --what-if`` read."""
         tensors = {}
@@ -87,12 +97,11 @@ class Plan:
             if planned.seconds is not None:
                 entry["microseconds"] = round(1e6 * planned.seconds, 2)
             tensors[tensor.name] = entry
-        measured = {} if self.measured_kl is None else {"kl": self.measured_kl}
         header = {
             "model": self.model,
             "budgets": self.budgets,
             "predicted": self.predicted,
-            "measured": measured,
+            "measured": self.measured,
         }
         return recipe_text(tensors, header)
 

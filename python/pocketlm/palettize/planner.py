@@ -274,6 +274,7 @@ class Planner:
             tokens_per_second=None if step is None else 1 / step,
             kl=sum(kls) if len(kls) == len(planned) else None,
             measured_kl=measured,
+            measured_tokens=self._divergence.tokens if self._divergence is not None else None,
             sensitivity={
                 name: {kind: kl for kind, kl in kinds.items() if kind != KEEP}
                 for name, kinds in damages.items()

@@ -88,7 +88,8 @@ def palettize(
         guided: whether the loss's gradients tell what each output's error counts (docs/allocation.md). Needs
             a calibration that is to be made, or a stored one that is guided, which is used so in any case;
             to make one takes some times as long, and the extra ``train``.
-        validation: a text file, or texts, that judge; else the end of the calibration text, which is then
+        validation: a text file, of which the first 4 MiB are read, or texts, that judge, at least 256 tokens;
+            else the end of the calibration text, which is then
             left out of the calibration. With neither, kinds are chosen by each tensor's own error.
         recipe: kinds of single tensors (see :func:`pocketlm.palettize.recipe.read_recipe`), fixed by hand;
             budgets are then met with the others.

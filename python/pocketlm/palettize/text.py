@@ -21,11 +21,20 @@ from pocketlm.tokenizer import Tokenizer
 TOKENS = 65536  # some times the channels of the widest input
 WINDOW = 1024
 _MOST_UNKNOWN = 0.5  # share of tokens that the tokenizer does not know
+# Of text in single bytes. Digits are single tokens of many tokenizers, but then no token is less than one
+# character; what a tokenizer has no words for falls into the bytes of its characters.
+_LEAST_BYTES, _LEAST_CHARACTERS = 1.3, 0.75  # for each token
+_MANY_PIECES = 1000  # tokens of several bytes: the vocabulary is one of words, for some kind of text
+_SAMPLE = 64  # windows, or pieces of as many tokens, that are looked at for this
 _WHOLE_BYTES = 16 << 20  # of a larger file only pieces are read
 _MOST_BYTES = 256 << 20  # of a file that is read whole, however many tokens are asked for
 _TOKEN_BYTES = 4  # of a usual one
 _PIECE_BYTES = 24  # for each token of a piece: hardly any token is longer
 _PIECE = 1 << 16  # characters tokenized at a time
+_KEPT_BACK = (
+    ". Its end, up to a fifth, is held out to judge and not counted here: give a longer text, or another "
+    "one to judge by (validation, --validation)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +56,7 @@ def read_windows(
     window: int = WINDOW,
     argument: str = "calibration",
     source: Path | None = None,
+    held_out: bool = False,
 ) -> NDArray[np.uint32]:
     """Token ids [windows, window] of a text file or its :class:`Head`, or of texts one behind the other, that
     were ``given`` as ``argument``.
@@ -54,7 +64,8 @@ def read_windows(
     A window has ``window`` tokens, or the model's context if that is less, the token that begins a text
     first where the model has one. There are at most ``tokens`` tokens in all, in windows spread evenly over
     the text; of a file over 16 MiB only the pieces that these need are read, and no file over 256 MiB is read
-    whole. ``source`` is the file that texts were read from, if they were.
+    whole. ``source`` is the file that texts were read from, if they were; ``held_out`` says that the end of
+    the text was left out of it before, to judge.
 
     Raises:
         MissingFileError, StorageError, FileFormatError: the file cannot be read, is none (a device, a pipe),
@@ -88,6 +99,7 @@ def read_windows(
         first = ", with the token that begins a text" if begin else ""
         raise ParameterError(
             f"{argument}: {what} gives {len(ids) + len(begin)} tokens{first}; a window has {length}"
+            + (_KEPT_BACK if held_out else "")
         )
     count = min(count, there)
     firsts = [i * there // count * own for i in range(count)]
@@ -129,14 +141,29 @@ def check_known(ids: NDArray[np.integer[Any]], tokenizer: Tokenizer, argument: s
     """Refuses a text, given as ``argument``, whose token ids say nothing about a model.
 
     Raises:
-        ParameterError: most are unknown to the tokenizer.
+        ParameterError: most are unknown to the tokenizer, or single bytes though it has many words.
     """
-    unknown = tokenizer.unknown
+    unknown, told = tokenizer.unknown, ""
     if unknown is not None and (share := float(np.mean(ids == unknown))) > _MOST_UNKNOWN:
+        told = f"{100 * share:.0f} % of the text's tokens are unknown to the model's tokenizer"
+    elif tokenizer.pieces() >= _MANY_PIECES and _in_bytes(ids, tokenizer):
+        told = "hardly any of the text's tokens spans more than one byte"
+    if told:
         raise ParameterError(
-            f"{argument}: {100 * share:.0f} % of the text's tokens are unknown to the model's tokenizer: it "
-            "is no text of this model's kind, or the tokenizer is another model's"
+            f"{argument}: {told}: it is no text of this model's language or kind, or the tokenizer is "
+            "another model's"
         )
+
+
+def _in_bytes(ids: NDArray[np.integer[Any]], tokenizer: Tokenizer) -> bool:
+    """Whether nearly every token is one byte of a character."""
+    rows = np.atleast_2d(ids)
+    if len(rows) == 1:
+        rows = rows[0, : max(1, ids.size // _SAMPLE) * _SAMPLE].reshape(-1, min(ids.size, _SAMPLE))
+    some = rows[np.arange(min(_SAMPLE, len(rows))) * len(rows) // min(_SAMPLE, len(rows))]
+    text = tokenizer.decode(some.ravel().tolist())
+    size = len(text.encode("utf-8", "replace"))
+    return size < _LEAST_BYTES * some.size and len(text) < _LEAST_CHARACTERS * some.size
 
 
 def encode(tokenizer: Tokenizer, text: str, argument: str, *, bos: bool) -> list[int]:

@@ -62,10 +62,18 @@ class Work:
         calibration, texts = hold_out(statistics.calibration, validation)
         given = statistics.calibration  # of a file the end may be held out: its texts then have lost its name
         file = as_path(given, "calibration") if isinstance(given, str | PathLike) else None
-        statistics = dataclasses.replace(statistics, calibration=calibration, source=file)
+        statistics = dataclasses.replace(
+            statistics,
+            calibration=calibration,
+            source=file,
+            held_out=validation is None and bool(texts),
+        )
         self.importance = Importance(self.model, statistics)
-        judges = "calibration" if validation is None else "validation"
-        self.sequences = sequences(self.model, texts, judges) if texts else []
+        judges = "calibration"
+        if validation is not None:
+            judges = "validation"
+            file = as_path(validation, judges) if isinstance(validation, str | PathLike) else None
+        self.sequences = sequences(self.model, texts, judges, file) if texts else []
         self.forms = Forms(self.model, self.importance, threads, compensated(self.importance, palettize))
         self.recovery = recovery or Recovery()
         self.windows = training_windows(self.model, recover_text, self.recovery)
