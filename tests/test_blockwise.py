@@ -12,7 +12,7 @@ import pytest
 
 from checkpoints import write_checkpoint
 from independent.cases import llama
-from palettizing import QUIET
+from palettizing import QUIET, names
 from pocketlm.errors import AdapterError
 from pocketlm.interpret import jax as interpreter
 from pocketlm.loading import open_model
@@ -62,10 +62,11 @@ def test_blocks_learn_from_the_states_of_both_models(tmp_path: Path) -> None:
     windows = np.random.default_rng(0).integers(0, 97, (7, 16)).astype(np.uint32)
     settings = Settings(tokens=32)  # two windows, so that one is left over
     seen: list[tuple[int, float]] = []
-    trained = train_blocks(task, windows, 40, settings, tmp_path, lambda n, loss: seen.append((n, loss)))
+    found = train_blocks(task, windows, 40, settings, tmp_path, lambda n, loss: seen.append((n, loss)))
+    trained = found.learned
     blocks = task.blocks()
     layers = CONFIG["num_hidden_layers"]
-    assert len(blocks) == layers
+    assert len(blocks) == found.count == layers and found.worse == 0
     assert [number for number, _ in seen] == list(range(1, 40 * layers + 1))
     for block in range(layers):
         losses = [loss for _, loss in seen[40 * block : 40 * block + 40]]
@@ -108,8 +109,8 @@ def test_interrupted_training_ends_in_the_same_bytes(tmp_path: Path, monkeypatch
     assert whole.recovery.losses is None
     real, append = blockwise._save, Hidden.append
 
-    def after(path: Path, learned: Any, done: int) -> None:
-        real(path, learned, done)
+    def after(path: Path, *state: Any) -> None:
+        real(path, *state)
         raise KeyboardInterrupt
 
     def between(self: Hidden, values: Any) -> None:
@@ -165,7 +166,48 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(blockwise, "relative_error", lambda a, b: (a - b).sum() * jnp.nan)
     with pytest.raises(AdapterError, match="loss of block 1 is nan at step 1"):
         palettize(source, tmp_path / "dst", **OPTIONS)
-    assert not (tmp_path / "dst").exists()
+    assert names(tmp_path) == ["src"]  # nothing to come back to
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"?" * 200, None])
+def test_damaged_state_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | None
+) -> None:
+    source = write_checkpoint(tmp_path / "src", CONFIG)
+    monkeypatch.setattr(recover_train, "memory_limit", lambda: 0)
+    options: dict[str, Any] = {"bits": 3, "recover_text": TEXT, "recover_train": 4_000, **QUIET}
+    palettize(source, tmp_path / "whole", **options)
+    real = blockwise._save
+
+    def stop(path: Path, *state: Any) -> None:
+        real(path, *state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blockwise, "_save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            palettize(source, tmp_path / "dst", **options)
+    (file,) = tmp_path.glob("dst.partial-*/blocks.npz")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    palettize(source, tmp_path / "dst", **options)
+    assert tree(tmp_path / "dst") == tree(tmp_path / "whole")
+
+
+def test_layers_that_training_makes_worse_stay_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_checkpoint(tmp_path / "src", CONFIG)
+    monkeypatch.setattr(recover_train, "memory_limit", lambda: 0)
+    wild = Settings(tokens=1024, rates=tuple((group, 3.0) for group, _ in Settings().rates))
+    monkeypatch.setattr(recover_train, "BLOCK_SETTINGS", wild)
+    palettize(source, tmp_path / "plain", bits=3, **QUIET)
+    options: dict[str, Any] = {"bits": 3, "recover_text": TEXT, "recover_train": 3_000, **QUIET}
+    report = palettize(source, tmp_path / "dst", **options)
+    assert report.recovery is not None and report.recovery.training is not None
+    assert report.recovery.training.worse == report.recovery.training.parts == 2
+    one, two = (tree(tmp_path / name)["model.safetensors"] for name in ("dst", "plain"))
+    assert one == two
 
 
 def test_memory_of_the_machine_and_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

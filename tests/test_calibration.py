@@ -246,7 +246,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     model = open_model(write_checkpoint(tmp_path / "src", arrays=arrays))
     with pytest.raises(WeightError, match=r"layers\.\d.*not finite"):
         calibrate(model, some_windows(90), tmp_path / "cal", progress=False)
-    assert not (tmp_path / "cal").exists()
+    assert names(tmp_path) == ["src"]
 
 
 def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +254,33 @@ def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(StorageError, match=r"needs .* bytes"):
         calibrate(model, some_windows(90), tmp_path / "cal", progress=False)
-    assert not (tmp_path / "cal").exists()
+    assert names(tmp_path) == ["src"]
+
+
+def test_a_disk_that_fills_up_keeps_what_is_finished_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, windows, real = open_model(write_checkpoint(tmp_path / "src")), some_windows(90), Hidden.append
+
+    def full(border: int) -> None:
+        def append(self: Hidden, values: Any) -> None:
+            if self.path.name == f"hidden-{border:04d}.safetensors" and self.path.stat().st_size > 1000:
+                raise StorageError(f"{self.path}: No space left on device")
+            real(self, values)
+
+        monkeypatch.setattr(Hidden, "append", append)
+
+    full(1)
+    with pytest.raises(StorageError, match="No space"):
+        calibrate(model, windows, tmp_path / "cal", progress=False)
+    assert names(tmp_path) == ["src"]
+    full(2)
+    with pytest.raises(StorageError, match="No space"):
+        calibrate(model, windows, tmp_path / "cal", progress=False)
+    assert names(tmp_path)[0].startswith("cal.partial-")
+    monkeypatch.setattr(Hidden, "append", real)
+    calibrate(model, windows, tmp_path / "cal", progress=False)
+    assert names(tmp_path) == ["cal", "src"]
 
 
 def test_palettize_keeps_its_calibration_with_the_unfinished_work(

@@ -183,7 +183,71 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(distil, "divergence", lambda a, b: (a - b).sum() * jnp.nan)
     with pytest.raises(AdapterError, match="loss is nan at step 1"):
         palettize(source, tmp_path / "dst", bits=3, **OPTIONS)
-    assert not (tmp_path / "dst").exists()
+    assert names(tmp_path) == ["src"]  # nothing to come back to
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "one byte", "other shapes", "other steps"])
+def test_damaged_state_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    source = write_checkpoint(tmp_path / "src", llama(**SMALL))
+    options = {**OPTIONS, "bits": 3, "recover_train": 6_000}
+    palettize(source, tmp_path / "whole", **options)
+    monkeypatch.setattr(distil, "SAVE_SECONDS", 0.0)
+    real = distil._save
+
+    def stop(path: Path, values: Any, done: int) -> None:
+        real(path, values, done)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distil, "_save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            palettize(source, tmp_path / "dst", **options)
+    (file,) = tmp_path.glob("dst.partial-*/training.npz")
+    whole = file.read_bytes()
+    half = len(whole) // 2
+    with np.load(file) as saved:
+        arrays = {name: saved[name] for name in saved.files}
+    if damage == "other shapes":
+        np.savez(file, **{**arrays, "0": arrays["0"][..., :1]})
+    elif damage == "other steps":
+        np.savez(file, **{**arrays, "done": np.asarray(99)})
+    else:
+        bad = {"empty": b"", "cut": whole[:half], "noise": b"?" * 99}
+        one = whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :]
+        file.write_bytes(bad.get(damage, one))
+    palettize(source, tmp_path / "dst", **options)
+    assert tree(tmp_path / "dst") == tree(tmp_path / "whole")
+
+
+def test_a_single_step_learns(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "src", llama(**SMALL))
+    palettize(source, tmp_path / "plain", bits=2, **QUIET)
+    options = {**OPTIONS, "calibration": None, "bits": 2, "recover_train": 1}
+    report = palettize(source, tmp_path / "dst", **options)
+    assert report.recovery is not None and report.recovery.training is not None
+    before, behind = report.recovery.training.judged or (0.0, 0.0)
+    assert report.recovery.training.worse == 0 and behind < before
+    weights_of = [tree(tmp_path / name)["model.safetensors"] for name in ("plain", "dst")]
+    assert weights_of[0] != weights_of[1]
+
+
+def test_training_that_makes_it_worse_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from pocketlm.cli import run
+
+    source = write_checkpoint(tmp_path / "src", llama(**SMALL))
+    wild = distil.Settings(rates=tuple((group, 3.0) for group, _ in distil.Settings().rates))
+    monkeypatch.setattr(recover_train, "Settings", lambda: wild)
+    palettize(source, tmp_path / "plain", bits=3, **QUIET)
+    (tmp_path / "text").write_text(TEXT[0])
+    arguments = ["--bits", "3", "--recover-train", "4k", "--recover-text", str(tmp_path / "text")]
+    assert run(["palettize", str(source), str(tmp_path / "dst"), *arguments]) == 0
+    assert re.search(r"training  +left out: from \d.* nats .* made it worse", capsys.readouterr().out)
+    one, two = (tree(tmp_path / name)["model.safetensors"] for name in ("dst", "plain"))
+    assert one == two
+    assert run(["palettize", str(source), str(tmp_path / "two"), *arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["training_left_out"] == 1
 
 
 @pytest.mark.parametrize(

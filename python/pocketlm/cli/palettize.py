@@ -11,6 +11,7 @@ from pocketlm.cli.common import Bytes, Tokens, human, json_option, options, prin
 
 if TYPE_CHECKING:
     from pocketlm.palettize import Plan, Report
+    from pocketlm.palettize.recovery import Training
 
 
 @click.command(short_help="Make a small model of a large one: 2 to 8 bits a weight.")
@@ -203,6 +204,7 @@ def _left(settings: dict[str, Any]) -> str:
 
 
 def _print_report(report: Report, recipe_out: Path | None, as_json: bool, untexted: str) -> None:
+    training = report.recovery.training if report.recovery else None
     if as_json:
         tensors = [
             {
@@ -222,6 +224,7 @@ def _print_report(report: Report, recipe_out: Path | None, as_json: bool, untext
             "bits_per_weight_all": report.bits_per_weight_all,
             "adapter_bytes": report.recovery.bytes if report.recovery else 0,
             "training_losses": report.recovery.losses if report.recovery else None,
+            "training_left_out": training.worse if training else 0,
             "seconds": report.seconds,
             "resumed": report.resumed,
         }
@@ -245,8 +248,20 @@ def _print_report(report: Report, recipe_out: Path | None, as_json: bool, untext
             f"divergence in training        {before:.4f} nats a token at first, {after:.4f} at the end "
             "(of --recover-text)"
         )
+    if training and training.worse:
+        click.echo(f"training                      {_left_out(training)}")
     if recovery:
         click.echo("divergence after recovery     not measured (pocketlm perplexity --against does)")
+
+
+def _left_out(training: Training) -> str:
+    """That training was of no use, and where."""
+    if training.judged is not None:
+        before, behind = training.judged
+        return (
+            f"left out: from {before:.4f} to {behind:.4f} nats on the batch that judges, so it made it worse"
+        )
+    return f"left out in {training.worse} of {training.parts} layers, which it made worse"
 
 
 def _print_plan(found: Plan, recipe_out: Path | None, as_json: bool, untexted: str) -> None:

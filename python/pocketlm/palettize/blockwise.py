@@ -11,7 +11,6 @@ layer has learned is kept; an interrupted run repeats at most one layer and ends
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,16 @@ from pocketlm.interpret import jax as interpreter
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.check import stored_name
 from pocketlm.loading.files import storage_errors
-from pocketlm.palettize.distil import Settings, Windows, batches, rule
+from pocketlm.palettize.distil import Settings, Windows, batches, judges, rule
 from pocketlm.palettize.guided import joined
 from pocketlm.palettize.hidden import Hidden, path_of
 from pocketlm.palettize.segments import HIDDEN, Segment, segments
+from pocketlm.palettize.state import load_state, save_state
 from pocketlm.palettize.student import Parts, Student, Tree, reader
 
 _STATE = "blocks.npz"
 _SOURCE, _STUDENT = "source", "student"
+_DONE = "done"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,16 @@ class States:
             made.append(np.asarray(run(inputs(range(first, min(len(self.windows), first + self.size))))))
 
 
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """What blocks learned, by the names of :class:`Student`'s ``trainable``, how many they are, and how many
+    of them stayed as they were, because training made them worse."""
+
+    learned: Tree
+    count: int
+    worse: int
+
+
 def train_blocks(
     task: Task,
     windows: Windows,
@@ -107,10 +118,11 @@ def train_blocks(
     settings: Settings,
     directory: Path,
     told: Callable[[int, float], None] | None = None,
-) -> Tree:
-    """Trains each block for ``steps`` steps on ``windows`` [windows, length]; returns what they learned by
-    the names of :class:`Student`'s ``trainable``. ``directory`` has the unfinished work; ``told`` is called
-    with the number of steps done, over all blocks, and the last loss.
+) -> Blocks:
+    """Trains each block for ``steps`` steps on ``windows`` [windows, length].
+
+    ``directory`` has the unfinished work; ``told`` is called with the number of steps done, over all blocks,
+    and the last loss.
 
     Raises:
         AdapterError: a loss is not finite.
@@ -118,7 +130,7 @@ def train_blocks(
     """
     blocks = task.blocks()
     states = States(directory, windows, max(1, settings.tokens // windows.shape[1]))
-    learned, done = _load(states, blocks)
+    learned, worse, done = _load(states, blocks)
     for index in range(done, len(blocks)):
         source, own = blocks[index]
         widths = source.graph.ops[source.start - 1].width if source.start else 0, source.ops[-1].width
@@ -132,13 +144,14 @@ def train_blocks(
             if told is not None:
                 told(index * steps + step, loss)
 
-        trained = _learn(task, own, states, index, widths, steps, settings, one)
+        trained, better = _learn(task, own, states, index, widths, steps, settings, one)
+        worse += not better
         learned |= {name: np.asarray(value) for name, value in trained.items()}
-        _save(directory, learned, index + 1)
+        _save(directory, learned, worse, index + 1)
         with storage_errors(directory):
             for what in (_SOURCE, _STUDENT):
                 path_of(directory, index, what).unlink(missing_ok=True)
-    return {name: jnp.asarray(value) for name, value in learned.items()}
+    return Blocks({name: jnp.asarray(value) for name, value in learned.items()}, len(blocks), worse)
 
 
 def scratch(blocks: int) -> list[str]:
@@ -168,8 +181,9 @@ def _learn(
     steps: int,
     settings: Settings,
     told: Callable[[int, float], None],
-) -> Tree:
-    """Trains a block, and runs it."""
+) -> tuple[Tree, bool]:
+    """Trains a block, and runs it: what it learned, and whether it is not worse for that. Else it stays as it
+    was."""
     student = task.student(segment)
     read = reader(task.graph) if settings.int8 else None
 
@@ -195,9 +209,17 @@ def _learn(
         given, wanted = inputs(chosen), targets(chosen)
         value, trainable, moments = step(trainable, moments, student.fixed, given, wanted)
         told(number + 1, float(value))
+    some = judges(len(states.windows), states.size)
+    given, wanted, judge = inputs(some), targets(some), jax.jit(loss)
+    before, behind = (
+        float(judge(one, student.fixed, given, wanted)) for one in (student.trainable, trainable)
+    )
+    better = not behind > before
+    if not better:
+        trainable = student.trainable
     forward = jax.jit(run)
     states.pass_on(index, _STUDENT, widths, lambda given: forward(trainable, student.fixed, given))
-    return trainable
+    return trainable, better
 
 
 def relative_error(found: jax.Array, wanted: jax.Array) -> jax.Array:
@@ -215,28 +237,20 @@ def _forward(graph: Graph, params: Tree, given: jax.Array, read: interpreter.Rea
     return interpreter.run(graph.ops, params | {HIDDEN: given.reshape(-1, width)}, rows, read)
 
 
-def _save(directory: Path, learned: Mapping[str, Any], done: int) -> None:
-    path = directory / _STATE
-    unfinished = path.with_name(f"{_STATE}.new")
-    with storage_errors(path):
-        with unfinished.open("wb") as file:
-            np.savez(file, done=np.asarray(done), **learned)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+def _save(directory: Path, learned: Mapping[str, Any], worse: int, done: int) -> None:
+    save_state(directory / _STATE, {_DONE: np.asarray([done, worse]), **learned})
 
 
-def _load(states: States, blocks: list[tuple[Segment, Segment]]) -> tuple[dict[str, Any], int]:
-    """What blocks that are done have learned, and how many they are."""
+def _load(states: States, blocks: list[tuple[Segment, Segment]]) -> tuple[dict[str, Any], int, int]:
+    """What blocks that are done have learned, how many of them stayed as they were, and how many they are."""
     directory = states.directory
-    path = directory / _STATE
-    if not path.exists():
-        return {}, 0
-    with storage_errors(path), np.load(path) as saved:
-        learned = {name: saved[name] for name in saved.files}
-    done = int(learned.pop("done"))
+    learned: dict[str, Any] = load_state(directory / _STATE)
+    counts = learned.pop(_DONE, None)
+    if counts is None or counts.shape != (2,) or not 1 <= counts[0] <= len(blocks):
+        return {}, 0, 0
+    done, worse = map(int, counts)
     if done == len(blocks):
-        return learned, done
+        return learned, worse, done
     width, tokens = blocks[done - 1][0].ops[-1].width, states.windows.size
     there = all(Hidden.is_there(directory, done, tokens, width, what) for what in (_SOURCE, _STUDENT))
-    return (learned, done) if there else ({}, 0)
+    return (learned, worse, done) if there else ({}, 0, 0)

@@ -84,11 +84,12 @@ def calibrate(
             return found
         try:
             _check_alone(target, partial)
-        except StorageError:
-            if not (partial / JOURNAL).exists():  # nothing to take up
+            _fill(model, windows, partial, groups, threads, progress)
+        except BaseException as error:
+            # Nothing to take up, or the same would come of it. Locked still: nobody else is at work here.
+            if isinstance(error, WeightError) or not (partial / JOURNAL).exists():
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        _fill(model, windows, partial, groups, threads, progress)
         facts = {
             "pocketlm_calibration": VERSION,
             "model": who,

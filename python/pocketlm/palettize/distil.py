@@ -9,7 +9,6 @@ saved from time to time: a run that was interrupted goes on and ends in the same
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from pocketlm.errors import AdapterError
 from pocketlm.graph import Graph
 from pocketlm.interpret import jax as interpreter
-from pocketlm.loading.files import storage_errors
+from pocketlm.palettize.state import load_state, save_state
 from pocketlm.palettize.student import Student, Tree, reader
 
 Windows = NDArray[np.uint32]
@@ -86,12 +85,41 @@ def rule(settings: Settings, steps: int, trainable: Tree, adapter: frozenset[str
     """Adam with a rate for each kind of parameter; ``adapter`` names the matrices of an adapter."""
 
     def schedule(peak: float) -> Any:
+        if steps == 1:  # which would be the first of the rise, at 0
+            return optax.constant_schedule(peak)
         return optax.warmup_cosine_decay_schedule(
             0.0, peak, max(1, round(settings.warmup * steps)), max(2, steps), 0.0
         )
 
     rules = {group: optax.adam(schedule(peak), b2=0.99) for group, peak in settings.rates}
     return optax.multi_transform(rules, {name: kind(name, set(adapter)) for name in trainable})
+
+
+def judges(windows: int, size: int) -> NDArray[np.intp]:
+    """Which ``size`` of so many windows judge, spread evenly over them: the same before and behind the
+    training."""
+    count = min(windows, size)
+    return np.arange(count) * windows // count
+
+
+@dataclasses.dataclass(frozen=True)
+class Distilled:
+    """What came of it.
+
+    Attributes:
+        trainable: what the student has learned; as it was, where that made it worse.
+        losses: of each step [steps].
+        judged: the loss on one batch before and behind the training.
+    """
+
+    trainable: Tree
+    losses: NDArray[np.float32]
+    judged: tuple[float, float]
+
+    @property
+    def worse(self) -> bool:
+        """Whether the training made it worse, so that nothing is left of it."""
+        return self.judged[1] > self.judged[0]
 
 
 def distil(
@@ -104,8 +132,8 @@ def distil(
     state: Path,
     told: Callable[[int, float], None] | None = None,
     adapter: frozenset[str] = frozenset(),
-) -> tuple[Tree, NDArray[np.float32]]:
-    """Trains the student for ``steps`` steps; returns its trainable parameters and each step's loss.
+) -> Distilled:
+    """Trains the student for ``steps`` steps.
 
     ``graph`` and ``source`` are the model that it came from; ``adapter`` names the matrices of the student's
     adapter. ``windows`` are token ids [windows, length]. ``state`` is the file of
@@ -132,11 +160,9 @@ def distil(
 
     trainable, moments = student.trainable, learning.init(student.trainable)
     losses = np.zeros(steps, np.float32)
-    done = 0
-    if state.exists():
-        trainable, moments, losses, done = _load(state, (trainable, moments, losses))
-        if told is not None and done:
-            told(done, float(losses[done - 1]))
+    trainable, moments, losses, done = _load(state, (trainable, moments, losses))
+    if told is not None and done:
+        told(done, float(losses[done - 1]))
     size = max(1, settings.tokens // windows.shape[1])
     saved = time.monotonic()
     for index, ids in zip(range(steps), batches(windows, size, settings.seed), strict=False):
@@ -151,23 +177,29 @@ def distil(
         if index + 1 == steps or time.monotonic() - saved > SAVE_SECONDS:
             _save(state, (trainable, moments, losses), index + 1)
             saved = time.monotonic()
-    return trainable, losses
+    ids = jnp.asarray(windows[judges(len(windows), size)])
+    judge = jax.jit(loss)
+    before, behind = (float(judge(one, student.fixed, source, ids)) for one in (student.trainable, trainable))
+    found = Distilled(trainable, losses, (before, behind))
+    return dataclasses.replace(found, trainable=student.trainable) if found.worse else found
 
 
 def _save(path: Path, values: Any, done: int) -> None:
-    unfinished = path.with_name(path.name + ".new")
     arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(values))}
-    with storage_errors(path):
-        with unfinished.open("wb") as file:
-            np.savez(file, done=np.asarray(done), **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+    save_state(path, {"done": np.asarray(done), **arrays})
 
 
 def _load(path: Path, values: Any) -> Any:
+    """What :func:`_save` wrote; ``values`` and no steps where that is not all there in their shapes."""
     leaves, shape = jax.tree.flatten(values)
-    with storage_errors(path), np.load(path) as saved:
-        found = [saved[str(i)] for i in range(len(leaves))]
-        trainable, moments, losses = jax.tree.unflatten(shape, found)
-        return *jax.tree.map(jnp.asarray, (trainable, moments)), losses.copy(), int(saved["done"])
+    saved = load_state(path)
+    found = [saved.get(str(i)) for i in range(len(leaves))]
+    done = saved.get("done")
+    same = all(
+        one is not None and one.shape == np.shape(leaf) and one.dtype == leaf.dtype
+        for one, leaf in zip(found, leaves, strict=True)
+    )
+    if not same or done is None or done.shape or not 0 <= done <= len(values[-1]):
+        return *values, 0
+    trainable, moments, losses = jax.tree.unflatten(shape, found)
+    return *jax.tree.map(jnp.asarray, (trainable, moments)), losses, int(done)

@@ -18,11 +18,11 @@ from pocketlm.loading import LoadedModel
 from pocketlm.loading.check import stored_name
 from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.safetensors import SINGLE
-from pocketlm.palettize.blockwise import Task, scratch, train_blocks
+from pocketlm.palettize.blockwise import Blocks, Task, scratch, train_blocks
 from pocketlm.palettize.distil import Settings, Windows, distil
 from pocketlm.palettize.progress import Progress
 from pocketlm.palettize.recover import projections
-from pocketlm.palettize.recovery import Recovery
+from pocketlm.palettize.recovery import Recovery, Training
 from pocketlm.palettize.room import end_to_end_bytes, memory_limit
 from pocketlm.palettize.student import Parts, Student, Tree, learned
 from pocketlm.palettize.tensors import Output
@@ -42,10 +42,10 @@ def train(
     writer: DirectoryWriter,
     *,
     progress: bool,
-) -> tuple[dict[str, Pair], tuple[float, float] | None]:
+) -> tuple[dict[str, Pair], Training]:
     """Makes the model in the making learn from the source, end to end or, if that does not fit into memory,
-    block by block. Writes its codebooks, scales and norms anew, and returns the adapter's matrices, with the
-    losses at the beginning and at the end of the training end to end.
+    block by block. Writes its codebooks, scales and norms anew, and returns the adapter's matrices, with what
+    came of it.
 
     Raises:
         AdapterError: the loss, or what was learned, is not finite.
@@ -61,7 +61,6 @@ def train(
     task = Task(model, attach(model.graph, terms), store, parts, matrices)
     settings = Settings()
     whole = _whole(model, settings, writer)  # and there is something to resume from here on
-    losses = None
     with Progress("training", recovery.train, progress, unit="tokens") as bar:
         seen = 0
 
@@ -72,13 +71,14 @@ def train(
             seen = tokens
 
         if whole:
-            trained, losses = _end_to_end(task, windows, recovery.train, writer, told)
+            trained, training = _end_to_end(task, windows, recovery.train, writer, told)
         else:
-            trained = _by_blocks(task, windows, recovery.train, writer, told)
+            found = _by_blocks(task, windows, recovery.train, writer, told)
+            trained, training = found.learned, Training(None, None, found.worse, found.count)
     _write(writer, tensors, chosen, parts, trained)
     matrices |= {name: np.asarray(trained[name]) for name in matrices if name in trained}
     made = {name: (matrices[t.a], matrices[t.b]) for name, t in terms.items()}
-    return made, losses
+    return made, training
 
 
 def _whole(model: LoadedModel, settings: Settings, writer: DirectoryWriter) -> bool:
@@ -93,7 +93,7 @@ def _whole(model: LoadedModel, settings: Settings, writer: DirectoryWriter) -> b
 
 def _by_blocks(
     task: Task, windows: Windows, tokens: int, writer: DirectoryWriter, told: Callable[[int, float], None]
-) -> Tree:
+) -> Blocks:
     """Trains block by block on ``tokens`` tokens, spread over the windows."""
     blocks = len(task.blocks())
     size = windows.shape[1] * max(1, BLOCK_SETTINGS.tokens // windows.shape[1])
@@ -117,7 +117,7 @@ def _end_to_end(
     tokens: int,
     writer: DirectoryWriter,
     told: Callable[[int, float], None],
-) -> tuple[Tree, tuple[float, float]]:
+) -> tuple[Tree, Training]:
     """Distils the source into the whole model."""
     settings, model = Settings(), task.model
     student = Student(task.graph, task.store, task.parts, task.matrices)
@@ -128,7 +128,7 @@ def _end_to_end(
     size = windows.shape[1] * max(1, settings.tokens // windows.shape[1])  # tokens of a step
     steps = -(-tokens // size)
     writer.scratch += [_STATE, f"{_STATE}.new"]
-    trained, losses = distil(
+    found = distil(
         model.graph,
         source,
         student,
@@ -140,7 +140,8 @@ def _end_to_end(
         adapter=frozenset(task.matrices),
     )
     few = max(1, steps // 20)
-    return trained, (float(losses[:few].mean()), float(losses[-few:].mean()))
+    losses = float(found.losses[:few].mean()), float(found.losses[-few:].mean())
+    return found.trainable, Training(losses, found.judged, int(found.worse), 1)
 
 
 def _parts(writer: DirectoryWriter, tensor: Output) -> Parts:

@@ -75,6 +75,25 @@ class Recovery:
 
 
 @dataclasses.dataclass(frozen=True)
+class Training:
+    """What came of training.
+
+    Attributes:
+        losses: end to end, in nats per token: means over the first and the last steps, a twentieth each.
+            ``None`` where blocks were trained.
+        judged: end to end, in nats per token, on one batch of the text: before, and behind. ``None`` where
+            blocks were trained.
+        worse: how many of the ``parts`` that were trained, the whole or each block, did worse behind on the
+            batch that judges. They stay as they were.
+    """
+
+    losses: tuple[float, float] | None
+    judged: tuple[float, float] | None
+    worse: int
+    parts: int
+
+
+@dataclasses.dataclass(frozen=True)
 class RecoveryReport:
     """What came of it.
 
@@ -83,14 +102,19 @@ class RecoveryReport:
         ranks: by tensor; 0 where there is no term.
         remaining: mean squared error of the outputs over what it was before the closed-form correction, by
             tensor, on the calibration text.
-        losses: of the training end to end, in nats per token: means over its first and its last steps, a
-            twentieth each. ``None`` if there was none, or blocks were trained.
+        training: what came of that; ``None`` if there was none.
     """
 
     bytes: int
     ranks: dict[str, int]
     remaining: dict[str, float]
-    losses: tuple[float, float] | None = None
+    training: Training | None = None
+
+    @property
+    def losses(self) -> tuple[float, float] | None:
+        """Of the training end to end, in nats per token: means over its first and its last steps, a twentieth
+        each. ``None`` if there was none, or blocks were trained."""
+        return self.training.losses if self.training else None
 
 
 def recover_weights(
@@ -114,15 +138,15 @@ def recover_weights(
         assert moments is not None  # since Recovery.check has passed, and the plan is made
         found = correct(work.model, tensors, moments, recovery, writer, progress=progress)
     pairs: dict[str, Pair] = found.pairs
-    losses = None
+    training = None
     if work.windows is not None:
         from pocketlm.palettize.recover_train import train
 
-        pairs, losses = train(work.model, tensors, pairs, work.windows, recovery, writer, progress=progress)
+        pairs, training = train(work.model, tensors, pairs, work.windows, recovery, writer, progress=progress)
     if pairs:
         write_adapter(writer.partial / ADAPTERS / RECOVERY, pairs, work.model.path.name, int8=recovery.int8)
     size = sum(stored_bytes(len(a), len(b), a.shape[1], int8=recovery.int8) for a, b in pairs.values())
-    return RecoveryReport(size, found.ranks, found.remaining, losses)
+    return RecoveryReport(size, found.ranks, found.remaining, training)
 
 
 def training_windows(

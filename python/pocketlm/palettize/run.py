@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pocketlm._core import Palettized, palettize_tensor
+from pocketlm.errors import AdapterError
 from pocketlm.kinds import BITS
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.directory import DirectoryWriter
@@ -154,7 +155,11 @@ def palettize(
         reports, resumed = _write(
             work.model, tensors, work.importance, writer, threads, progress, work.forms.work
         )
-        recovered = recover_weights(work, tensors, writer, threads=threads, progress=progress)
+        try:
+            recovered = recover_weights(work, tensors, writer, threads=threads, progress=progress)
+        except AdapterError:
+            writer.discard()  # the same would come of it again
+            raise
         figures = bits_per_weight(reports, recovered.bytes if recovered else 0)
         config = {**work.model.config, "pocketlm": _section(budgets, figures)}
         texts = {
