@@ -2,7 +2,8 @@
 
 Work happens in ``DST.partial-<key>`` beside the destination; the key says what is being made, so that only
 the same work is resumed. The file of weights has its final size from the start; each tensor is written at its
-place, and then a line of a journal records its checksums. A tensor without a line, or whose bytes do not have
+place, and then a line of a journal records its checksums. Errors that the same work would come to again leave
+nothing. A tensor without a line, or whose bytes do not have
 these checksums, is written again. When all is there and synced to disk, what only the making needs is deleted
 and one rename makes the directory appear under its name.
 """
@@ -21,13 +22,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from pocketlm.errors import ParameterError, StorageError
+from pocketlm.errors import AdapterError, BudgetError, ParameterError, StorageError, WeightError
 from pocketlm.loading.files import forget_pages, storage_errors
 from pocketlm.loading.layout import Layout
 from pocketlm.loading.lock import open_locked
 from pocketlm.loading.safetensors import SINGLE
 
 JOURNAL = "journal.jsonl"
+_FINAL = AdapterError, BudgetError, WeightError  # to which the same work would come again
 _CHUNK = 16 << 20
 _SPARE_BYTES = 16 << 20  # tokenizer, configuration, journal
 
@@ -67,8 +69,8 @@ class DirectoryWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and not self._done:
-            # Nothing to resume. The lock is still held, so that nobody else can be at work here.
+        if isinstance(error, _FINAL) or (error is not None and not self._done):
+            # Nothing to resume, or it would end alike. Locked still: nobody else can be at work here.
             shutil.rmtree(self.partial, ignore_errors=True)
         for file in (self._file, self._journal):
             if file is not None:
