@@ -89,6 +89,7 @@ class Seed:
             self.work.sequences,
             self.writer,
             self.work.forms,
+            recovery=self.work.recovery,
             threads=self.args.threads,
             timed=False,
             progress=self.args.progress,

@@ -20,14 +20,16 @@ from pocketlm._core import compensate_tensor, palettize_tensor
 from pocketlm.errors import BudgetError, FileFormatError, MissingFileError, ParameterError, StorageError
 from pocketlm.kinds import BEST, BITS
 from pocketlm.loading import open_model
-from pocketlm.palettize import compensate, damage, palettize, plan, run
+from pocketlm.palettize import compensate, damage, palettize, plan, run, speed
 from pocketlm.palettize.damage import measure_damages, products, sample
 from pocketlm.palettize.divergence import Divergence
 from pocketlm.palettize.forms import Forms
 from pocketlm.palettize.held_out import hold_out, sequences
 from pocketlm.palettize.importance import Importance, Statistics
 from pocketlm.palettize.recipe import KEEP, KINDS, Candidate, candidates, read_recipe
+from pocketlm.palettize.speed import Speeds
 from pocketlm.palettize.text import Head, read_windows
+from pocketlm.profile.sensitivity import read_sensitivities
 from profiles import quick
 
 TEXT = " ".join(f"w{i * i % 97}" for i in range(900))
@@ -168,7 +170,7 @@ def test_damages_are_divergences_of_single_tensors(source: Path, few: None) -> N
         raise AssertionError
 
     notes = Notes()
-    found = measure_damages(model, wanted, forms, divergence, never, notes, progress=False)
+    found = measure_damages(model, wanted, forms, divergence, never, notes, progress=False).damages
     assert divergence.of(model.store) == 0
     for tensor in known:
         assert set(found[tensor.name]) == {"p2", "p4", KEEP} and found[tensor.name][KEEP] == 0
@@ -182,7 +184,8 @@ def test_damages_are_divergences_of_single_tensors(source: Path, few: None) -> N
     assert divergence.of(model.store.overlay(top)) == found[one.name]["p2"]
     # What is noted is not measured again.
     divergence.of = None  # type: ignore[assignment,method-assign]
-    assert measure_damages(model, wanted, forms, divergence, never, notes, progress=False) == found
+    again = measure_damages(model, wanted, forms, divergence, never, notes, progress=False)
+    assert (again.damages, again.estimated) == (found, {})
 
 
 def test_damages_of_large_models_are_estimated(
@@ -197,13 +200,17 @@ def test_damages_of_large_models_are_estimated(
         }
         for tensor in known
     }
-    exact = measure_damages(model, wanted, forms, divergence, lambda: errors, Notes(), progress=False)
+    exact = measure_damages(model, wanted, forms, divergence, lambda: errors, Notes(), progress=False).damages
     sites = {tensor.sites[0].split(".", 2)[-1] for tensor in known}
     # One kind of every tensor, or of one tensor of every site.
     for runs, correlation in ((len(known), 0.98), (1, 0.7)):
         monkeypatch.setattr(damage, "MOST_WORK", runs * products(model.graph) * divergence.tokens)
         notes = Notes()
-        found = measure_damages(model, wanted, forms, divergence, lambda: errors, notes, progress=False)
+        both = measure_damages(model, wanted, forms, divergence, lambda: errors, notes, progress=False)
+        found = both.damages
+        missing = {(t.name, kind) for t in known for kind in ("p2", "p3", "p4")}
+        missing -= {tuple(key.split()[1:]) for key in notes}
+        assert {(name, kind) for name, kinds in both.estimated.items() for kind in kinds} == missing
         assert len(notes) == max(runs, len(sites))
         for key, note in notes.items():
             _, name, kind = key.split()
@@ -213,6 +220,31 @@ def test_damages_of_large_models_are_estimated(
             for values in (exact, found)
         ]
         assert np.corrcoef(logs)[0, 1] > correlation
+
+
+def test_what_was_estimated_is_marked(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: None
+) -> None:
+    settings: dict[str, Any] = {"bits": 3, "validation": [TEXT], **QUIET}
+    whole = palettize(source, tmp_path / "whole", **settings).plan
+    assert whole.estimated == {} and "estimated" not in whole.text()
+    assert "estimated" not in json.loads((tmp_path / "whole" / "sensitivity.json").read_text())
+    monkeypatch.setattr(damage, "MOST_WORK", 1)
+    monkeypatch.setattr("pocketlm.palettize.held_out._FEWEST", 48)
+    found = palettize(source, tmp_path / "dst", **settings).plan
+    file = tmp_path / "dst" / "sensitivity.json"
+    stored = json.loads(file.read_text())
+    marks = stored.pop("estimated")
+    assert stored == found.sensitivity and marks == {n: list(kinds) for n, kinds in found.estimated.items()}
+    assert {UP} < set(marks) and all(set(kinds) <= set(stored[name]) for name, kinds in marks.items())
+    marked = [p.tensor.name for p in found.tensors if p.kind in found.estimated.get(p.tensor.name, ())]
+    entries = json.loads(found.text())["tensors"]
+    assert marked and [name for name, entry in entries.items() if entry.get("estimated")] == marked
+    # Who reads either needs not know the mark.
+    assert read_sensitivities(None, tmp_path / "dst", stored) == stored
+    (tmp_path / "r.json").write_text(found.text())
+    model = open_model(source)
+    assert read_recipe(tmp_path / "r.json", candidates(model.graph, model.store)) == found.recipe
 
 
 def test_what_is_kept_is_no_sample(source: Path, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +257,7 @@ def test_what_is_kept_is_no_sample(source: Path, few: None, monkeypatch: pytest.
     errors = {tensor.name: {"p2": 0.1, "p4": 0.01} for tensor in known}
     monkeypatch.setattr(damage, "MOST_WORK", products(model.graph) * divergence.tokens)
     notes = Notes()
-    found = measure_damages(model, wanted, forms, divergence, lambda: errors, notes, progress=False)
+    found = measure_damages(model, wanted, forms, divergence, lambda: errors, notes, progress=False).damages
     open_ones = {tensor.name for tensor, kinds in wanted.items() if kinds != [KEEP]}
     assert {key.split()[1] for key in notes} == open_ones
     for tensor in known:
@@ -331,6 +363,17 @@ def test_the_divergence_keeps_to_its_bound(
         assert plan(source, max_kl=reachable, kinds=kind, validation=[TEXT], **QUIET).measured_kl is not None
     with pytest.raises(ParameterError, match=r"max_kl.*validation"):
         palettize(source, tmp_path / "x", max_kl=kl, **QUIET)
+    # Within another budget it is that which binds, as far as it does.
+    size = (tmp_path / "dst" / "model.safetensors").stat().st_size + 1000
+    both: dict[str, Any] = {"size": size, "max_kl": kl / 4, "validation": [TEXT], **QUIET}
+    with pytest.raises(BudgetError) as nearest:
+        plan(source, **both)
+    told = f"max_kl {kl / 4:g} cannot be met together with size {size}, with the kinds"
+    assert told in str(nearest.value)
+    reachable = float(str(nearest.value).split("nearest that can is ")[1].split(",")[0])
+    assert plan(source, **{**both, "max_kl": reachable}).measured_kl is not None
+    with pytest.raises(BudgetError, match=r"max_kl 1e-07 cannot be met with the kinds"):
+        plan(source, size=10**9, max_kl=1e-7, validation=[TEXT], **QUIET)
     assert names(tmp_path) == ["cache", "dst", "src"]
 
 
@@ -361,6 +404,39 @@ def test_speed_is_a_budget_too(
     assert all(planned.seconds is not None for planned in report.plan.tensors)
     with pytest.raises(BudgetError, match=r"tokens_per_second 1e\+09.*nearest that can is"):
         palettize(source, tmp_path / "x", tokens_per_second=1e9, **QUIET)
+
+
+def test_the_nearest_speed_can_be_asked_for(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: None
+) -> None:
+    fast(monkeypatch, tmp_path)
+    real = speed._measured
+    measured: list[float] = []
+
+    def slower(*args: Any) -> Speeds:  # from time to time
+        found = real(*args)
+        measured.append(found.rest)
+        return dataclasses.replace(found, rest=found.rest * len(measured) ** 2)
+
+    monkeypatch.setattr(speed, "_measured", slower)
+    with pytest.raises(BudgetError) as error:
+        plan(source, tokens_per_second=1e9, **QUIET)
+    nearest = float(str(error.value).split("nearest that can is ")[1])
+    found = plan(source, tokens_per_second=nearest, **QUIET)
+    assert found.tokens_per_second is not None and found.tokens_per_second >= nearest
+    assert len(measured) == 1
+    with pytest.raises(BudgetError, match="nearest"):
+        plan(source, tokens_per_second=1.01 * nearest, **QUIET)
+    # Not for ever, and not if damaged.
+    (file,) = (tmp_path / "cache" / "pocketlm").glob("steps-*.json")
+    kept = json.loads(file.read_text())
+    for bad in ({**kept, "at": kept["at"] - 7200}, {**kept, "rest": -1}, {**kept, "seconds": []}, [], {}):
+        file.write_text(json.dumps(bad))
+        plan(source, tokens_per_second=0.1, **QUIET)
+    assert len(measured) == 6
+    file.write_text("{")
+    plan(source, tokens_per_second=0.1, **QUIET)
+    assert len(measured) == 7
 
 
 def test_a_plan_is_a_recipe_that_makes_the_model(
@@ -456,7 +532,7 @@ def test_the_command_reports_and_writes(
     out, err = capsys.readouterr()
     # Not a terminal: a line for each stage.
     stages = ("calibrating: ", " tokens x parts", "measuring damage: ", " models")
-    assert all(stage in err for stage in stages) and len(err.splitlines()) == 2
+    assert all(stage in err for stage in (*stages, "measuring times: ")) and len(err.splitlines()) == 3
     assert "would take" in out and "nats a token, predicted" in out and "tokens per second" in out
     assert "(judged by 48 tokens)" in out
     assert set(read_json_kinds(recipe)) == {BEST[2], "p4", "p8"} and not target.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ import pocketlm
 from checkpoints import write_checkpoint
 from independent.cases import llama, openelm
 from palettizing import QUIET, names
-from pocketlm.errors import ParameterError
+from pocketlm.errors import BudgetError, ParameterError
 from pocketlm.interpret.reference import Reference
 from pocketlm.loading import open_model
-from pocketlm.palettize import palettize, recover
+from pocketlm.palettize import palettize, recover, speed
 from pocketlm.palettize.lowrank import factors, spectrum, weighted_error
 from pocketlm.palettize.ranks import Site, allocate_ranks
+from pocketlm.palettize.recipe import Candidate
+from pocketlm.palettize.sizes import even_ranks
+from profiles import quick
 
 TEXT = [" ".join(f"w{i}" for i in np.random.default_rng(1).integers(1, 97, 2100))]
 
@@ -141,6 +145,83 @@ def test_recovery_of_a_model(tmp_path: Path, config: dict[str, Any], dtype: Any)
     section = json.loads((tmp_path / "dst" / "config.json").read_text())["pocketlm"]
     assert section["bits_per_weight_all"] == pytest.approx(report.bits_per_weight_all, abs=1e-4)
     assert all(0 <= share <= 1 for share in report.recovery.remaining.values())
+
+
+@pytest.mark.parametrize("dtype", ["int8", "f16"])
+@pytest.mark.parametrize("rank", [8, 24])
+def test_budgets_of_the_whole_count_the_adapter(tmp_path: Path, dtype: Any, rank: int) -> None:
+    config = llama(hidden_size=160, intermediate_size=320, num_attention_heads=4, num_key_value_heads=4)
+    source = write_checkpoint(tmp_path / "src", config)
+    options: dict[str, Any] = {"calibration": TEXT, "recover": rank, "recover_dtype": dtype, **QUIET}
+    options["compensation"] = False
+    with pytest.raises(BudgetError) as error:
+        palettize(source, tmp_path / "x", size=1000, **options)
+    told = re.search(r"is (\d+) bytes \(with (\d+) bytes of the recovery adapter\)$", str(error.value))
+    assert told is not None
+    least, share = map(int, told.groups())
+    for size in (least, round(1.3 * least)):
+        report = palettize(source, tmp_path / f"{size}", size=size, **options)
+        files = (tmp_path / f"{size}").rglob("*.safetensors")
+        there = sum(file.stat().st_size for file in files)
+        assert report.recovery is not None and 0.8 * share < report.recovery.bytes <= share
+        assert 0.9 * size < there <= size
+        assert report.bytes <= report.plan.bytes < there
+        assert report.plan.adapter_bytes == share == report.plan.predicted["adapter_bytes"]
+        assert report.plan.bits_per_weight_all >= report.bits_per_weight_all
+    bits = 1.2 * report.bits_per_weight_all
+    within = palettize(source, tmp_path / "bits", bits_all=bits, **options)
+    assert 0.9 * bits < within.bits_per_weight_all <= bits
+    # Bits are those of the codes.
+    plain = palettize(source, tmp_path / "plain", bits=3, **{**options, "recover": 0})
+    assert palettize(source, tmp_path / "codes", bits=3, **options).recipe == plain.recipe
+    assert "adapter_bytes" not in plain.plan.predicted
+
+
+def test_tiny_matrices_have_no_more_than_all_ranks(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "src", llama())
+    options: dict[str, Any] = {"calibration": TEXT, "recover": 512, "recover_dtype": "f16", **QUIET}
+    made = palettize(source, tmp_path / "dst", bits=2, **options)
+    assert made.recovery is not None and made.recovery.bytes == made.plan.adapter_bytes
+
+
+def test_kept_matrices_have_no_adapter(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "src", llama())
+    kept = {"layers.0.*": "keep"}
+    made = palettize(source, tmp_path / "dst", bits=2, calibration=TEXT, recover=16, recipe=kept, **QUIET)
+    assert made.recovery is not None and made.recovery.ranks
+    assert not [name for name in made.recovery.ranks if ".layers.0." in name]
+    assert 0.8 * made.plan.adapter_bytes < made.recovery.bytes <= made.plan.adapter_bytes
+
+
+@given(st.integers(1, 60), st.integers(1, 512))
+def test_even_ranks_keep_to_the_average(count: int, rank: int) -> None:
+    tensors = [Candidate(f"t{at}", (512, 512), False, False, ()) for at in range(count)]
+    ranks = even_ranks(tensors, rank)
+    assert all(value % 16 == 0 and value for value in ranks.values())
+    assert count * rank - 16 < sum(ranks.values()) <= count * rank
+
+
+def test_predicted_speed_counts_the_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+    monkeypatch.setattr("pocketlm.palettize.speed._REPEATS", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    graphs: list[Any] = []
+    real = speed._measured
+
+    def seen(*args: Any) -> Any:
+        graphs.append(args[4])
+        return real(*args)
+
+    monkeypatch.setattr(speed, "_measured", seen)
+    source = write_checkpoint(tmp_path / "src", llama())
+    options: dict[str, Any] = {"calibration": TEXT, "tokens_per_second": 0.1, "bits": 3, **QUIET}
+    for dtype in ("int8", "f16"):
+        made = palettize(source, tmp_path / dtype, recover=16, recover_dtype=dtype, **options)
+        assert made.plan.tokens_per_second is not None
+        assert {planned.tensor.name for planned in made.plan.tensors} == set(made.recipe)
+    assert len([op for op in graphs[0].ops if op.name.endswith(".lora_b")]) == 14
+    palettize(source, tmp_path / "plain", **options)
+    assert len(graphs) == 3 and not [op for op in graphs[2].ops if "lora" in op.name]
 
 
 def test_full_rank_recovers_the_source(tmp_path: Path) -> None:

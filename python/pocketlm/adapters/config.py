@@ -16,7 +16,7 @@ WEIGHTS = "adapter_model.safetensors"  # 16- or 32-bit, PEFT's own
 WEIGHTS_INT8 = "adapter_model.int8.safetensors"  # palettes of kind p8; a name that PEFT does not open
 SECTION = "pocketlm"
 MAX_RANK = 4096
-_TILE_ROWS, _GROUP = 16, 32  # p8 codes: rows of a tile, and inputs that it is rounded up to
+TILE_ROWS, GROUP = 16, 32  # p8 codes: rows of a tile, and inputs that it is rounded up to
 
 # Keys that say how an adapter was trained, or where to: they do not change what a finished one computes.
 _NEUTRAL = frozenset(
@@ -163,7 +163,7 @@ def stored_bytes(rank: int, outputs: int, inputs: int, *, int8: bool) -> int:
         return 2 * rank * (outputs + inputs)
 
     def packed(rows: int, cols: int) -> int:
-        return -(-rows // _TILE_ROWS) * _TILE_ROWS * -(-cols // _GROUP) * _GROUP + 2 * rows
+        return -(-rows // TILE_ROWS) * TILE_ROWS * -(-cols // GROUP) * GROUP + 2 * rows
 
     return packed(rank, inputs) + packed(outputs, rank)
 

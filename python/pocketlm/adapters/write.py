@@ -12,14 +12,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlm._core import WeightStore, palettize_tensor
-from pocketlm.adapters.config import CONFIG, WEIGHTS, WEIGHTS_INT8, config_json
+from pocketlm.adapters.config import CONFIG, GROUP, TILE_ROWS, WEIGHTS, WEIGHTS_INT8, config_json
 from pocketlm.errors import AdapterError
 from pocketlm.loading.files import storage_errors
-from pocketlm.loading.layout import Part, plan_layout
+from pocketlm.loading.layout import Layout, Part, plan_layout
 
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]  # A [rank, inputs] and B [outputs, rank]
 
 _PREFIX = "base_model.model."
+
+
+def _name(module: str, letter: str) -> str:
+    return f"{_PREFIX}{module}.lora_{letter}.weight"
+
+
+def adapter_layout(shapes: Mapping[str, tuple[int, int, int]], *, int8: bool) -> Layout:
+    """The file of weights of an adapter: ``shapes`` maps a weight's name to the term's rank, outputs and
+    inputs."""
+    parts: list[Part] = []
+    palettes = {}
+    modules = {name.removesuffix(".weight"): shapes[name] for name in sorted(shapes)}
+    for module, (rank, outputs, inputs) in modules.items():
+        for letter, (rows, cols) in {"A": (rank, inputs), "B": (outputs, rank)}.items():
+            name = _name(module, letter)
+            if not int8:
+                parts.append(Part(name, "F16", (rows, cols)))
+                continue
+            tiles, width = -(-rows // TILE_ROWS), -(-cols // GROUP) * GROUP * TILE_ROWS
+            parts += [Part(f"{name}.codes", "U8", (tiles, width)), Part(f"{name}.scale", "F16", (rows,))]
+            palettes[name] = {"kind": "p8", "shape": [rows, cols]}
+    ours = {"pocketlm_format_version": "1", "pocketlm_palettes": json.dumps(palettes, separators=(",", ":"))}
+    return plan_layout(parts, ours if int8 else {"format": "pt"})
 
 
 def write_adapter(directory: Path, pairs: Mapping[str, Pair], base: str, *, int8: bool) -> None:
@@ -33,28 +56,20 @@ def write_adapter(directory: Path, pairs: Mapping[str, Pair], base: str, *, int8
         StorageError: it cannot be written.
     """
     modules = {name.removesuffix(".weight"): pairs[name] for name in sorted(pairs)}
-    parts: list[Part] = []
     data: dict[str, NDArray[Any]] = {}
-    palettes = {}
     for module, pair in modules.items():
         for letter, matrix in zip("AB", pair, strict=True):
-            name = f"{_PREFIX}{module}.lora_{letter}.weight"
+            name = _name(module, letter)
             if not np.isfinite(matrix).all() or np.abs(matrix).max(initial=0) > 65504:
                 raise AdapterError(f"tensor {name!r:.200} has a value beyond half precision")
-            shape = (matrix.shape[0], matrix.shape[1])
             if not int8:
-                found: dict[str, tuple[str, NDArray[Any]]] = {"": ("F16", matrix.astype(np.float16))}
+                data[name] = matrix.astype(np.float16)
             else:
                 memory = WeightStore()
                 memory.add(name, np.ascontiguousarray(matrix, np.float32))
                 packed = palettize_tensor(memory, name, "p8")
-                found = {".codes": ("U8", packed.codes), ".scale": ("F16", packed.scale)}
-                palettes[name] = {"kind": "p8", "shape": list(shape)}
-            for suffix, (dtype, array) in found.items():
-                parts.append(Part(name + suffix, dtype, array.shape))
-                data[name + suffix] = array
-    ours = {"pocketlm_format_version": "1", "pocketlm_palettes": json.dumps(palettes, separators=(",", ":"))}
-    layout = plan_layout(parts, ours if int8 else {"format": "pt"})
+                data[f"{name}.codes"], data[f"{name}.scale"] = packed.codes, packed.scale
+    layout = adapter_layout({n: (len(a), len(b), a.shape[1]) for n, (a, b) in pairs.items()}, int8=int8)
     config = config_json({m: len(a) for m, (a, _) in modules.items()}, base, int8=int8)
     with storage_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
         metavar="B",
         help="Bits per weight of everything, embeddings and scales too.",
     ),
-    click.option("--size", type=Bytes(), metavar="SIZE", help="Most bytes of the weights, such as 500MB."),
+    click.option(
+        "--size",
+        type=Bytes(),
+        metavar="SIZE",
+        help="Most bytes of the weights, such as 500MB, an adapter's included.",
+    ),
     click.option(
         "--tokens-per-second",
         type=float,
@@ -108,7 +113,8 @@ if TYPE_CHECKING:
         default=0,
         type=click.IntRange(0),
         metavar="R",
-        help="Add an adapter of average rank R that restores accuracy, such as 16; needs --calibration.",
+        help="Add an adapter of average rank R that restores accuracy, such as 16; needs --calibration. "
+        "Its bytes count in --size and --bits-all, its time in --tokens-per-second, nothing of it in --bits.",
     ),
     click.option(
         "--recover-dtype",
@@ -241,7 +247,10 @@ def _print_report(report: Report, recipe_out: Path | None, as_json: bool, untext
         ranks = [rank for rank in recovery.ranks.values() if rank]
         low, high = min(ranks), max(ranks)
         span = f"rank {low}" if low == high else f"ranks from {low} to {high}"
-        click.echo(f"recovery adapter              {human(recovery.bytes)}, counted above; {span}")
+        click.echo(
+            f"recovery adapter              {human(recovery.bytes)}, counted in everything, not in "
+            f"projections; {span}"
+        )
     if recovery and recovery.losses:
         before, after = recovery.losses
         click.echo(

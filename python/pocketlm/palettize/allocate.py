@@ -7,6 +7,7 @@ import dataclasses
 import decimal
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from pocketlm.errors import BudgetError
 from pocketlm.palettize.budgets import Budgets
@@ -14,6 +15,7 @@ from pocketlm.palettize.knapsack import solve
 from pocketlm.palettize.recipe import KEEP, Candidate, Recipe
 
 _FOUR_DIGITS = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
+_FOUR_DOWN = decimal.Context(prec=4, rounding=decimal.ROUND_FLOOR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +61,18 @@ class Rest:
     """What does not depend on kinds.
 
     Attributes:
-        bytes: of tensors without a choice of kind.
-        file_bytes: of the file's header and alignment, at most.
+        bytes: of tensors without a choice of kind, and of a recovery adapter's at most.
+        file_bytes: of the files' headers and alignment, at most.
         parameters: of the whole model.
         seconds: of a decode step outside of products.
+        adapter_bytes: of ``bytes``, those of the adapter.
     """
 
     bytes: int
     file_bytes: int
     parameters: int
     seconds: float = 0.0
+    adapter_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +125,26 @@ def check(items: Sequence[Item], budgets: Budgets, rest: Rest, *, scale: float =
     return limits
 
 
+def binding(items: Sequence[Item], budgets: Budgets, rest: Rest) -> list[str]:
+    """The budgets, as they were given, without which less would be lost: each alone, or all of them where it
+    takes more than one to let go. None where the least that the kinds can lose is within all of them."""
+
+    def lost(wanted: Budgets) -> float:
+        recipe = allocate(items, wanted, rest)
+        return sum(c.damage for item in items for c in item.choices if c.kind == recipe[item.tensor.name])
+
+    limits, least = _limits(items, budgets, rest, 1.0), lost(budgets)
+    if least <= sum(min(choice.damage for choice in item.choices) for item in items):
+        return []
+
+    def without(limit: _Limit) -> Budgets:
+        let_go: dict[str, Any] = {limit.name: None}
+        return dataclasses.replace(budgets, **let_go)
+
+    alone = [limit for limit in limits if lost(without(limit)) < least]
+    return [_asked(budgets, limit) for limit in alone or limits]
+
+
 def _solve(
     items: Sequence[Item], value: Callable[[Item, Choice], float], limits: Sequence[_Limit]
 ) -> tuple[int, ...] | None:
@@ -149,17 +173,18 @@ def _limits(items: Sequence[Item], budgets: Budgets, rest: Rest, scale: float) -
 
     by_size = math.inf if budgets.size is None else budgets.size - rest.file_bytes - rest.bytes
     parameters, other = rest.parameters, rest.bytes
+    of_them = f" (with {rest.adapter_bytes} bytes of the recovery adapter)" if rest.adapter_bytes else ""
     by_bits = math.inf
     if budgets.bits_all is not None:
         by_bits = math.floor(budgets.bits_all * parameters / 8 + 1e-6) - other
 
     def told_bits(size: float) -> str:
-        return rounded_up(8 * (size + other) / parameters)
+        return rounded_up(8 * (size + other) / parameters) + of_them
 
     # Of two bounds on the same sum only the lower one matters.
     if by_size < by_bits:
         more = rest.bytes + rest.file_bytes
-        found.append(_Limit("size", by_size, stored, lambda size: f"{size + more:.0f} bytes"))
+        found.append(_Limit("size", by_size, stored, lambda size: f"{size + more:.0f} bytes{of_them}"))
     elif by_bits < math.inf:
         found.append(_Limit("bits_all", by_bits, stored, told_bits))
     if budgets.tokens_per_second is not None:
@@ -169,7 +194,7 @@ def _limits(items: Sequence[Item], budgets: Budgets, rest: Rest, scale: float) -
                 "tokens_per_second",
                 left,
                 lambda _, choice: choice.seconds,
-                lambda seconds: f"{math.floor(100 / (seconds + rest.seconds)) / 100:.10g}",
+                lambda seconds: rounded_down(1 / (seconds + rest.seconds)),
             )
         )
     if budgets.max_kl is not None:
@@ -203,3 +228,8 @@ def rounded_up(value: float) -> str:
         return "0"
     # In decimal digits: products with powers of ten round, now and then to less than there is.
     return f"{float(_FOUR_DIGITS.create_decimal(repr(float(value)))):.10g}"
+
+
+def rounded_down(value: float) -> str:
+    """A number above 0 rounded down to four significant digits: what it says is never more."""
+    return f"{float(_FOUR_DOWN.create_decimal(repr(float(value)))):.10g}"

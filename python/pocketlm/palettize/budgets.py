@@ -22,7 +22,7 @@ class Budgets:
     Attributes:
         bits: average bits of a code over the projections.
         bits_all: stored bits per parameter over everything, codebooks, scales and norms included.
-        size: bytes of the file of weights.
+        size: bytes of the file of weights, and of a recovery adapter's.
         tokens_per_second: at least so many, when decoding on this machine.
         max_kl: nats per token from the source. With it the smallest model is sought, without it the one
             of least divergence.

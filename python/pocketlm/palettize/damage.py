@@ -32,6 +32,15 @@ _LEAST = 1e-12  # nats; what is not above rounding has no logarithm
 Damages = dict[str, dict[str, float]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Nats per token by tensor and kind, and the kinds of tensors of which they are interpolated between
+    others', not measured."""
+
+    damages: Damages
+    estimated: dict[str, tuple[str, ...]]
+
+
 class Notes(Protocol):
     """Where measurements are kept, so that interrupted work goes on; as ``DirectoryWriter``."""
 
@@ -54,7 +63,7 @@ def measure_damages(
     notes: Notes,
     *,
     progress: bool,
-) -> Damages:
+) -> Found:
     """Nats per token of the ``wanted`` kinds of each tensor. ``relative`` gives the relative error of each
     product, by tensor and kind; it is asked only where divergences have to be estimated. To keep a tensor
     costs nothing.
@@ -84,6 +93,7 @@ def measure_damages(
                 forms.drop(run.tensor)
             bar.add(1)
     errors = {} if complete else relative()
+    estimated: dict[str, tuple[str, ...]] = {}
     found: Damages = {tensor.name: {KEEP: 0.0} for tensor in wanted}
     for group in _groups([*wanted]):
         known = [
@@ -98,9 +108,10 @@ def measure_damages(
                 if (tensor.name, kind) in measured:
                     found[tensor.name][kind] = measured[tensor.name, kind]
                 else:
+                    estimated[tensor.name] = (*estimated.get(tensor.name, ()), kind)
                     factor = math.exp(np.interp(at, places, logs))
                     found[tensor.name][kind] = factor * errors[tensor.name][kind]
-    return found
+    return Found(found, estimated)
 
 
 def _middle(kinds: Sequence[str]) -> str:

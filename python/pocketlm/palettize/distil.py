@@ -177,9 +177,11 @@ def distil(
         if index + 1 == steps or time.monotonic() - saved > SAVE_SECONDS:
             _save(state, (trainable, moments, losses), index + 1)
             saved = time.monotonic()
-    ids = jnp.asarray(windows[judges(len(windows), size)])
+    some = jnp.asarray(windows[judges(len(windows), size)])
     judge = jax.jit(loss)
-    before, behind = (float(judge(one, student.fixed, source, ids)) for one in (student.trainable, trainable))
+    before, behind = (
+        float(judge(one, student.fixed, source, some)) for one in (student.trainable, trainable)
+    )
     found = Distilled(trainable, losses, (before, behind))
     return dataclasses.replace(found, trainable=student.trainable) if found.worse else found
 

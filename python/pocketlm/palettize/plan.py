@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ class Planned:
     Attributes:
         tensor: which.
         kind: what it becomes.
-        kl: nats per token that this costs alone; ``None`` where it was not measured.
+        kl: nats per token that this costs alone, measured or ``estimated``; ``None`` without a text.
         bytes: stored.
         seconds: of its products in a decode step on this machine; ``None`` where it was not measured.
+        estimated: ``kl`` is interpolated between measurements of other layers.
     """
 
     tensor: Candidate
@@ -29,6 +31,7 @@ class Planned:
     kl: float | None
     bytes: int
     seconds: float | None
+    estimated: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +42,17 @@ class Plan:
         model: name of the source.
         budgets: what was asked for.
         tensors: the choices, in order of execution.
-        bytes: of all tensors; exact.
-        bits_per_weight_projections, bits_per_weight_all: stored bits; exact.
+        bytes: of all tensors, a recovery adapter's included; exact, but for that, of which it is the most.
+        bits_per_weight_projections, bits_per_weight_all: stored bits; exact likewise. The adapter counts in
+            the latter.
         tokens_per_second: when decoding on this machine, predicted; ``None`` where it was not measured.
         kl: nats per token from the source: the sum over the tensors; ``None`` without a text.
         measured_kl: the same of the whole model, as measured on the held-out text.
+        adapter_bytes: of the recovery adapter at most, of ``bytes``.
         measured_tokens: how many tokens of that text judged; ``None`` without a text.
-        sensitivity: nats per token of every kind of every tensor that was measured.
+        sensitivity: nats per token of every kind of every tensor, measured or ``estimated``.
+        estimated: of large models: by tensor the kinds whose ``sensitivity`` is interpolated between
+            measurements of other layers, and by the tensor's own error.
     """
 
     model: str
@@ -59,6 +66,8 @@ class Plan:
     measured_kl: float | None
     sensitivity: Mapping[str, Mapping[str, float]]
     measured_tokens: int | None = None
+    adapter_bytes: int = 0
+    estimated: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def recipe(self) -> Recipe:
@@ -70,6 +79,7 @@ class Plan:
         """The figures that are known beforehand."""
         found = {
             "bytes": self.bytes,
+            "adapter_bytes": self.adapter_bytes or None,
             "bits_per_weight_projections": self.bits_per_weight_projections,
             "bits_per_weight_all": self.bits_per_weight_all,
             "tokens_per_second": self.tokens_per_second,
@@ -93,6 +103,8 @@ class Plan:
             entry: dict[str, Any] = {"kind": planned.kind, "sites": tensor.sites, "shape": tensor.shape}
             if planned.kl is not None:
                 entry["kl"] = float(f"{planned.kl:.4g}")
+            if planned.estimated:
+                entry["estimated"] = True
             entry["bytes"] = planned.bytes
             if planned.seconds is not None:
                 entry["microseconds"] = round(1e6 * planned.seconds, 2)
@@ -104,6 +116,11 @@ class Plan:
             "measured": self.measured,
         }
         return recipe_text(tensors, header)
+
+    def sensitivity_text(self) -> str:
+        """:attr:`sensitivity` as JSON that ``pocketlm profile`` reads, and which of it is estimated."""
+        told = {"estimated": {name: list(kinds) for name, kinds in self.estimated.items()}}
+        return json.dumps({**self.sensitivity, **(told if self.estimated else {})}, indent=1) + "\n"
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Writes :meth:`text` to a file.

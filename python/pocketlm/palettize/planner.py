@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pocketlm.errors import BudgetError, ParameterError
 from pocketlm.kinds import BEST, BITS
 from pocketlm.loading import LoadedModel
-from pocketlm.palettize.allocate import Choice, Item, Rest, allocate, check, rounded_up
+from pocketlm.palettize.allocate import Choice, Item, Rest, allocate, binding, check, rounded_up
 from pocketlm.palettize.budgets import Budgets
 from pocketlm.palettize.damage import Damages, Notes, measure_damages
 from pocketlm.palettize.divergence import Divergence
@@ -18,9 +18,10 @@ from pocketlm.palettize.forms import Forms
 from pocketlm.palettize.importance import Importance
 from pocketlm.palettize.plan import Plan, Planned
 from pocketlm.palettize.recipe import KEEP, Candidate, Recipe
+from pocketlm.palettize.recovery import Recovery
 from pocketlm.palettize.relative import layer_count, prior, relative_errors
+from pocketlm.palettize.sizes import Sizes, corrected, even_ranks
 from pocketlm.palettize.speed import Speeds, measure_speeds
-from pocketlm.palettize.tensors import file_bytes, outputs, palette_parts
 
 _ROUNDS = 8  # of choosing and measuring until ``max_kl`` is met
 _NEAR = 0.97  # of ``max_kl``: a model that comes so near is small enough
@@ -35,6 +36,7 @@ class Planner:
         sequences: token ids of the held-out sequences; none without a text.
         notes: where measurements are kept.
         forms: makes palettized tensors.
+        recovery: the adapter that is to come, which budgets of the whole count.
         timed: whether times are to be measured although no budget needs them.
     """
 
@@ -49,21 +51,23 @@ class Planner:
         notes: Notes,
         forms: Forms,
         *,
+        recovery: Recovery,
         threads: int | None,
         timed: bool,
         progress: bool,
     ) -> None:
         self._model, self._known, self._fixed, self._budgets = model, known, fixed, budgets
         self._importance, self._notes, self._forms = importance, notes, forms
-        self._threads, self._progress = threads, progress
+        self._threads, self._progress, self._recovery = threads, progress, recovery
+        self._sizes = Sizes(model, known, budgets.kinds, fixed, recovery)
+        self._estimated: dict[str, tuple[str, ...]] = {}
         self._timed = timed or budgets.tokens_per_second is not None
         self._divergence = Divergence(model, sequences, threads) if sequences else None
         if budgets.max_kl is not None and self._divergence is None:
             raise ParameterError("max_kl: needs a text to measure it on: give calibration or validation")
 
-    def plan(self, times: Callable[[int, int], object] | None = None) -> Plan:
-        """Measures what is needed, chooses, and measures the whole. ``times`` is told how many of the
-        measurements of products are done.
+    def plan(self) -> Plan:
+        """Measures what is needed, chooses, and measures the whole.
 
         Raises:
             BudgetError: the budgets cannot be met.
@@ -71,10 +75,11 @@ class Planner:
         kinds = {tensor: self._kinds(tensor) for tensor in self._known}
         # What no measurement is needed for is said at once.
         sizes = dataclasses.replace(self._budgets, tokens_per_second=None, max_kl=None)
-        check(self._items(kinds, {}, None), sizes, self._rest(None))
+        check(self._items(kinds, {}, None), sizes, self._sizes.rest())
         damages = self._damages(kinds)
-        speeds = self._speeds(times) if self._timed else None
-        items, rest = self._items(kinds, damages, speeds), self._rest(speeds)
+        speeds = self._speeds() if self._timed else None
+        items = self._items(kinds, damages, speeds)
+        rest = self._sizes.rest(0.0 if speeds is None else speeds.rest)
         recipe, measured = self._settle(items, rest)
         return self._finish(recipe, damages if self._divergence else {}, speeds, rest, measured)
 
@@ -132,7 +137,7 @@ class Planner:
             else [*choices, *(kind for kind in self._budgets.kinds if kind not in choices)]
             for tensor, choices in kinds.items()
         }
-        return measure_damages(
+        found = measure_damages(
             self._model,
             wanted,
             self._forms,
@@ -141,9 +146,12 @@ class Planner:
             self._notes,
             progress=self._progress,
         )
+        self._estimated = found.estimated
+        return found.damages
 
-    def _speeds(self, times: Callable[[int, int], object] | None) -> Speeds:
+    def _speeds(self) -> Speeds:
         palettized = [kind for kind in self._budgets.kinds if kind != KEEP]
+        recovery = self._recovery
         middle = sorted(palettized, key=lambda kind: BITS[kind])[len(palettized) // 2]
         return measure_speeds(
             self._model,
@@ -151,8 +159,10 @@ class Planner:
             middle,
             self._forms,
             self._notes,
+            adapter=even_ranks(corrected(self._known, self._fixed), recovery.rank),
+            int8=recovery.int8,
             threads=self._threads,
-            progress=times,
+            progress=self._progress,
         )
 
     def _items(
@@ -168,28 +178,9 @@ class Planner:
         return Choice(
             kind,
             damages.get(tensor.name, {}).get(kind, 0.0),
-            self._bytes(tensor, kind),
+            self._sizes.of(tensor, kind),
             BITS.get(kind, self._model.store.info(tensor.name).bytes * 8 // max(1, tensor.elements)),
             0.0 if speeds is None else speeds.seconds[tensor.name][kind],
-        )
-
-    def _bytes(self, tensor: Candidate, kind: str) -> int:
-        if kind == KEEP:
-            return self._model.store.info(tensor.name).bytes
-        return sum(part.nbytes for part in palette_parts(tensor.name, kind, tensor.shape))
-
-    def _rest(self, speeds: Speeds | None) -> Rest:
-        chosen = {tensor.name: KEEP for tensor in self._known}
-        everything = outputs(self._model, list(self._known), chosen)
-        others = [tensor for tensor in everything if tensor.candidate is None]
-        return Rest(
-            bytes=sum(part.nbytes for tensor in others for part in tensor.parts),
-            file_bytes=max(
-                file_bytes(outputs(self._model, list(self._known), dict.fromkeys(chosen, kind)))
-                for kind in (*self._budgets.kinds, *self._fixed.values())
-            ),
-            parameters=sum(tensor.elements for tensor in everything),
-            seconds=0.0 if speeds is None else speeds.rest,
         )
 
     def _settle(self, items: Sequence[Item], rest: Rest) -> tuple[Recipe, float | None]:
@@ -225,11 +216,14 @@ class Planner:
         """The recipe that loses least within the other budgets, where all sized to ``max_kl`` missed it."""
         limit = self._budgets.max_kl
         assert limit is not None
-        recipe = allocate(items, dataclasses.replace(self._budgets, max_kl=None), rest)
+        others = dataclasses.replace(self._budgets, max_kl=None)
+        recipe = allocate(items, others, rest)
         measured = self._measure(recipe)
         if measured > limit:
+            beside = binding(items, others, rest)
+            told = f" together with {' and '.join(beside)}," if beside else ""
             raise BudgetError(
-                f"max_kl {limit:g} cannot be met with the kinds {', '.join(self._budgets.kinds)}; the "
+                f"max_kl {limit:g} cannot be met{told} with the kinds {', '.join(self._budgets.kinds)}; the "
                 f"nearest that can is {rounded_up(measured)}, as measured"
             )
         return recipe, measured
@@ -254,14 +248,16 @@ class Planner:
                 tensor,
                 recipe[tensor.name],
                 damages.get(tensor.name, {}).get(recipe[tensor.name]),
-                self._bytes(tensor, recipe[tensor.name]),
+                self._sizes.of(tensor, recipe[tensor.name]),
                 None if speeds is None else speeds.seconds[tensor.name][recipe[tensor.name]],
+                recipe[tensor.name] in self._estimated.get(tensor.name, ()),
             )
             for tensor in self._known
         ]
         inner = [one for one in planned if not one.tensor.is_embedding]
         elements = sum(one.tensor.elements for one in inner)
-        size = rest.bytes + sum(one.bytes for one in planned)
+        adapter = self._sizes.adapter(recipe)
+        size = rest.bytes - rest.adapter_bytes + adapter + sum(one.bytes for one in planned)
         kls = [one.kl for one in planned if one.kl is not None]
         step = None if speeds is None else rest.seconds + sum(one.seconds or 0.0 for one in planned)
         return Plan(
@@ -269,6 +265,8 @@ class Planner:
             budgets=self._budgets.to_dict(),
             tensors=tuple(planned),
             bytes=size,
+            adapter_bytes=adapter,
+            estimated=self._estimated,
             bits_per_weight_projections=8 * sum(one.bytes for one in inner) / elements if elements else 0.0,
             bits_per_weight_all=8 * size / rest.parameters,
             tokens_per_second=None if step is None else 1 / step,

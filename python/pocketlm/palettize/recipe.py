@@ -25,7 +25,7 @@ KINDS = (*PALETTES, KEEP)
 
 VERSION = 1
 _HEADER = {"pocketlm_recipe", "model", "budgets", "predicted", "measured", "tensors"}
-_FIELDS = {"kind", "sites", "shape", "kl", "bytes", "microseconds"}
+_FIELDS = {"kind", "sites", "shape", "kl", "estimated", "bytes", "microseconds"}
 
 Recipe = dict[str, str]
 
@@ -165,9 +165,9 @@ def recipe_text(tensors: Mapping[str, Mapping[str, Any]], header: Mapping[str, A
     """A recipe with what was known when it was made, one tensor a line, to read and to edit.
 
     ``tensors`` maps names to ``kind`` and, where known, ``sites``, ``shape``, ``kl`` (nats per token that the
-    kind costs), ``bytes`` and ``microseconds`` (of a decode step); ``header`` holds ``model``, ``budgets``,
-    ``predicted`` and ``measured``, these two rounded to four digits. Only names and kinds matter to who
-    applies it.
+    kind costs; ``estimated`` where that was not measured itself), ``bytes`` and ``microseconds`` (of a decode
+    step); ``header`` holds ``model``, ``budgets``, ``predicted`` and ``measured``, these two rounded to four
+    digits. Only names and kinds matter to who applies it.
     """
     lines = [f' "pocketlm_recipe": {VERSION}']
     # What was asked for stands as it was given; what came of it is for people.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pocketlm._core import Palettized, palettize_tensor
-from pocketlm.errors import AdapterError
 from pocketlm.kinds import BITS
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.directory import DirectoryWriter
@@ -74,7 +73,7 @@ def palettize(
         src, dst: the source, and the directory to make.
         bits: average bits of the projections' codes, 2 to 8; 4 where nothing else is limited.
         bits_all: stored bits per parameter of everything.
-        size: bytes of the file of weights.
+        size: bytes of the file of weights, and of an adapter's.
         tokens_per_second: at least so many, when decoding on this machine.
         max_kl: nats per token of divergence from the source, on the held-out text. With it the model is the
             smallest within the budgets, without it the one that loses least.
@@ -97,7 +96,8 @@ def palettize(
         recipe_out: a file for the recipe with what each choice costs, times on this machine included.
         recover: average rank of an accuracy-recovery adapter, such as 16; 0 for none. Low-rank corrections of
             the projections undo as much of the outputs' error over the calibration text as their bytes can
-            (docs/recovery.md). Budgets do not count its bytes, figures of size do.
+            (docs/recovery.md). ``size`` and ``bits_all`` count its bytes, ``tokens_per_second`` its products;
+            ``bits`` are those of the codes.
         recover_dtype: how the adapter is stored: ``"int8"``, or ``"f16"``, which PEFT reads too.
         recover_train: tokens to learn from: the adapter, if there is one, codebooks, row scales and norms
             learn to predict what the source predicts, or, where that takes more memory than the machine has,
@@ -155,11 +155,7 @@ def palettize(
         reports, resumed = _write(
             work.model, tensors, work.importance, writer, threads, progress, work.forms.work
         )
-        try:
-            recovered = recover_weights(work, tensors, writer, threads=threads, progress=progress)
-        except AdapterError:
-            writer.discard()  # the same would come of it again
-            raise
+        recovered = recover_weights(work, tensors, writer, threads=threads, progress=progress)
         figures = bits_per_weight(reports, recovered.bytes if recovered else 0)
         config = {**work.model.config, "pocketlm": _section(budgets, figures)}
         texts = {
@@ -167,7 +163,7 @@ def palettize(
             "recipe.json": recipe_json(chosen),
         }
         if plan.sensitivity:
-            texts["sensitivity.json"] = json.dumps(plan.sensitivity, indent=1) + "\n"
+            texts["sensitivity.json"] = plan.sensitivity_text()
         if recipe_out is not None:
             plan.save(recipe_out)
         writer.finish(texts, _copies(work.model.path))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm._core import palettize_tensor
-from pocketlm.errors import BudgetError, ParameterError
+from pocketlm.errors import ParameterError
 from pocketlm.loading import open_model
 from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.files import as_path, storage_errors
@@ -113,6 +113,7 @@ class Work:
             self.sequences,
             notes,
             self.forms,
+            recovery=self.recovery,
             threads=self._threads,
             timed=timed,
             progress=self._progress,
@@ -122,11 +123,7 @@ class Work:
             facts = FORMAT_VERSION, ARITHMETIC, self.importance.digest, self.sequences
             digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
             notes.keep_in(self.importance.kept / f"measured-{digest}.jsonl")
-        try:
-            return planner.plan()
-        except BudgetError:
-            writer.discard()  # nothing is to come of these measurements
-            raise
+        return planner.plan()
 
 
 def plan(

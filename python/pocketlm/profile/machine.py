@@ -51,9 +51,7 @@ class Machine:
     @property
     def fingerprint(self) -> str:
         """Tells machines, builds and settings apart whose kernels may take different times."""
-        build = Path(sys.modules["pocketlm._core"].__file__ or "").stat()
-        facts = (self.processor, platform.machine(), self.isa, self.threads, build.st_size, build.st_mtime_ns)
-        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        return fingerprint(self.processor, self.isa, self.threads)
 
     def roof_seconds(self, read: int, macs: int) -> float:
         """The time that reading so many bytes and doing so many multiply-adds takes at least."""
@@ -64,6 +62,13 @@ class Machine:
         if not read and not macs:
             return None
         return "memory" if read / self.read_bandwidth >= macs / self.int8_peak else "compute"
+
+
+def fingerprint(processor: str, isa: str, threads: int) -> str:
+    """Of a processor and this build, with an instruction set and a number of threads."""
+    build = Path(sys.modules["pocketlm._core"].__file__ or "").stat()
+    facts = (processor, platform.machine(), isa, threads, build.st_size, build.st_mtime_ns)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def processor_name() -> str:

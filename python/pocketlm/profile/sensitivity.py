@@ -13,6 +13,7 @@ from pocketlm.loading.files import as_path, read_json
 from pocketlm.palettize.recipe import KINDS
 
 FILE = "sensitivity.json"
+ESTIMATED = "estimated"  # beside the tensors: which kinds of which were interpolated; older files lack it
 
 Sensitivities = dict[str, dict[str, float]]
 
@@ -24,7 +25,7 @@ def read_sensitivities(
 ) -> Sensitivities:
     """Sensitivities as ``{tensor: {kind: nats per token}}`` from a mapping, a JSON file, or, if nothing is
     given, from ``sensitivity.json`` in the model's directory where there is one. Entries of other tensors
-    are an error.
+    are an error, but for ``estimated``, which says what of it was not measured.
 
     Raises:
         ParameterError: a tensor or kind is unknown, or a value is not a number from 0 up; names it.
@@ -39,6 +40,8 @@ def read_sensitivities(
         source, values = str(path), read_json(path)
     found: Sensitivities = {}
     for tensor, kinds in values.items():
+        if tensor == ESTIMATED and tensor not in tensors:
+            continue
         if tensor not in tensors:
             raise ParameterError(f"{source}: {tensor!r:.200} is not a projection or embedding of this model")
         if not isinstance(kinds, Mapping):
