@@ -150,13 +150,14 @@ def count_arm(level: str) -> tuple[Counts, Lines]:
     return _paired(lines, counts)
 
 
-def per_line(counts: Counts, lines: Lines) -> dict[str, float]:
-    """Instructions per 64-byte line of codes in the inner loop, by kind and rows: the difference of two
-    widths."""
-    result: dict[str, float] = {}
+def rates(counts: Counts, lines: Lines) -> dict[str, tuple[float, float]]:
+    """Instructions per 64-byte line of codes in the inner loop, by kind and rows, which is the difference of
+    two widths; and those that are executed once, however many lines there are."""
+    result: dict[str, tuple[float, float]] = {}
     names = [name for name in counts if " cols=" in name]
     for narrow, wide in zip(names[::2], names[1::2], strict=True):
-        result[narrow.split(" cols=")[0]] = (counts[wide] - counts[narrow]) / (lines[wide] - lines[narrow])
+        line = (counts[wide] - counts[narrow]) / (lines[wide] - lines[narrow])
+        result[narrow.split(" cols=")[0]] = line, counts[narrow] - line * lines[narrow]
     return result
 
 
@@ -173,15 +174,16 @@ def differences(found: Counts, recorded: Counts) -> list[str]:
 
 
 def rates_table(levels: dict[str, Counts], lines: Lines) -> str:
-    """Markdown: instructions per line by piece and level, then those of the step."""
-    rates = {level: per_line(counts, lines) for level, counts in levels.items()}
-    pieces = dict.fromkeys(name for found in rates.values() for name in found)
-    rows = [
-        [name, *(f"{found[name]:.2f}" if name in found else "-" for found in rates.values())]
-        for name in pieces
-    ]
-    step = ["decode step, in all", *(f"{counts['decode step']:,}" for counts in levels.values())]
-    return table(["instructions per 64-byte line", *levels], [*rows, step])
+    """Markdown: instructions per line, and once, by piece and level; then those of whole steps."""
+    found = {level: rates(counts, lines) for level, counts in levels.items()}
+    rows = []
+    for name in dict.fromkeys(name for pieces in found.values() for name in pieces):
+        cells = (pieces.get(name) for pieces in found.values())
+        rows.append([name, *("-" if cell is None else "{:.2f} + {:,.0f}".format(*cell) for cell in cells)])
+    for name in dict.fromkeys(name for counts in levels.values() for name in counts if "step" in name):
+        cells_of_steps = (f"{counts[name]:,}" if name in counts else "-" for counts in levels.values())
+        rows.append([f"{name}, in all", *cells_of_steps])
+    return table(["instructions per 64-byte line + once", *levels], rows)
 
 
 def main() -> None:

@@ -59,9 +59,9 @@ def test_more_and_fewer_instructions_are_told_and_so_are_names() -> None:
 
 def test_rates_are_of_the_difference_of_two_widths() -> None:
     counts = {"p4 rows=1 cols=64": 150, "p4 rows=1 cols=128": 230, "decode step": 7}
-    assert instructions.per_line(
-        counts, {"p4 rows=1 cols=64": 8, "p4 rows=1 cols=128": 16, "decode step": 0}
-    ) == {"p4 rows=1": 10.0}
+    lines = {"p4 rows=1 cols=64": 8, "p4 rows=1 cols=128": 16, "decode step": 0}
+    assert instructions.rates(counts, lines) == {"p4 rows=1": (10.0, 70.0)}
+    assert "| p4 rows=1 | 10.00 + 70 | - |" in instructions.rates_table({"a": counts, "b": {}}, lines)
 
 
 def test_calls_are_cut_out_of_a_trace() -> None:

@@ -1,15 +1,16 @@
-//! Small fixed pieces of decoding, for whoever counts their instructions (`benches/instructions.py`): one row and four rows
-//! times one tile of every kind, and one whole step of a tiny model on one thread, at the level of `POCKETLM_ISA`.
+//! Small fixed pieces of work, for whoever counts their instructions (`benches/instructions.py`): one row and four rows
+//! times one tile of every kind, as many rows as a prompt has times a panel, and one whole step of a tiny model for each kind of
+//! cache, on one thread, at the level of `POCKETLM_ISA`.
 //!
 //! Prints `level NAME`, the address of the function that every piece runs in as `counted ADDRESS`, and before each piece
-//! `work LINES NAME`, where LINES are the 64-byte lines of codes that it reads (0 for the step). With `--levels` it prints
+//! `work LINES NAME`, where LINES are the 64-byte lines of codes that it reads (0 for a step). With `--levels` it prints
 //! the levels of this machine instead.
 
 use std::error::Error;
 use std::sync::Arc;
 
 use pocketlm_engine::store::Kind;
-use pocketlm_engine::{Engine, EngineOptions, Logits, Sampler, SamplingParams, StepItem};
+use pocketlm_engine::{Engine, EngineOptions, KvType, Logits, Sampler, SamplingParams, StepItem};
 use pocketlm_kernels::registry::{KernelFn, Op, find};
 use pocketlm_kernels::{Level, Palette, QuantBuffer, Scratch, TILE, level};
 use random_model::{Shape, model};
@@ -18,6 +19,8 @@ mod random_model;
 
 /// Two widths: the difference between them is that of the inner loop alone.
 const COLS: [usize; 2] = [512, 1024];
+/// Variants of a product, with rows and tiles that each is for.
+const PRODUCTS: [(&str, usize, usize); 3] = [("1", 1, 1), ("2-16", 4, 1), ("many", 48, 4)];
 /// Tokens in the cache before the step that is counted: more than one block, the last one part filled.
 const CONTEXT: usize = 100;
 
@@ -27,26 +30,33 @@ fn counted(work: &mut dyn FnMut()) {
     work();
 }
 
-fn product(kind: Kind, variant: &str, rows: usize, cols: usize, level: Level) -> Result<(), Box<dyn Error>> {
+fn product(
+    kind: Kind,
+    (variant, rows, tiles): (&str, usize, usize),
+    cols: usize,
+    level: Level,
+) -> Result<(), Box<dyn Error>> {
+    let outputs = tiles * TILE;
     let row = find(Op::MatmulPalette, kind.name(), variant, level).ok_or("the registry has a gap")?;
     let KernelFn::MatmulPalette(kernel) = row.func else { return Err("not a product".into()) };
-    let codes = vec![0u8; kind.code_bytes(TILE, cols)?];
-    let (codebook, scale) = (vec![1i8; kind.codebook_len()], vec![0x2c00u16; TILE]);
-    let weights = Palette::new(kind, TILE, cols, &codes, &codebook, &scale)?;
+    let codes = vec![0u8; kind.code_bytes(outputs, cols)?];
+    let (codebook, scale) = (vec![1i8; tiles * kind.codebook_len()], vec![0x2c00u16; outputs]);
+    let weights = Palette::new(kind, outputs, cols, &codes, &codebook, &scale)?;
     let mut buffer = QuantBuffer::new(rows, cols)?;
     let mut view = buffer.as_rows_mut();
     for i in 0..rows {
         view.row_mut(i).ok_or("no such row")?.values.fill(1);
     }
-    let (acts, mut scratch, mut out) = (buffer.as_rows(), Scratch::new(), vec![0f32; rows * TILE]);
+    let (acts, mut scratch, mut out) = (buffer.as_rows(), Scratch::new(), vec![0f32; rows * outputs]);
     println!("work {} {} rows={rows} cols={cols}", codes.len() / 64, kind.name());
     // SAFETY: the level is that of this process, so available; the kernel is of the weight's kind, and all
     // lengths follow from the shapes above.
-    counted(&mut || unsafe { kernel(&weights, &acts, 0..1, &mut scratch, &mut out) });
+    counted(&mut || unsafe { kernel(&weights, &acts, 0..tiles, &mut scratch, &mut out) });
     Ok(())
 }
 
-fn step() -> Result<(), Box<dyn Error>> {
+/// A step that decodes. No step of a prompt is counted: which kernel it runs is measured on each machine.
+fn step(kv: KvType, about: &str) -> Result<(), Box<dyn Error>> {
     let (graph, store) = model(&Shape {
         width: 256,
         heads: 2,
@@ -58,7 +68,8 @@ fn step() -> Result<(), Box<dyn Error>> {
         linear: Kind::P4,
         embed: Kind::P4,
     })?;
-    let options = EngineOptions { threads: Some(1), cache_tokens: 128, max_rows: 32, ..Default::default() };
+    let options =
+        EngineOptions { threads: Some(1), cache_tokens: 128, max_rows: 32, kv, ..Default::default() };
     let engine = Engine::new(graph, Arc::new(store), &options)?;
     let sequence = engine.sequence()?;
     let prompt: Vec<u32> = (0..CONTEXT as u32).collect();
@@ -70,7 +81,7 @@ fn step() -> Result<(), Box<dyn Error>> {
         |token: u32| engine.step(&mut [StepItem::new(&sequence, &[token], Some(&mut sampler), Logits::None)]);
     one(7)?; // what a first step allocates is there afterwards
     let mut result = Ok(());
-    println!("work 0 decode step");
+    println!("work 0 decode step{about}");
     counted(&mut || result = one(8));
     Ok(result?)
 }
@@ -84,11 +95,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("level {level}");
     println!("counted {:#x}", counted as *const () as usize);
     for kind in Kind::ALL {
-        for (variant, rows) in [("1", 1), ("2-16", 4)] {
+        for variant in PRODUCTS {
             for cols in COLS {
-                product(kind, variant, rows, cols, level)?;
+                product(kind, variant, cols, level)?;
             }
         }
     }
-    step()
+    step(KvType::F16, "")?;
+    step(KvType::I8, ", int8 cache")
 }

@@ -1,5 +1,6 @@
 //! What becomes of each operation but products: row operations, attention, and the tables that they read.
 
+use super::angles::Angles;
 use super::build::Builder;
 use super::layout::{Buffer, Content};
 use super::values::Value;
@@ -195,7 +196,8 @@ impl Builder<'_> {
             offset: 0,
         });
         let view = View { buffer, start: 0, width: 2 * rotary.frequencies.len() };
-        self.ropes.push(RopeTable { rotary: rotary.clone(), view });
+        let angles = Angles::new(&rotary.frequencies, rotary.scale, self.graph.context_length);
+        self.ropes.push(RopeTable { rotary: rotary.clone(), angles, view });
         let table = self.ropes.len() - 1;
         let op = RowOp::RopeTable { table };
         let member = (self.current, op.cost() as u64);

@@ -49,12 +49,8 @@ impl Step<'_, '_> {
                 // writes them.
                 let all = unsafe { arena.row_mut(table.view, row) };
                 let (cos, sin) = all.split_at_mut(all.len() / 2);
-                let position = f64::from(self.schedule.positions[self.step_row(pass, row)]);
-                for (index, &frequency) in table.rotary.frequencies.iter().enumerate() {
-                    let (sine, cosine) = (position * frequency).sin_cos();
-                    cos[index] = (cosine * table.rotary.scale) as f32;
-                    sin[index] = (sine * table.rotary.scale) as f32;
-                }
+                let position = self.schedule.positions[self.step_row(pass, row)] as usize;
+                table.angles.fill(position, cos, sin);
                 Ok(())
             }
             RowOp::Embed { matrix, to } => {

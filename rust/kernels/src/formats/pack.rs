@@ -73,23 +73,49 @@ pub(crate) fn decode_row(w: &Palette<'_>, n: usize, out: &mut [f32]) {
         *value = f32::from(entry) * scale;
     }
     let look_up = |entry: u8| values[usize::from(entry & 31)];
-    // A loop for each kind, so that places within a group are constants.
     match w.kind {
-        Kind::P2 => decode_groups(Kind::P2, tile, r, out, look_up),
-        Kind::P2v => decode_groups(Kind::P2v, tile, r, out, look_up),
-        Kind::P3 => decode_groups(Kind::P3, tile, r, out, look_up),
-        Kind::P4 => decode_groups(Kind::P4, tile, r, out, look_up),
-        Kind::P8 => decode_groups(Kind::P8, tile, r, out, |code| f32::from(code as i8) * scale),
+        Kind::P2 => decode_groups(tile, out, look_up, |group: &[u8; 128]| {
+            std::array::from_fn(|k| word(group, k / 16, r)[k % 4] >> (k % 16 / 4 * 2) & 3)
+        }),
+        Kind::P2v => decode_groups(tile, out, look_up, |group: &[u8; 128]| {
+            let second = |k: usize| 16 * (k as u8 / 4 % 2);
+            std::array::from_fn(|k| (word(group, k / 16, r)[k % 4] >> (k % 16 / 8 * 4) & 15) + second(k))
+        }),
+        Kind::P3 => decode_groups(tile, out, look_up, |group: &[u8; 192]| {
+            let third = |k: usize| word(group, 2, r)[k % 4] >> (k / 4) & 1;
+            std::array::from_fn(|k| word(group, k / 16, r)[k % 4] >> (k % 16 / 4 * 2) & 3 | third(k) << 2)
+        }),
+        Kind::P4 => decode_groups(tile, out, look_up, |group: &[u8; 256]| {
+            std::array::from_fn(|k| word(group, k / 8, r)[k % 4] >> (k % 8 / 4 * 4) & 15)
+        }),
+        Kind::P8 => {
+            let value = |code: u8| f32::from(code as i8) * scale;
+            decode_groups(tile, out, value, |group: &[u8; 512]| {
+                std::array::from_fn(|k| word(group, k / 4, r)[k % 4])
+            });
+        }
     }
 }
 
-/// Row `r` of a tile, group by group of 32 inputs.
+/// The bytes of row `r` (0..16) in a line of a group.
 #[inline(always)]
-fn decode_groups(kind: Kind, tile: &[u8], r: usize, out: &mut [f32], value: impl Fn(u8) -> f32) {
-    for (group, out) in tile.chunks_exact(kind.group_bytes()).zip(out.chunks_mut(32)) {
-        match <&mut [f32; 32]>::try_from(&mut *out) {
-            Ok(whole) => (0..32).for_each(|k| whole[k] = value(kind.entry(group, r, k))),
-            Err(_) => out.iter_mut().enumerate().for_each(|(k, y)| *y = value(kind.entry(group, r, k))),
+fn word(group: &[u8], line: usize, r: usize) -> [u8; 4] {
+    let at = 64 * line + 4 * (r % TILE);
+    [group[at], group[at + 1], group[at + 2], group[at + 3]]
+}
+
+/// One row of a tile, group by group of 32 inputs: the places of their values by `entries`, which is [`Kind::entry`] for all of them.
+/// Whole groups at once, so that places are constants and the lookups of all are independent.
+#[inline(always)]
+fn decode_groups<const BYTES: usize>(
+    tile: &[u8],
+    out: &mut [f32],
+    value: impl Fn(u8) -> f32,
+    entries: impl Fn(&[u8; BYTES]) -> [u8; 32],
+) {
+    for (group, out) in tile.as_chunks::<BYTES>().0.iter().zip(out.chunks_mut(32)) {
+        for (y, entry) in out.iter_mut().zip(entries(group)) {
+            *y = value(entry);
         }
     }
 }
@@ -111,6 +137,31 @@ mod tests {
                 let scale = vec![0u16; rows];
                 let w = Palette::new(kind, rows, cols, &packed, &codebook, &scale).unwrap();
                 assert_eq!(unpack(&w), codes, "{kind:?} {rows} x {cols}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_decoded_to_the_value_of_each_place() {
+        let (rows, mut seed) = (35, 1u32);
+        let mut next = || {
+            seed = seed.wrapping_mul(1664525).wrapping_add(1013904223);
+            (seed >> 24) as u8
+        };
+        for kind in Kind::ALL {
+            for cols in [1, 7, 31, 32, 33, 64, 100, 257] {
+                let codes: Vec<u8> = (0..kind.code_bytes(rows, cols).unwrap()).map(|_| next()).collect();
+                let codebook: Vec<i8> = (0..3 * kind.codebook_len()).map(|_| next() as i8).collect();
+                let scale: Vec<u16> = (0..rows).map(|n| 0x2c00 + 7 * n as u16).collect();
+                let w = Palette::new(kind, rows, cols, &codes, &codebook, &scale).unwrap();
+                let mut out = vec![0.0; cols];
+                for n in 0..rows {
+                    decode_row(&w, n, &mut out);
+                    for (k, &y) in out.iter().enumerate() {
+                        let exact = f32::from(w.value(n, k)) * f16_to_f32(scale[n]);
+                        assert_eq!(y, exact, "{kind:?} {cols}: {n}, {k}");
+                    }
+                }
             }
         }
     }

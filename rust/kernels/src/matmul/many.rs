@@ -115,7 +115,10 @@ unsafe fn quads<D: Dot, const KIND: usize, const V: usize>(
     // read are clamped to the last one. V vectors are V / PARTS tiles, side by side in the panel; a block has
     // 8 groups at most, 64 quads of V vectors.
     unsafe {
-        std::slice::from_raw_parts_mut(sums, rows.len().next_multiple_of(D::BLOCK) * V * lanes).fill(0.0);
+        if w.cols == 0 {
+            // No block begins the sums.
+            std::slice::from_raw_parts_mut(sums, rows.len() * V * lanes).fill(0.0);
+        }
         for b in 0..blocks(w.cols) {
             let here = (groups - 8 * b).min(8);
             for i in 0..V / D::PARTS {
@@ -183,7 +186,7 @@ pub(crate) unsafe fn decode<D: Dot, const KIND: usize, const V: usize>(
 /// # Safety
 /// Needs the instructions of `D`; `last` must be a row of x, whose rows hold 32 × `groups` values from the
 /// block's start on; the panel must hold 8 × `groups` quads of `V` vectors, and `to` be valid for reading and
-/// writing R × `V` vectors of floats.
+/// writing R × `V` vectors of floats, which hold the sums of the blocks before `b`, if there are any.
 #[inline(always)]
 unsafe fn block<D: Dot, const KIND: usize, const V: usize, const R: usize>(
     x: &QuantRows<'_>,
@@ -198,14 +201,16 @@ unsafe fn block<D: Dot, const KIND: usize, const V: usize, const R: usize>(
     let vector = 64 / D::PARTS;
     let lanes = TILE / D::PARTS;
     let row: [usize; R] = std::array::from_fn(|r| (first + r).min(last));
+    // Counted loops rather than closures, which would not be inlined into code with the instructions.
     // SAFETY: as the caller promises: rows are clamped to `last`; each of the 2 × groups steps reads 16
     // values of a row and four quads of the panel; x has a scale and a sum for each row and block.
     unsafe {
         let values: [*const i8; R] = row.map(|r| x.values.as_ptr().add(r * x.stride + b * 256));
-        let mut sums: [[D::Sum; V]; R] = row.map(|r| {
-            let total = *x.sums.get_unchecked(r * n_blocks + b);
-            [D::sum(total.wrapping_mul(-D::bias::<KIND>())); V]
-        });
+        let mut sums = [[D::sum(0); V]; R];
+        for r in 0..R {
+            let total = *x.sums.get_unchecked(row[r] * n_blocks + b);
+            sums[r] = [D::sum(total.wrapping_mul(-D::bias::<KIND>())); V];
+        }
         for step in 0..groups * 2 {
             let quad = panel.add(step * 4 * V * vector);
             let acts: [D::X; R] = values.map(|p| D::acts(p.add(step * 16)));
@@ -239,7 +244,8 @@ unsafe fn block<D: Dot, const KIND: usize, const V: usize, const R: usize>(
             let scale = D::splat(*x.scales.get_unchecked(row[r] * n_blocks + b));
             for (v, sum) in sums.into_iter().enumerate() {
                 let at = to.add((r * V + v) * lanes);
-                D::store_f(at, D::fma(D::float(sum), scale, D::load_f(at)));
+                let before = if b == 0 { D::splat(0.0) } else { D::load_f(at) };
+                D::store_f(at, D::fma(D::float(sum), scale, before));
             }
         }
     }

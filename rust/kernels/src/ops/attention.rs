@@ -84,7 +84,8 @@ fn softmax_block<'a, S: Simd, B: Numbers<'a>>(
     let (first, last) = (from / LANES, to.div_ceil(LANES));
     let lowest = s.splat(f32::NEG_INFINITY);
     let mut peak = lowest;
-    for (g, group) in groups.iter_mut().enumerate().take(last).skip(first) {
+    for g in first..last {
+        let group = &mut groups[g];
         let mut v = s.load(group);
         if let Some(cap) = softcap {
             let cap = s.splat(cap);
@@ -109,11 +110,14 @@ fn softmax_block<'a, S: Simd, B: Numbers<'a>>(
     }
     state[0] = max;
     let m = s.splat(max);
-    for (g, group) in groups.iter_mut().enumerate().take(last).skip(first) {
+    let mut sum = s.zero();
+    for g in first..last {
+        let group = &mut groups[g];
         let e = math::exp(s, s.sub(s.load(group), m));
         s.store(group, block.scale_weights(s, g, e));
-        state[1] += s.hsum(e);
+        sum = s.add(sum, e);
     }
+    state[1] += s.hsum(sum);
 }
 
 /// `R` rows from row `row` on. `partial` holds their results.

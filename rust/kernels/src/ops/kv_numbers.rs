@@ -198,12 +198,15 @@ impl<'a> Numbers<'a> for Scaled<'a> {
         let step = G * QUAD * LANES;
         let whole = head_dim / QUAD;
         assert!(self.k.len() >= first + G * head_dim * LANES && head_dim <= MAX_HEAD_DIM);
-        let mut sums = queries.sums.map(|sum| [s.isplat(sum.wrapping_mul(-S::DOT_BIAS)); G]);
-        // The sums of the last channels are not among those of the quads.
+        // Counted loops rather than closures, which would not be inlined into code with vector instructions.
+        let mut sums = [[s.isplat(0); G]; R];
         for r in 0..R {
+            let mut start = queries.sums[r].wrapping_mul(-S::DOT_BIAS);
+            // The sums of the last channels are not among those of the quads.
             for &byte in &queries.bytes[r][whole * QUAD..head_dim] {
-                sums[r] = sums[r].map(|sum| s.iadd(sum, s.isplat(S::DOT_BIAS * i32::from(byte))));
+                start = start.wrapping_add(S::DOT_BIAS * i32::from(byte));
             }
+            sums[r] = [s.isplat(start); G];
         }
         for quad in 0..whole {
             ask(s, ahead.wrapping_add(quad * step), step);
