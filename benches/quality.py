@@ -42,7 +42,8 @@ from pocketlm.palettize.held_out import hold_out
 from pocketlm.palettize.text import read_windows
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ("2", "2.5", "3", "3.5", "4", "5", "8", "2.5,recover=8", "3.5,recover=8", "3.5,kv=int8")
+BITS = ("2", "2.5", "3", "3.5", "4", "5", "8")
+OURS = (*BITS, *(f"{bits},recover=8" for bits in BITS), "3.5,kv=int8", "3.5,act=f32")
 THEIRS = ("IQ2_S", "Q2_K", "IQ3_S", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M", "Q5_K_M", "Q8_0")
 PLAIN = "-plain"  # ends the name of a type that is to be made without the importance matrix
 TOGETHER = 4  # windows that run as one batch
@@ -72,16 +73,22 @@ class Bench:
 
     def ours(self, spec: str) -> Row:
         """A row of pocketlm: ``16`` for the source, bits with options of ``pocketlm palettize``
-        (``3.5,embedding-bits=4``; ``all4.5`` for bits of everything) or a type of the cache
-        (``3.5,kv=int8``), or ``name=path`` of a model that is there already."""
+        (``3.5,embedding-bits=4``; ``all4.5`` for bits of everything), with a type of the cache
+        (``3.5,kv=int8``) or of the activations (``3.5,act=f32``), or ``name=path`` of a model that is there
+        already."""
         first, *options = spec.split(",")
         name, _, path = first.partition("=")
         if path:
             return self.score_ours(name, Path(path))
         if first == "16":
             return self.score_ours("16", self.args.model)
-        kept = [option.removeprefix("kv=") for option in options if option.startswith("kv=")]
-        options = [option for option in options if not option.startswith("kv=")]
+        loading: dict[str, Any] = {}
+        for option in [option for option in options if option.startswith(("kv=", "act="))]:
+            options.remove(option)
+            key, _, value = option.partition("=")
+            if key == "act" and value not in ("f32", "int8"):
+                raise environment.CannotRunError(f"act: {value!r} is neither f32 nor int8")
+            loading |= {"kv_dtype": value} if key == "kv" else {"precise": value == "f32"}
         target = self.out / f"pocketlm-{re.sub('[=,/]', '_', ','.join([first, *options]))}"
         command = [sys.executable, "-m", "pocketlm", "palettize", str(self.args.model)]
         budget = ["--bits-all", first[3:]] if first.startswith("all") else ["--bits", first]
@@ -94,13 +101,13 @@ class Bench:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise environment.CannotRunError(done.stderr[-2000:].strip() or f"status {done.returncode}")
-        return self.score_ours(spec, target, kept[0] if kept else "f16")
+        return self.score_ours(spec, target, **loading)
 
-    def score_ours(self, name: str, path: Path, kv_dtype: Any = "f16") -> Row:
-        """Scores a model directory."""
+    def score_ours(self, name: str, path: Path, **loading: Any) -> Row:
+        """Scores a model directory, opened with the options ``loading`` of :func:`pocketlm.load`."""
         import pocketlm
 
-        with pocketlm.load(path, threads=self.args.threads, kv_dtype=kv_dtype) as lm:
+        with pocketlm.load(path, threads=self.args.threads, **loading) as lm:
             written = lm.engine.vocab_size if path == self.args.model else None
             scores = Scores([window.scored for window in self.windows], self.source, written)
             for start in range(0, len(self.windows), TOGETHER):
@@ -214,8 +221,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="tokens of each text; all without it")
     parser.add_argument(
         "--ours", nargs="*", default=list(OURS), metavar="SPEC",
-        help="bits with options of `pocketlm palettize` (3.5,embedding-bits=4) or with a type of the cache "
-        "(3.5,kv=int8), or NAME=PATH of a model",
+        help="bits with options of `pocketlm palettize` (3.5,embedding-bits=4), with a type of the cache "
+        "(3.5,kv=int8) or of the activations (3.5,act=f32), or NAME=PATH of a model",
     )  # fmt: skip
     parser.add_argument(
         "--theirs", nargs="*", default=list(THEIRS), metavar="TYPE",

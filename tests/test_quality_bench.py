@@ -128,11 +128,11 @@ def arguments(source: Path, folder: Path, *more: str) -> list[str]:
 
 
 def test_the_bench_runs_through(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    quality.main(arguments(source, tmp_path, "--ours", "8", "all5,kv=int8", "0.5", "--theirs"))
+    quality.main(arguments(source, tmp_path, "--ours", "8", "all5,kv=int8,act=f32", "0.5", "--theirs"))
     out = capsys.readouterr().out
     (kept,) = (tmp_path / "out" / "quality").glob("*/quality-*.json")
     found = json.loads(kept.read_text())
-    names = ["16", "8", "all5,kv=int8"]
+    names = ["16", "8", "all5,kv=int8,act=f32"]
     assert [(row["side"], row["name"]) for row in found["rows"]] == [("pocketlm", name) for name in names]
     assert sum(found["windows"]["tokens"]) == 300 and found["settings"]["context"] == 32
     first, eight, small = (row["texts"]["text"] for row in found["rows"])
@@ -141,7 +141,7 @@ def test_the_bench_runs_through(source: Path, tmp_path: Path, capsys: pytest.Cap
     assert found["rows"][2]["bits_all"] <= 5 and found["machine"]["processor"]
     # What cannot be made is told, and the others go on.
     assert list(found["not_run"]) == ["pocketlm 0.5"] and "not run: pocketlm 0.5 (" in out
-    assert "| pocketlm all5,kv=int8 |" in out and str(kept) in out
+    assert "| pocketlm all5,kv=int8,act=f32 |" in out and str(kept) in out
     assert not list(kept.parent.glob("*.npy"))
 
 
