@@ -84,8 +84,7 @@ fn softmax_block<'a, S: Simd, B: Numbers<'a>>(
     let (first, last) = (from / LANES, to.div_ceil(LANES));
     let lowest = s.splat(f32::NEG_INFINITY);
     let mut peak = lowest;
-    for g in first..last {
-        let group = &mut groups[g];
+    for (g, group) in (first..last).zip(&mut groups[first..last]) {
         let mut v = s.load(group);
         if let Some(cap) = softcap {
             let cap = s.splat(cap);
@@ -111,8 +110,7 @@ fn softmax_block<'a, S: Simd, B: Numbers<'a>>(
     state[0] = max;
     let m = s.splat(max);
     let mut sum = s.zero();
-    for g in first..last {
-        let group = &mut groups[g];
+    for (g, group) in (first..last).zip(&mut groups[first..last]) {
         let e = math::exp(s, s.sub(s.load(group), m));
         s.store(group, block.scale_weights(s, g, e));
         sum = s.add(sum, e);
