@@ -103,6 +103,18 @@ def test_long_runs_take_fewer_tokens(source: Path, monkeypatch: pytest.MonkeyPat
     assert sequences(model, [short]) == [model.read_tokenizer().inner.encode(short).ids]
 
 
+def test_sizes_that_cannot_be_met_are_told_before_the_calibration(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("calibrated for nothing")
+
+    monkeypatch.setattr("pocketlm.palettize.importance.Importance.prepare", never)
+    for budget in ({"size": 1000}, {"bits_all": 2.0}, {"bits": 2, "kinds": "4"}):
+        with pytest.raises(BudgetError, match="the nearest that can"):
+            plan(source, calibration=["w1 w2 " * 700], **budget, **QUIET)
+
+
 def test_few_tokens_cannot_judge(source: Path, tmp_path: Path) -> None:
     model = open_model(source)
     for text, count in (("", 0), ("w1 w2 w3", 3), ("w1 " * 255, 255)):
@@ -531,7 +543,7 @@ def test_the_command_reports_and_writes(
     assert call([*common, "--bits", "3", "--kinds", "2,4", "--dry-run"]) == 0
     out, err = capsys.readouterr()
     # Not a terminal: a line for each stage.
-    stages = ("calibrating: ", " tokens x parts", "measuring damage: ", " models")
+    stages = ("calibrating: ", " tokens, once for each part", "measuring damage: ", " models")
     assert all(stage in err for stage in (*stages, "measuring times: ")) and len(err.splitlines()) == 3
     assert "would take" in out and "nats a token, predicted" in out and "tokens per second" in out
     assert "(judged by 48 tokens)" in out

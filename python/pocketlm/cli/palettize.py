@@ -163,11 +163,11 @@ def command(
 
     \b
     Examples:
-        pocketlm palettize path/to/llama-checkpoint my-model --bits 4
+        pocketlm palettize path/to/model my-model --bits 4 --calibration t.txt
         pocketlm palettize path/to/model my-model --bits 3.5 --calibration t.txt
         pocketlm palettize path/to/model my-model --size 500MB --calibration t.txt
         pocketlm palettize path/to/model my-model --bits 3 --calibration t.txt \\
-          --recover 16
+            --recover 16
         pocketlm palettize path/to/model --max-kl 0.02 --calibration t.txt \\
             --recipe-out recipe.json --dry-run
     """
@@ -247,6 +247,7 @@ def _print_report(report: Report, recipe_out: Path | None, as_json: bool, untext
         ranks = [rank for rank in recovery.ranks.values() if rank]
         low, high = min(ranks), max(ranks)
         span = f"rank {low}" if low == high else f"ranks from {low} to {high}"
+        span += f" on {len(ranks)} of {len(recovery.ranks)} projections"
         click.echo(
             f"recovery adapter              {human(recovery.bytes)}, counted in everything, not in "
             f"projections; {span}"
@@ -309,7 +310,7 @@ def _print_figures(
         + ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
     )
     if found.tokens_per_second is not None:
-        click.echo(f"tokens per second, predicted  {found.tokens_per_second:.1f}")
+        click.echo(f"tokens per second, predicted  {found.tokens_per_second:,.1f}")
     title = "divergence before recovery" if recovery else "divergence from the source"
     told = untexted
     if found.measured_kl is not None:

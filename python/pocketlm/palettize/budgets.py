@@ -92,7 +92,11 @@ def _number(name: str, value: Any, least: float, most: float) -> None:
     # What float64 cannot hold is infinite too: an integer has no bounds.
     if value is not None and (wrong or not 0 < value <= sys.float_info.max):
         bounds = f"from {least:g} to {most:g}" if least else "above 0"
-        raise ParameterError(f"{name}: must be a number {bounds}, not {value!r:.60}")
+        raise ParameterError(f"{name}: must be a number {bounds}, not {_told(value)}")
+
+
+def _told(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else f"{value!r:.60}"
 
 
 def _kinds(kinds: str | Iterable[Any]) -> tuple[str, ...]:

@@ -169,7 +169,7 @@ def _fill(
     check_room(partial, model.graph, parts, wholes, (done, back), windows.size, groups)
     kept = {at for at, _ in wholes}
     # Every part of the model sees every token.
-    total, unit = windows.size * (len(parts) + len(wholes)), "tokens x parts"
+    total, unit = windows.size * (len(parts) + len(wholes)), "tokens, once for each part"
     with Progress("calibrating", total, progress, unit=unit) as bar:
         bar.add(windows.size * (done + back))
         for index in range(done, len(parts)):

@@ -66,22 +66,31 @@ class Planner:
         if budgets.max_kl is not None and self._divergence is None:
             raise ParameterError("max_kl: needs a text to measure it on: give calibration or validation")
 
+    def check_sizes(self) -> None:
+        """Whether the budgets of bits and bytes can be met, which takes neither a text nor a measurement.
+
+        Raises:
+            BudgetError: one cannot; says the nearest that can.
+        """
+        sizes = dataclasses.replace(self._budgets, tokens_per_second=None, max_kl=None)
+        check(self._items(self._all_kinds(), {}, None), sizes, self._sizes.rest())
+
     def plan(self) -> Plan:
         """Measures what is needed, chooses, and measures the whole.
 
         Raises:
             BudgetError: the budgets cannot be met.
         """
-        kinds = {tensor: self._kinds(tensor) for tensor in self._known}
-        # What no measurement is needed for is said at once.
-        sizes = dataclasses.replace(self._budgets, tokens_per_second=None, max_kl=None)
-        check(self._items(kinds, {}, None), sizes, self._sizes.rest())
+        kinds = self._all_kinds()
         damages = self._damages(kinds)
         speeds = self._speeds() if self._timed else None
         items = self._items(kinds, damages, speeds)
         rest = self._sizes.rest(0.0 if speeds is None else speeds.rest)
         recipe, measured = self._settle(items, rest)
         return self._finish(recipe, damages if self._divergence else {}, speeds, rest, measured)
+
+    def _all_kinds(self) -> dict[Candidate, tuple[str, ...]]:
+        return {tensor: self._kinds(tensor) for tensor in self._known}
 
     def _kinds(self, tensor: Candidate) -> tuple[str, ...]:
         """What may become of a tensor."""

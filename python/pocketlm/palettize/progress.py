@@ -9,6 +9,12 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+_SCALED = 10_000  # counts from which on a figure of three digits is shown
+
+
+def _amount(total: int) -> str:
+    return str(tqdm.format_sizeof(total)) if total >= _SCALED else f"{total:,}"
+
 
 class Progress:
     """A bar on standard error that counts to ``total``, or a line where that is no terminal: a log then tells
@@ -18,12 +24,12 @@ class Progress:
         watched = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         if shown and not watched and sys.stderr is not None:
             with suppress(OSError, ValueError):  # nobody reads it any more: no reason to stop
-                print(f"{title}: {tqdm.format_sizeof(total)} {unit}", file=sys.stderr, flush=True)
+                print(f"{title}: {_amount(total)} {unit}", file=sys.stderr, flush=True)
         self._bar = tqdm(
             total=total,
             desc=title,
             unit=f" {unit}",
-            unit_scale=True,
+            unit_scale=total >= _SCALED,
             disable=not (shown and watched),
             leave=False,
             dynamic_ncols=True,

@@ -118,6 +118,7 @@ class Work:
             timed=timed,
             progress=self._progress,
         )
+        planner.check_sizes()  # before anything takes long
         self.importance.prepare(writer, threads=self._threads, progress=self._progress)
         if self.importance.kept is not None:
             facts = FORMAT_VERSION, ARITHMETIC, self.importance.digest, self.sequences
