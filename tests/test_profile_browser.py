@@ -199,6 +199,82 @@ def test_what_if_and_export(opened: Any, profile: Profile, paths: tuple[Path, Pa
     assert opened.evaluate("() => report.predict(report.state.recipe).bytes") == profile.what_if().bytes
 
 
+def cells(page: Any, name: str) -> dict[str, str]:
+    """The texts of a row, by column; of a menu what is chosen."""
+    found: dict[str, str] = page.evaluate(
+        """(name) => {
+          const columns = [...document.querySelectorAll('#ops th')].map((one) => one.dataset.column);
+          const lines = [...document.querySelectorAll('#ops tbody tr')];
+          const line = lines.find((one) => one.dataset.name === name);
+          const part = (node) => (node.tagName === 'SELECT' ? node.value : node.textContent);
+          const text = (cell) => [...cell.childNodes].map(part).join('');
+          return Object.fromEntries([...line.cells].map((cell, at) => [columns[at], text(cell)]));
+        }""",
+        name,
+    )
+    return found
+
+
+def test_the_table_shows_what_would_be(opened: Any, profile: Profile) -> None:
+    """Of a row that is changed every figure that depends on the kind is the predicted one, beside the old."""
+    name = "layers.0.ffn.down"
+    (matrix,) = (one for one in profile.matrices if name in one.ops)
+    new = "p2" if matrix.current != "p2" else "p8"
+    before = cells(opened, name)
+    assert before["kind"] == matrix.current and "orange" not in opened.inner_text("#remarks")
+    opened.select_option(f"#ops tr[data-name='{name}'] select", new)
+    after, line = cells(opened, name), f"#ops tr[data-name='{name}'] td"
+    assert after["kind"] == f"{matrix.current} → {new}" and "orange" in opened.inner_text("#remarks")
+    assert after["bits"] == f"{8 * matrix.bytes[new] / matrix.elements:.2f}"
+    changed = opened.eval_on_selector_all(f"{line}.then", "all => all.map((one) => one.title)")
+    assert f"predicted; now {before['bits']}" in changed and f"predicted; now {before['time']}" in changed
+    assert f"predicted; now {before['bytes']}" in changed and f"predicted; now {before['kl']}" in changed
+    assert after["spread"] == before["spread"] and after["macs"] == before["macs"]
+    assert "not predicted" in opened.get_attribute(f"{line}.stays", "title")
+    # The rows add up to the step that is predicted.
+    seen = opened.evaluate(
+        "() => { const rows = then(); return rows.reduce((sum, r) => sum + r.decode.seconds, 0); }"
+    )
+    what = profile.what_if({name: new})
+    assert seen == pytest.approx(what.decode_seconds, rel=1e-6)
+    read = opened.evaluate(f"() => then().find((row) => row.name === '{name}').decode.bytes")
+    (row,) = (row for row in profile.table if row.name == name)
+    assert read == row.decode.bytes + matrix.bytes[new] - matrix.bytes[matrix.current]
+    opened.evaluate("report.reset()")
+    assert cells(opened, name) == before
+    # What has no tensor has no divergence that could be unknown.
+    assert cells(opened, "layers.0.attn")["kl"] == ""
+
+
+def test_the_head_reads_its_activations_twice(opened: Any, profile: Profile) -> None:
+    (head,) = (row for row in profile.table if row.name == "head")
+    assert "MACs of head count twice" in opened.inner_text("#remarks")
+    macs = "() => then().find((row) => row.name === 'head').decode.macs"
+    outputs, inputs = head.shape or (0, 0)
+    for kind, times in (("p2", 2), ("keep", 1), ("p8", 2)):
+        opened.evaluate(f"report.setKind([report.matrixOf.get('head')], '{kind}')")
+        assert opened.evaluate(macs) == times * outputs * inputs
+
+
+def test_the_panel_stays_where_it_is(opened: Any) -> None:
+    place = "JSON.stringify(document.querySelector('#kinds').getBoundingClientRect())"
+    tops = set()
+    for pattern in ("", "layers.0.ffn.down", "ffn.*"):
+        opened.click("#clear")
+        if pattern:
+            opened.fill("#filter", pattern)
+            opened.click("#select-all")
+        tops.add(json.loads(opened.evaluate(place))["top"])
+    assert len(tops) == 1
+    assert opened.evaluate("(n => n.scrollWidth <= n.clientWidth)(document.querySelector('.set'))")
+    # Nothing is cut: neither the remark on the power nor the last line of the changes.
+    opened.evaluate("report.setKind(report.data.matrices, 'p3')")
+    assert opened.evaluate("(n => n.scrollWidth <= n.clientWidth)(document.getElementById('notes'))")
+    assert opened.evaluate("document.getElementById('changes').clientHeight % 18") == 0
+    panel, note = (opened.locator(one).bounding_box() for one in (".whatif", "#notes"))
+    assert note["y"] + note["height"] <= panel["y"] + panel["height"]
+
+
 def test_every_view_draws(opened: Any) -> None:
     page = opened
     for scheme in ("dark", "light"):

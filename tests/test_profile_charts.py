@@ -191,3 +191,29 @@ def test_the_other_charts_stay_as_they_are(found: Profile) -> None:
         return counts;
     """
     assert run(found, script) == {"graph": 0, "tradeoff": 0, "roofline": 1, "bars": 1}
+
+
+def test_kinds_are_told_apart_in_the_roofline(found: Profile) -> None:
+    """In one order, each with a colour and a shape of its own; why dots lie above the roof is said."""
+    drawn = run(found, "report.set('tab', 'roofline'); return last();")
+    kinds = [trace for trace in drawn["traces"] if trace["name"] != "roof"]
+    order = ["p2", "p2v", "p3", "p4", "p8", "bf16", "attention"]
+    names = [trace["name"] for trace in kinds]
+    assert names == [name for name in order if name in names] and len(names) > 2
+    looks = {(trace["marker"]["color"], trace["marker"]["symbol"]) for trace in kinds}
+    assert (
+        len(looks) == len({color for color, _ in looks}) == len({symbol for _, symbol in looks}) == len(kinds)
+    )
+    for factor, above in ((1e9, False), (1e-9, True)):
+        script = f"""
+          report.data.machine.read_bandwidth *= {factor}; report.data.machine.int8_peak *= {factor};
+          for (const row of report.rows) row.decode.roof_seconds /= {factor};
+          report.set('tab', 'roofline'); return last().layout.annotations.map((one) => one.text);"""
+        assert any("caches" in text for text in run(found, script)) == above
+
+
+def test_labels_of_kinds_of_two_bits_do_not_overlap(found: Profile) -> None:
+    traces = run(found, "report.set('tab', 'tradeoff'); return last().traces;")
+    (line,) = (trace for trace in traces if trace["mode"] == "lines+markers+text")
+    sides = dict(zip(line["texttemplate"], line["textposition"], strict=True))
+    assert sides["p2"] == "middle left" and sides["p2v"] == "middle right" and sides["p4"] == "top center"

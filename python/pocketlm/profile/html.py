@@ -16,7 +16,7 @@ from pocketlm.palettize.recipe import KINDS
 from pocketlm.profile.profile import Profile
 
 _WEB = Path(__file__).parent / "web"
-_SCRIPTS = ("model.js", "table.js", "graph.js", "charts.js", "whatif.js", "main.js")
+_SCRIPTS = ("model.js", "then.js", "table.js", "graph.js", "charts.js", "whatif.js", "main.js")
 
 
 def require_plotly() -> str:
@@ -66,8 +66,11 @@ def embedded(data: Any) -> str:
 def report_data(profile: Profile) -> dict[str, Any]:
     """What the page is made of: the profile, what each kind of each tensor would cost, what predictions
     start from."""
+    head = profile.graph.head()
     return {
         **profile.to_dict(),
+        # The operation whose multiply-adds count twice as soon as its matrix is palettized.
+        "two_terms": head.name if head is not None and not profile.precise else None,
         "kinds": list(KINDS),
         "matrices": [
             {**dataclasses.asdict(matrix), "current": matrix.current, "elements": matrix.elements}

@@ -3,6 +3,11 @@
 const charts = (() => {
   const box = document.getElementById("chart");
   const PALETTE = ["#c2410c", "#0e7490", "#7c3aed", "#15803d", "#b45309", "#be185d", "#4d7c0f", "#1d4ed8", "#64748b", "#a16207"];
+  // Of Okabe and Ito, who see few colours tell them apart; each kind has a shape as well.
+  const KINDS = {
+    p2: ["#cc79a7", "triangle-down"], p2v: ["#d55e00", "triangle-up"], p3: ["#e69f00", "square"], p4: ["#009e73", "circle"], p8: ["#0072b2", "diamond"],
+    bf16: ["#7f7f7f", "pentagon"], f16: ["#7f7f7f", "hexagon"], f32: ["#7f7f7f", "octagon"], attention: ["#56b4e9", "cross"],
+  };
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const cost = (row) => row[report.state.step];
   const amount = (row) => (report.state.measure === "time" ? cost(row).seconds : cost(row).bytes);
@@ -93,15 +98,18 @@ const charts = (() => {
     const intensity = (row) => cost(row).macs / cost(row).bytes;
     const low = Math.min(0.25, ...rows.map(intensity)) / 2, high = Math.max((4 * peak) / memory, ...rows.map(intensity)) * 2;
     const xs = [low, peak / memory, high];
-    const kinds = [...new Set(rows.map((row) => row.kind || row.op))];
-    const traces = kinds.map((kind, at) => {
+    const order = (kind) => (kind in KINDS ? Object.keys(KINDS).indexOf(kind) : Infinity);
+    const kinds = [...new Set(rows.map((row) => row.kind || row.op))].sort((a, b) => (order(a) < order(b) ? -1 : 1));
+    const above = rows.some((row) => cost(row).roof_seconds > cost(row).seconds);
+    const traces = kinds.map((kind) => {
+      const [color, symbol] = KINDS[kind] || ["#7f7f7f", "star"];
       const group = rows.filter((row) => (row.kind || row.op) === kind);
       return {
         type: "scatter", mode: "markers", name: show.plain(kind), x: group.map(intensity), y: group.map((row) => cost(row).macs / cost(row).seconds / 1e9),
         text: group.map((row) => show.plain(`${row.name}: ${show.seconds(cost(row).seconds)}`)), customdata: group.map((row) => row.name),
         hovertemplate: "%{text}<br>%{x:.3~g} MAC/B, %{y:.3~g} GMAC/s<extra></extra>",
         marker: {
-          size: group.map((row) => 7 + 26 * Math.sqrt(cost(row).share)), color: PALETTE[at % PALETTE.length], opacity: 0.8,
+          size: group.map((row) => 7 + 26 * Math.sqrt(cost(row).share)), color, symbol, opacity: 0.8,
           line: { width: group.map((row) => (report.state.chosen.has(row.name) ? 3 : 0.5)), color: css("--ink") },
         },
       };
@@ -113,8 +121,9 @@ const charts = (() => {
     draw(traces, {
       xaxis: { type: "log", title: { text: "multiply-adds per byte read" }, exponentformat: "none", dtick: 1 },
       yaxis: { type: "log", title: { text: "GMAC/s" }, exponentformat: "none", dtick: 1 },
-      legend: { orientation: "h", y: 1.1, x: 0 },
+      legend: { orientation: "h", y: 1.1, x: 0, itemsizing: "constant" },
       annotations: [
+        ...(above ? [{ xref: "paper", yref: "paper", x: 1, y: 0, text: "above the line: the processor's caches hold the data, not the memory", showarrow: false, xanchor: "right", yanchor: "bottom", font: { color: css("--muted") } }] : []),
         { x: Math.log10(low * 1.3), y: Math.log10((low * 1.3 * memory) / 1e9), text: `memory ${show.number(memory / 1e9)} GB/s`, showarrow: false, xanchor: "left", yanchor: "top", yshift: -8, xshift: 12, font: { color: css("--muted") } },
         { x: Math.log10(high), y: Math.log10(peak / 1e9), text: `int8 ${show.number(peak / 1e9)} GMAC/s`, showarrow: false, xanchor: "right", yanchor: "bottom", font: { color: css("--muted") } },
       ],
@@ -154,10 +163,11 @@ const charts = (() => {
     const unknown = found.filter((point) => !told(point));
     const now = { name: "now", ...report.predict(report.current()) };
     const then = { name: "what if", ...report.predict(report.state.recipe) };
+    const beside = { p2: "middle left", p2v: "middle right" }; // they are about as large and as fast
     const traces = [
       trace("one site changed", site.filter(told), { marker: { size: 8, opacity: 0.75, ...scale(site.filter(told)) } }),
       // The line goes through all of them, whether the loss is known or not.
-      trace("", whole, { mode: "lines+markers+text", showlegend: false, hoverinfo: "skip", hovertemplate: null, marker: { size: 13, opacity: 0 }, cliponaxis: false, line: { color: css("--line") }, texttemplate: whole.map((point) => point.kind), textposition: "top center" }),
+      trace("", whole, { mode: "lines+markers+text", showlegend: false, hoverinfo: "skip", hovertemplate: null, marker: { size: 13, opacity: 0 }, cliponaxis: false, line: { color: css("--line") }, texttemplate: whole.map((point) => point.kind), textposition: whole.map((point) => beside[point.kind] || "top center") }),
       trace("all projections", whole.filter(told), { marker: { size: 13, symbol: "square", ...scale(whole.filter(told)), ...(loss ? { showscale: true, colorbar: { title: { text: "KL, nats/token" }, thickness: 10 } } : { color: "#0e7490" }) } }),
       ...(unknown.length ? [trace("loss unknown", unknown, { marker: { size: unknown.map((point) => (point.all ? 13 : 8)), symbol: unknown.map((point) => (point.all ? "square-x-open" : "x-thin-open")), color: css("--muted"), line: { width: 1.5 } } })] : []),
       trace("now", [now], { marker: { size: 16, symbol: "circle-open", color: css("--ink"), line: { width: 3 } } }),

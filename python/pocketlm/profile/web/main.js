@@ -22,7 +22,7 @@
       card(data.bits_per_weight_projections.toFixed(2), `bits, projections (${data.bits_per_weight_all.toFixed(2)} all)`),
       card(show.number(data.decode.tokens_per_second), `decode tokens/s after ${data.context}`),
       card(show.number(data.prefill.tokens_per_second), `prefill tokens/s of ${data.prompt}`),
-      card(show.seconds(total.seconds), `${report.state.step} step ± ${show.seconds(total.spread)}`,
+      card(show.seconds(total.seconds, show.sure(total, total)), `${report.state.step} step${total.steps < 3 ? "" : ` ± ${show.spread(total, total)}`}`,
         `Timing each operation adds ${cost}, which the rows leave out. ${total.steps} steps of each, on ${total.threads} thread${total.threads === 1 ? "" : "s"}.`),
       card(show.joules(total.joules / total.tokens), `a token${data.energy[report.state.step].measured ? "" : " (estimate)"}`, power(report.state.step)),
     );

@@ -59,10 +59,12 @@ const report = (() => {
     const matrix = matrixOf.get(row.name);
     return matrix !== undefined && state.recipe.get(matrix.name) !== matrix.current;
   };
+  // The choice "keep" by what it is.
+  const kept = (matrix, kind) => (kind === "keep" ? (matrix.current === "keep" ? matrix.kind : "16 bits") : kind);
   const notify = (what) => listeners.forEach((listener) => listener(what));
 
   return {
-    data, rows, byName, matrixOf, state, predict, matcher, changed, current,
+    data, rows, byName, matrixOf, state, predict, matcher, changed, current, kept,
     listen: (listener) => listeners.push(listener),
     choose(names, add) {
       if (!add) state.chosen.clear();
@@ -113,7 +115,10 @@ const show = {
       value /= 1000;
     }
   },
-  seconds: (value) => (value >= 1 ? `${show.number(value)} s` : value >= 1e-3 ? `${show.number(value * 1e3)} ms` : `${show.number(value * 1e6)} µs`),
+  seconds: (value, digits = 3) => (value >= 1 ? `${show.number(value, digits)} s` : value >= 1e-3 ? `${show.number(value * 1e3, digits)} ms` : `${show.number(value * 1e6, digits)} µs`),
+  // No digits of a time that its spread makes meaningless; of fewer steps than three there is no spread.
+  sure: (total, { seconds, spread }) => (total.steps < 3 ? 3 : 2 * spread > seconds ? 1 : 20 * spread > seconds ? 2 : 3),
+  spread: (total, cost) => (total.steps < 3 ? "" : show.seconds(cost.spread, show.sure(total, cost) === 1 ? 1 : 2)),
   joules: (value) => (value >= 1 ? `${show.number(value)} J` : value >= 1e-3 ? `${show.number(value * 1e3)} mJ` : `${show.number(value * 1e6)} µJ`),
   percent: (value) => (value * 100 >= 99.95 ? `${Math.round(value * 100)} %` : `${(value * 100).toFixed(1)} %`),
   // Plotly takes some markup in texts.

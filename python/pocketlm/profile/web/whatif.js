@@ -6,8 +6,11 @@ const whatif = (() => {
 
   function targets() {
     const matrices = chosen();
-    get("selected").textContent = report.state.chosen.size ? `${report.state.chosen.size} selected` : "nothing selected";
-    get("target").textContent = matrices.length === 1 ? matrices[0].ops[matrices[0].ops.length - 1] : matrices.length ? `${matrices.length} tensors` : "…";
+    const { chosen: names } = report.state;
+    get("selected").textContent = names.size === 1 ? [...names][0] : names.size ? `${names.size} selected` : "nothing selected";
+    get("selected").title = get("selected").textContent;
+    // Always about as wide, so that the buttons stay where they are.
+    get("target").textContent = matrices.length ? `${matrices.length} tensor${matrices.length === 1 ? "" : "s"}` : "…";
     const kinds = new Set(matrices.map((matrix) => report.state.recipe.get(matrix.name)));
     get("kinds").replaceChildren(...report.data.kinds.map((kind) => element("button", {
       type: "button", disabled: !matrices.length, "data-kind": kind, "aria-pressed": String(kinds.size === 1 && kinds.has(kind)),
@@ -35,9 +38,8 @@ const whatif = (() => {
         element("td", { class: notable ? (change * better > 0 ? "good" : "bad") : "" }, same(text)));
     }));
     const changes = report.data.matrices.filter((matrix) => report.state.recipe.get(matrix.name) !== matrix.current);
-    const kept = (matrix, kind) => (kind === "keep" ? (matrix.current === "keep" ? matrix.kind : "16 bits") : kind);
     get("changes").replaceChildren(...(changes.length
-      ? changes.map((matrix) => element("div", { title: matrix.name }, element("span", {}, matrix.ops[matrix.ops.length - 1]), element("span", {}, `${kept(matrix, matrix.current)} → ${kept(matrix, report.state.recipe.get(matrix.name))}`)))
+      ? changes.map((matrix) => element("div", { title: matrix.name }, element("span", {}, matrix.ops[matrix.ops.length - 1]), element("span", {}, `${report.kept(matrix, matrix.current)} → ${report.kept(matrix, report.state.recipe.get(matrix.name))}`)))
       : [element("p", { class: "muted" }, "Select operations in the graph, a chart or the table, then choose a kind.")]));
     get("reset").disabled = !changes.length;
   }
