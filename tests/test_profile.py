@@ -209,7 +209,7 @@ def test_predicted_times_follow_the_products(found: Profile) -> None:
         ({"fnn.*": "p2"}, ["'fnn.*'", "nearest is 'ffn.*'"]),
         ({"layers.*.fnn.down": "p2"}, ["nearest is 'layers.*.ffn.down'"]),
         ({"ffn.*": "p5"}, ["'ffn.*'", "'p5'", "p2, p2v, p3, p4, p8, keep"]),
-        ({"ffn.*": 4}, ["4", "kinds are"]),
+        ({"ffn.*": 5}, ["5", "kinds are"]),
         ({"ffn.*": ["p2"]}, ["kinds are"]),
         ({3: "p2"}, ["3"]),
         ({"layers.0.ffn.norm": "p4"}, ["layers.0.ffn.norm", "cannot be p4", "norm"]),
@@ -341,6 +341,10 @@ def test_tables_sort_and_filter(found: Profile) -> None:
     assert times == sorted(times, reverse=True)
     assert found.table.sort("order") == found.table
     rows = found.table.to_dicts()
+    # Slices do nothing: nobody shows them, and nobody reads them.
+    names = [row["name"] for row in rows]
+    assert names == [row.name for row in found.table if row.op != "slice"]
+    assert all(name in names for row in rows for name in row["inputs"])
     assert json.loads(json.dumps(rows))[0]["name"] == "embed" and rows[0]["decode"]["seconds"] >= 0
     for call in (
         lambda: found.table.filter("nothing.*"),
@@ -358,6 +362,19 @@ def test_the_machine_is_measured() -> None:
     assert machine.better(MACHINE).int8_peak == max(machine.int8_peak, MACHINE.int8_peak)
     assert MACHINE.bound(10, 1) == "memory" and MACHINE.bound(1, 1000) == "compute"
     assert MACHINE.bound(0, 0) is None
+
+
+@pytest.mark.parametrize("two", [2, "2", "p2v", {"kind": 2}])
+def test_kinds_may_be_bits(found: Profile, tmp_path: Path, two: Any) -> None:
+    what = found.what_if({"ffn.*": "p2v", "attn.out": "p8"})
+    assert found.what_if({"ffn.*": two, "attn.out": 8}).recipe == what.recipe
+    plain, whole = tmp_path / "plain.json", tmp_path / "whole.json"
+    plain.write_text(json.dumps({"ffn.*": two, "attn.out": 8}))
+    whole.write_text(json.dumps({"pocketlm_recipe": 1, "tensors": {"ffn.*": two, "attn.out": 8}}))
+    assert found.what_if(plain).recipe == found.what_if(whole).recipe == what.recipe
+    for odd in (True, 2.0, 5, None, [2]):
+        with pytest.raises(ParameterError, match=r"kinds are p2, p2v, .*or bits: 2, 3, 4, 8"):
+            found.what_if({"ffn.*": odd})
 
 
 def test_recipes_are_written_for_people(found: Profile, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_the_page_holds_the_profile(found: Profile) -> None:
     seen = structure(page(found.model, report_data(found), "/* plotly */"))
     data = json.loads(seen.scripts[0])
     assert data == json.loads(json.dumps(report_data(found)))
-    assert len(data["rows"]) == len(found.table) and len(data["matrices"]) == len(found.matrices)
+    assert data["rows"] == json.loads(json.dumps(found.table.to_dicts())) and len(data["matrices"]) == len(found.matrices)
     # What the page computes is what Python computes: the same sums over the same numbers.
     what = found.what_if({"ffn.*": "p2"})
     size, decode = data["base"]["other_bytes"], data["base"]["decode"]
@@ -151,7 +151,7 @@ def test_the_command(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     status, out, _ = call(
         capsys, *few, "--step", "decode", "--by", "op", "--filter", "ffn.*", "--sort", "time", "--top", "3"
     )
-    assert status == 0 and "layers.0.attn" not in out and "more (--top)" in out
+    assert status == 0 and "layers.0.attn" not in out and "and " in out and " more " in out
     recipe, report = tmp_path / "recipe.json", tmp_path / "report.html"
     status, out, _ = call(
         capsys, *few, "--what-if", "ffn.*=p2", "--recipe", str(recipe), "--html", str(report), "--json"
@@ -183,6 +183,8 @@ def test_the_last_change_decides(
     # A pattern that is given again decides by its last place, not by its first.
     assert kinds("ffn.*=p2v", "ffn.down=p4", "ffn.*=p8")[down] == "p8"
     assert kinds("ffn.*=p2v", "ffn.down=p4")[down] == "p4"
+    # Bits are those of palettize's --kinds.
+    assert kinds("ffn.*=4", "ffn.down=2")[down] == "p2v"
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps({down: "p3"}))
     assert kinds("ffn.*=p2v", str(recipe))[down] == "p3"
@@ -194,11 +196,14 @@ def test_the_last_change_decides(
     [
         (["--what-if", "ffn.*"], 2, "PATTERN=KIND"),
         (["--what-if", "ffn.*=p9"], 2, "--what-if: 'ffn.*' is to be 'p9'"),
+        (["--what-if", "ffn.*=5"], 2, "or bits: 2, 3, 4, 8"),
+        (["--what-if", "ffn.*=p2w"], 2, "the nearest is p2v"),
+        (["--what-if", "ffn.*=p22"], 2, "the nearest is p2v"),
         (["--what-if", "nothing=p2"], 2, "--what-if: 'nothing' matches no operation"),
         (["--what-if", "ffn.*=p2", "--what-if", "norm=p4"], 2, "--what-if: 'norm' cannot be p4"),
         (["--what-if", "ffn.dwon=p2"], 2, "nearest is 'ffn.down'"),
         (["--filter", "nothing.*"], 2, "--filter: 'nothing.*' matches no operation"),
-        (["--columns", "colour"], 2, "--columns: 'colour' is no column"),
+        (["--columns", "bond"], 2, "the nearest is 'bound'"),
         (["--recipe", "r.json"], 2, "--what-if"),
         (["--what-if", "ffn.*=p2", "--recipe", "no/r.json"], 1, "--recipe: no: no such directory"),
         (["--what-if", "ffn.*=p2", "--recipe", "r", "--html", "./r"], 2, "--recipe: r is the file of --html"),

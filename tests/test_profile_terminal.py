@@ -16,10 +16,10 @@ from rich.console import Console
 from pocketlm.cli import run
 from pocketlm.cli.profile import command
 from pocketlm.errors import ParameterError
-from pocketlm.profile import Profile, Table
-from pocketlm.profile.columns import COLUMNS, chosen, figure
+from pocketlm.profile import Profile, Table, WhatIf
+from pocketlm.profile.columns import COLUMNS, chosen, digits, figure
 from pocketlm.profile.lines import SORTS, lines, ordered, total
-from pocketlm.profile.terminal import heading, notes, tables
+from pocketlm.profile.terminal import heading, notes, prediction, tables, wrapped
 from profiles import measured, models, quick
 
 STEPS = ("decode", "prefill")
@@ -59,7 +59,8 @@ def test_tables_fit_80_columns(found: Profile, by: str) -> None:
         assert all(len(line) <= 80 for line in text) and "…" not in text[0]
         assert all("…" not in line[26:] for line in text), text  # only names give way
         assert text[0].rstrip().endswith("bound")
-        assert "100.0%" in "".join(text) and f"and {len(groups) - 3} more" in text[-1]
+        assert "100.0%" in text[-1] and text[-1].startswith("sum")  # of all, so it comes last
+        assert text[-2].strip() == f"and {len(groups) - 3} more"
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
@@ -88,6 +89,9 @@ def test_columns_that_are_asked_for_are_shown(found: Profile) -> None:
     assert columns == tuple(COLUMNS) and len(header(every[0])) == len(COLUMNS) + 1
     for name, title in TITLES.items():
         assert header(every[0])[1 + [*COLUMNS].index(name)] == title
+    with pytest.raises(ParameterError, match=r"'tiem' is no column; .*; the nearest is 'time'$"):
+        chosen("bytes,tiem")
+    assert chosen("read,GB/s,of mem,±") == ("bytes", "rate", "memory", "spread")  # as tables call them
     for odd in ("colour", "kind,colour", ""):
         with pytest.raises(ParameterError, match=r"^columns: .*there are kind, shape, .*bound"):
             chosen(odd)
@@ -138,11 +142,57 @@ def test_losses_that_are_not_known_are_said_to_be(found: Profile) -> None:
 
 def test_figures_take_few_characters() -> None:
     for value in (0.0, 1e-5, 0.0123, 1.234, 99.95, 999.4, 999.6, 1003.2, 54321.0, math.pi):
-        for digits in (2, 3):
-            text = figure(value, digits)
+        for most in (2, 3):
+            text = figure(value, most)
             assert "e" not in text and len(text) <= 6
             if text != "<0.01":
-                assert float(text) == pytest.approx(value, rel=0.5 * 10 ** (1 - digits), abs=1e-12)
+                assert float(text) == pytest.approx(value, rel=0.5 * 10 ** (1 - most), abs=1e-12)
+
+
+def test_a_figure_has_no_more_digits_than_its_spread_leaves() -> None:
+    assert [digits(1.0, spread) for spread in (0.0, 0.04, 0.1, 0.6, 3.0)] == [3, 3, 2, 1, 1]
+    assert figure(0.0618, digits(0.0618, 0.051)) == "0.06"
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_lines_are_wrapped_between_words(found: Profile, width: int) -> None:
+    for line in heading(found):
+        lines = wrapped([line], width)
+        assert max(map(len, lines)) <= width and " ".join(lines).split() == line.split()
+        begin = 9 if line.startswith(("decode", "prefill", "power")) else 2
+        assert all(one.startswith(" " * begin) and one[begin] != " " for one in lines[1:])
+    assert wrapped(["wrote        " + "x" * 100], 80)[-1].strip() == "x" * 100  # nothing breaks a word
+
+
+def test_nothing_is_said_of_a_step_that_is_not_asked_for(found: Profile) -> None:
+    assert not any("prefill" in line for line in heading(found, ["decode"]))
+    now, then = known(found, 0.0051), known(found, 0.0241)
+    assert not any("prefill" in line for line in prediction(now, then, ["x"], ["decode"]))
+    assert any("prefill" in line for line in prediction(now, then, ["x"]))
+
+
+def known(found: Profile, kl: float | None) -> WhatIf:
+    """A prediction of that divergence."""
+    unknown = () if kl is not None else ("w",)
+    return WhatIf({"w": "p2"}, {}, {"w": ("p4", "p2")}, 10, 2.0, 2.0, 1e-3, 1e-3, 1e3, 1e3, 1e-3, kl, unknown)
+
+
+def test_a_divergence_is_told_beside_that_of_now(found: Profile) -> None:
+    def told(before: float | None, then: float | None) -> str:
+        said = prediction(known(found, before), known(found, then), ["x"])
+        return next(line for line in said if line.startswith("divergence")).split(maxsplit=1)[1]
+
+    assert told(0.0051, 0.0241) == "0.0051 → 0.0241 nats a token"
+    assert told(None, 0.0241) == "not known → 0.0241 nats a token"
+    assert told(0.0051, None) == "0.0051 → not known: no sensitivity to p2 of 1 tensor"
+    assert told(None, None) == "not known: no sensitivity to p2 of 1 tensor"
+
+
+def test_a_profile_prints_short(found: Profile) -> None:
+    assert "decode" in repr(found) and f"{len(found.table)} rows" in repr(found) and len(repr(found)) < 300
+    what = known(found, 0.0241)
+    assert repr(what).startswith("WhatIf(1 of 1 tensors changed: 10 bytes") and "0.0241" in repr(what)
+    assert "KL not known" in repr(known(found, None))
 
 
 def test_it_is_said_what_figures_are(found: Profile) -> None:
@@ -156,6 +206,16 @@ def test_it_is_said_what_figures_are(found: Profile) -> None:
 
     assert "quartiles" in said(found.table, ["decode"])
     assert "quartiles" not in said(found.table, ["prefill"]) + said(found.table, ["decode"], "memory")
+    assert "cache" in said(found.table, ["decode"], "bytes") and not said(found.table, ["decode"], "kind")
+    assert "–" not in said(found.table, ["decode"], "kl")
+    unknown = Table(dataclasses.replace(row, sensitivity=None) for row in found.table)
+    assert "–" in said(unknown, ["decode"], "kl")
+    same = len({row.tensor for row in found.table if row.name in ("embed", "head")}) == 1
+    assert ("embed and head are one tensor" in said(found.table, ["decode"], "kl")) == same
+    heads = [row for row in found.table if row.name == "head"]
+    twice = bool(heads) and heads[0].decode.macs == 2 * math.prod(heads[0].shape or ())
+    assert ("MACs of the head count twice" in said(found.table, ["decode"], "macs")) == twice
+    assert not heads or twice
     assert "roofs" in said(found.table, ["decode"], "roof") and "nats" in said(found.table, ["decode"], "kl")
     for share in (0.9, 1.1):
         cost = dataclasses.replace(found.table[0].decode, bandwidth_share=share)

@@ -59,7 +59,8 @@ from pocketlm.cli.common import (
         "changes",
         multiple=True,
         metavar="PATTERN=KIND",
-        help="Predict other kinds, as 'ffn.*=p2v', or those of a recipe's FILE; repeatable.",
+        help="Predict other kinds or bits, as 'ffn.*=p2v' or 'ffn.*=2', or those of a recipe's FILE; "
+        "repeatable.",
     ),
     click.option(
         "--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Write the recipe of --what-if."
@@ -134,7 +135,7 @@ def command(
         pocketlm profile my-model --what-if 'ffn.*=p2v' --recipe recipe.json
     """
     from pocketlm.errors import ParameterError
-    from pocketlm.profile import Table, profile
+    from pocketlm.profile import profile
     from pocketlm.profile.columns import COLUMNS, chosen
     from pocketlm.profile.names import matching, operations, with_choice
     from pocketlm.profile.opened import opened
@@ -183,13 +184,12 @@ def command(
     steps = ("decode", "prefill") if step == "both" else (step,)
     if as_json:
         # Sorted by the first of the steps.
-        listed = Table(rows.sort(sort, steps[0])[:top])
-        value = {**found.to_dict(), "rows": listed.to_dicts()}
+        value = {**found.to_dict(), "rows": rows.sort(sort, steps[0]).to_dicts()[:top]}
         print_json(value if predicted is None else {**value, "what_if": predicted.to_dict()})
         return
     from rich.console import Console
 
-    from pocketlm.profile.terminal import heading, notes, prediction, tables
+    from pocketlm.profile.terminal import heading, notes, prediction, tables, wrapped
 
     console = Console(highlight=False, soft_wrap=False)
     # Columns that were asked for are shown, however wide the lines.
@@ -197,10 +197,10 @@ def command(
     room = 10_000 if wide else console.width
 
     def say(lines: list[str]) -> None:
-        for line in lines:
+        for line in wrapped(lines, console.width):
             console.print(line, markup=False, soft_wrap=True)
 
-    say(heading(found))
+    say(heading(found, steps))
     made, shown = tables(found, rows, steps, by=by, sort=sort, top=top, width=room, columns=shown)
     for one in made:
         console.print()
@@ -209,8 +209,10 @@ def command(
     say(notes(found, rows, steps, shown))
     if predicted is not None:
         console.print()
-        say(prediction(found.what_if(), predicted, changes))
-    say([f"wrote        {path}" for path in (html, recipe) if path is not None])
+        say(prediction(found.what_if(), predicted, changes, steps))
+    for path in (html, recipe):
+        if path is not None:  # whole, to be copied
+            console.print(f"wrote        {path}", markup=False, soft_wrap=True)
 
 
 def _asked(changes: tuple[str, ...]) -> dict[str, tuple[str, str]]:
@@ -221,19 +223,19 @@ def _asked(changes: tuple[str, ...]) -> dict[str, tuple[str, str]]:
         MissingFileError, FileFormatError: a file cannot be read.
     """
     from pocketlm.loading.files import read_json
-    from pocketlm.palettize.recipe import recipe_kinds
+    from pocketlm.profile.asked import asked_kinds
 
     found: dict[str, tuple[str, str]] = {}
     for change in changes:
         if Path(change).is_file():
-            kinds, source = recipe_kinds(read_json(Path(change)), change), change
+            kinds, source = asked_kinds(read_json(Path(change)), change), change
         else:
             name, equals, kind = change.rpartition("=")
             if not equals or not name:
                 raise click.UsageError(
                     f"--what-if: {change!r:.100} is neither of the form PATTERN=KIND nor the file of a recipe"
                 )
-            kinds, source = recipe_kinds({name: kind}, "--what-if"), "--what-if"
+            kinds, source = asked_kinds({name: kind}, "--what-if"), "--what-if"
         for name, kind in kinds.items():
             found.pop(name, None)  # a pattern that is given again decides from its new place
             found[name] = kind, source

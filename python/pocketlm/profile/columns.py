@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pocketlm.cli.common import human
 from pocketlm.errors import ParameterError
+from pocketlm.near import nearest
 from pocketlm.profile.lines import Line
 from pocketlm.profile.profile import Profile
 
@@ -58,12 +59,12 @@ COLUMNS: Mapping[str, Column] = {
     "kind": Column(lambda _: "kind", lambda line, _: _one(line.kinds), left=True),
     "shape": Column(lambda _: "shape", lambda line, _: _one([f"{o}×{i}" for o, i in line.shapes])),
     "bits": Column(lambda _: "bits", lambda line, _: f"{line.bits:.2f}" if line.bits else ""),
-    "bytes": Column(lambda _: "bytes", lambda line, _: human(line.bytes) if line.bytes else ""),
+    "bytes": Column(lambda _: "read", lambda line, _: human(line.bytes) if line.bytes else ""),
     "macs": Column(lambda _: "MACs", lambda line, _: _count(line.macs) if line.macs else ""),
-    "time": Column(lambda unit: unit.time, lambda line, unit: figure(unit.seconds * line.seconds, 3)),
-    "spread": Column(
-        lambda _: "±", lambda line, unit: figure(unit.seconds * line.spread, 2) if unit.spread else ""
+    "time": Column(
+        lambda unit: unit.time, lambda line, unit: figure(unit.seconds * line.seconds, _sure(line, unit))
     ),
+    "spread": Column(lambda _: "±", lambda line, unit: _spread(line, unit)),
     "roof": Column(
         lambda unit: f"roof {unit.time}",
         lambda line, unit: figure(unit.seconds * line.roof_seconds, 3) if line.roof_seconds else "",
@@ -79,6 +80,9 @@ COLUMNS: Mapping[str, Column] = {
     "bound": Column(lambda _: "bound", lambda line, _: line.bound, left=True),
 }
 
+# Titles that differ from the column's name, for who reads them off a table.
+_TITLES = {"read": "bytes", "±": "spread", "gb/s": "rate", "of mem": "memory"}
+
 # What a narrow terminal has room for comes first. The first ones are worth shortening names for.
 _WORTH_NAMES = ("time", "share", "bytes", "bits", "kind", "bound", "rate", "memory", "spread")
 _BY_WORTH = (*_WORTH_NAMES, "kl", "energy", "macs", "roof", "shape")
@@ -90,10 +94,13 @@ def chosen(names: str, source: str = "columns") -> tuple[str, ...]:
     Raises:
         ParameterError: one is unknown, or there is none; names it, and what there is.
     """
-    found = dict.fromkeys(name.strip().lower() for name in names.split(",") if name.strip())
+    given = [name.strip().lower() for name in names.split(",") if name.strip()]
+    found = dict.fromkeys(_TITLES.get(name, name) for name in given)
     for name in found:
         if name not in COLUMNS:
-            raise ParameterError(f"{source}: {name!r:.60} is no column; there are {', '.join(COLUMNS)}")
+            raise ParameterError(
+                f"{source}: {name!r:.60} is no column; there are {', '.join(COLUMNS)}{nearest(name, COLUMNS)}"
+            )
     if not found:
         raise ParameterError(f"{source}: no column is named; there are {', '.join(COLUMNS)}")
     return tuple(found)
@@ -109,7 +116,8 @@ def widths(found: Sequence[Line], scale: Scale) -> dict[str, int]:
 
 def fitting(tables: Sequence[tuple[Sequence[Line], Scale]], width: int) -> tuple[str, ...]:
     """The columns that every one of some tables has room for in a terminal of ``width`` columns."""
-    longest = max((len(line.name) for found, _ in tables for line in found), default=0)
+    # "and 120 more" stands among the names.
+    longest = max(LEAST_NAME, *(len(line.name) for found, _ in tables for line in found))
     needed = [widths(found, scale) for found, scale in tables]
     known = any(line.kl is not None and line.has_kinds for found, _ in tables for line in found)
     kept: list[str] = []
@@ -129,6 +137,19 @@ def figure(value: float, digits: int) -> str:
     if 0 < value < 0.01:
         return "<0.01"
     return f"{value:.{digits}g}" if round(value) < 10**digits else f"{value:.0f}"
+
+
+def digits(value: float, spread: float) -> int:
+    """How many digits of a figure mean something, beside how far it wanders."""
+    return 1 if 2 * spread > value else 2 if 20 * spread > value else 3
+
+
+def _sure(line: Line, unit: Scale) -> int:
+    return digits(line.seconds, line.spread) if unit.spread else 3
+
+
+def _spread(line: Line, unit: Scale) -> str:
+    return figure(unit.seconds * line.spread, min(2, _sure(line, unit))) if unit.spread else ""
 
 
 def _one(values: Sequence[str]) -> str:

@@ -70,12 +70,10 @@ class Meter:
                 True,
                 "RAPL counters of the processor packages, everything that ran on them included",
             )
-        assumed = ASSUMED_WATTS * threads
-        each = "the thread" if threads == 1 else f"each of {threads} threads"
         return Energy(
-            assumed,
+            ASSUMED_WATTS * threads,
             False,
-            f"estimate: {ASSUMED_WATTS:g} W assumed for {each}; no counter is readable",
+            f"estimate: {ASSUMED_WATTS:g} W assumed for each thread; no counter is readable",
         )
 
 

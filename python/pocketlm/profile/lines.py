@@ -60,6 +60,15 @@ def total(rows: Iterable[Row], step: str) -> Line:
     return dataclasses.replace(found, kinds=(), shapes=(), bits=None, bound="")
 
 
+def tied(rows: Iterable[Row]) -> list[tuple[str, ...]]:
+    """Names of rows that read the same tensor, where several do."""
+    readers: dict[str, list[str]] = {}
+    for row in rows:
+        if row.tensor:
+            readers.setdefault(row.tensor, []).append(row.name)
+    return [tuple(names) for names in readers.values() if len(names) > 1]
+
+
 SORTS: dict[str, Callable[[Line], float]] = {
     "time": lambda line: line.seconds,
     "bytes": lambda line: line.bytes,

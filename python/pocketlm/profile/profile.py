@@ -52,7 +52,7 @@ class Total:
     joules: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Profile:
     """Where bytes and time of a model go; :func:`pocketlm.profile` makes one.
 
@@ -79,10 +79,20 @@ class Profile:
     table: Table
     decode: Total
     prefill: Total
-    sensitivities: Sensitivities = dataclasses.field(repr=False)
-    graph: Graph = dataclasses.field(repr=False)
-    setting: Setting = dataclasses.field(repr=False)
-    keep_times: bool = dataclasses.field(default=True, repr=False)
+    sensitivities: Sensitivities
+    graph: Graph
+    setting: Setting
+    keep_times: bool = True
+
+    def __repr__(self) -> str:
+        about = self.description
+        return (
+            f"Profile({self.model!r:.80}: {about.parameters:,} parameters, {about.bytes:,} bytes, "
+            f"{about.bits_per_weight_projections:.2f} bits per weight ({about.bits_per_weight_all:.2f} of "
+            f"everything), {len(self.table)} rows, "
+            f"decode {self.decode.tokens_per_second:,.0f} tokens/s after {self.context} tokens, "
+            f"prefill {self.prefill.tokens_per_second:,.0f} tokens/s of {self.prompt} tokens)"
+        )
 
     @property
     def precise(self) -> bool:
@@ -122,7 +132,7 @@ class Profile:
     def what_if(self, changes: Mapping[str, Any] | str | PathLike[str] | None = None) -> WhatIf:
         """What other kinds would change: ``{"layers.*.ffn.down": "p2v"}``, or the file of a recipe. Keys are
         names of operations, sites (``ffn.down``) or tensors, with wildcards; kinds are p2, p2v, p3, p4, p8
-        and keep (as in the source: 16 bits where the model is palettized already).
+        and keep (as in the source: 16 bits where the model is palettized already), or bits: 2 is p2v.
 
         A product's time is scaled by what it takes in the model's place as the other kind, on this machine.
 

@@ -59,7 +59,7 @@ class Row:
         weight_bytes: stored bytes of that matrix.
         fused: operations that ran in the same phases of the step, whose time was measured as one and
             divided: among products by bytes (decode) or weights (prefill), else by elements touched.
-        inputs: names of the operations that it reads.
+        inputs: names of the operations that it reads; of a slice, what that is cut from.
         decode, prefill: costs of a step that decodes one token, and of the prefill of the prompt.
         sensitivity: Kullback-Leibler divergence from the source model, in nats per token, that this
             tensor's kind alone costs; ``None`` where it is not known.
@@ -125,8 +125,8 @@ class Table(tuple[Row, ...]):
         return Table(sorted(self, key=keys[by], reverse=True))
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Plain data, for JSON or a data frame."""
-        return [dataclasses.asdict(row) for row in self]
+        """Plain data, for JSON or a data frame. Without slices, which do nothing and which no row reads."""
+        return [dataclasses.asdict(row) for row in self if row.op != "slice"]
 
 
 def check_step(step: str) -> None:

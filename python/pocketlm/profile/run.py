@@ -11,6 +11,7 @@ import numpy as np
 from pocketlm._core import Engine
 from pocketlm.describe import describe
 from pocketlm.errors import ParameterError
+from pocketlm.graph import Graph, Slice
 from pocketlm.loading.check import stored_name
 from pocketlm.model import LM
 from pocketlm.profile import measure
@@ -137,7 +138,7 @@ def _profile(
                 bits=info.bits if info else None,
                 weight_bytes=info.bytes if info else 0,
                 fused=fused.get(name, ()),
-                inputs=tuple(graph.ops[i].name for i in op.inputs()) if op else (),
+                inputs=tuple(_whole(graph, i) for i in op.inputs()) if op else (),
                 decode=costs["decode"][name],
                 prefill=costs["prefill"][name],
                 sensitivity=losses.get(info.name, {}).get(kind or "") if info else None,
@@ -165,6 +166,13 @@ def _profile(
         ),
         keep_times=cache,
     )
+
+
+def _whole(graph: Graph, at: int) -> str:
+    """The name of an operation; of a slice, which is only a place in another's result, that of the other."""
+    while isinstance(op := graph.ops[at], Slice):
+        at = op.x
+    return op.name
 
 
 def _costs(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Collection, Iterable, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table as Grid
-from rich.text import Text
 
 from pocketlm.cli.common import human
-from pocketlm.profile.columns import COLUMNS, FEWEST_STEPS, LEAST_NAME, Scale, fitting, widths
-from pocketlm.profile.lines import Line, lines, ordered, total
+from pocketlm.kinds import PALETTES
+from pocketlm.profile.columns import COLUMNS, FEWEST_STEPS, LEAST_NAME, Scale, digits, figure, fitting, widths
+from pocketlm.profile.lines import Line, lines, ordered, tied, total
 from pocketlm.profile.profile import Profile, Total
-from pocketlm.profile.rows import Table
+from pocketlm.profile.rows import STEPS, Row, Table
 from pocketlm.profile.whatif import WhatIf
 
 
@@ -39,12 +41,13 @@ def tables(
     made: list[RenderableType] = []
     for step in steps:
         hidden = len(found[step]) - len(shown[step]) + 1
-        grid = _grid(step, shown[step], scales[step], columns, width)
-        made.append(Group(grid, Text(f"and {hidden} more (--top)", style="dim")) if hidden else grid)
+        made.append(_grid(step, shown[step], scales[step], columns, width, hidden))
     return made, tuple(columns)
 
 
-def _grid(step: str, found: Sequence[Line], scale: Scale, columns: Sequence[str], width: int) -> Grid:
+def _grid(
+    step: str, found: Sequence[Line], scale: Scale, columns: Sequence[str], width: int, hidden: int
+) -> Grid:
     needed = widths(found, scale)
     room = width - sum(needed[name] for name in columns) - len(columns)
     grid = Grid(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
@@ -54,6 +57,8 @@ def _grid(step: str, found: Sequence[Line], scale: Scale, columns: Sequence[str]
         title, justify = column.title(scale), "left" if column.left else "right"
         grid.add_column(title, justify=justify, no_wrap=True, min_width=needed[name])  # type: ignore[arg-type]
     for line in found:
+        if hidden and line is found[-1]:
+            grid.add_row(f"and {hidden} more", style="dim")  # the sum, which comes next, holds them
         cells = [COLUMNS[name].text(line, scale) for name in columns]
         grid.add_row(escape(line.name), *cells, style="bold" if line is found[-1] else None)
     return grid
@@ -69,11 +74,29 @@ def notes(profile: Profile, rows: Table, steps: Iterable[str], columns: Collecti
     if "roof" in columns:
         said.append("roof: the least time by the machine's two roofs")
     if "kl" in columns:
-        said.append("KL: nats a token that these kinds cost by themselves; –: not known of all tensors")
+        unknown = any(row.tensor and row.sensitivity is None for row in rows)
+        dash = "; –: not known of all tensors" if unknown else ""
+        said.append(f"KL: nats a token that these kinds cost by themselves{dash}")
+        said += [
+            f"{' and '.join(names)} are one tensor, whose KL counts once in sums" for names in tied(rows)
+        ]
+    if "macs" in columns and any(_two_terms(profile, row) for row in rows):
+        said.append("MACs of the head count twice: it reads its activations in two terms")
+    if "bytes" in columns and any(
+        row.op == "attention" and row.cost(step).bytes for step in steps for row in rows
+    ):
+        said.append("read: bytes of weights, and of the cache that attention reads")
     return said
 
 
-def prediction(before: WhatIf, then: WhatIf, changes: Iterable[str]) -> list[str]:
+def _two_terms(profile: Profile, row: Row) -> bool:
+    head = profile.graph.head()
+    return head is not None and row.name == head.name and row.kind in PALETTES and not profile.precise
+
+
+def prediction(
+    before: WhatIf, then: WhatIf, changes: Iterable[str], steps: Iterable[str] = STEPS
+) -> list[str]:
     """What other kinds would change."""
     said = [
         f"what if      {', '.join(changes)}",
@@ -81,20 +104,34 @@ def prediction(before: WhatIf, then: WhatIf, changes: Iterable[str]) -> list[str
         f"bits         {before.bits_per_weight_projections:.2f} → {then.bits_per_weight_projections:.2f} "
         f"({before.bits_per_weight_all:.2f} → {then.bits_per_weight_all:.2f} of everything)",
     ]
-    for name in ("decode", "prefill"):
+    for name in steps:
         old, new = (getattr(p, f"{name}_tokens_per_second") for p in (before, then))
         said.append(f"{name:<12} {old:,.0f} → {new:,.0f} tokens/s")
     said.append(
         f"energy       {1e3 * before.joules_per_token:.3g} → {1e3 * then.joules_per_token:.3g} mJ a token"
     )
-    said.append(f"divergence   {then.kl_told}")
+    now = "not known → " if before.kl is None else f"{before.kl:.4f} → "
+    said.append(f"divergence   {now if before.kl is not None or then.kl is not None else ''}{then.kl_told}")
     if then.kl is None:
         said.append("             (palettize --calibration measures the kinds that it may choose)")
     return said
 
 
-def heading(profile: Profile) -> list[str]:
-    """The figures of the whole."""
+def wrapped(said: Iterable[str], width: int) -> list[str]:
+    """Lines for a terminal of ``width`` columns: what goes on in the next one is set in, below the text."""
+    found = []
+    for line in said:
+        label = re.match(r"(\S+( \S+)?)? {2,}", line)
+        indent = " " * (len(label[0]) if label else 2)
+        found += textwrap.wrap(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+    return found
+
+
+def heading(profile: Profile, steps: Sequence[str] = STEPS) -> list[str]:
+    """The figures of the whole of some steps."""
+    whats = {"decode": f"after {profile.context} tokens", "prefill": f"of {profile.prompt} tokens"}
     machine, about = profile.machine, profile.description
     return [
         f"{profile.model}: {about.parameters:,} parameters, {human(about.bytes)}, "
@@ -103,18 +140,20 @@ def heading(profile: Profile) -> list[str]:
         + (f", {human(about.adapter_bytes)} of it the recovery adapter" if about.adapter_bytes else ""),
         f"{machine.processor}, {machine.isa}, {_threads(machine.threads)}: "
         f"memory {human(machine.read_bandwidth)}/s, int8 {machine.int8_peak / 1e9:.0f} GMAC/s",
-        _whole("decode", profile.decode, f"after {profile.context} tokens"),
-        _whole("prefill", profile.prefill, f"of {profile.prompt} tokens"),
-        *_power(profile),
+        *(_whole(step, profile.total(step), whats[step]) for step in steps),
+        *_power(profile, steps),
     ]
 
 
-def _power(profile: Profile) -> list[str]:
-    """A line for each power, or one where decoding and prefill have the same."""
-    told = {step: f"{energy.watts:.0f} W ({energy.source})" for step, energy in profile.energy.items()}
-    if len({*told.values()}) == 1:
-        return [f"power    {told['decode']}"]
-    return [f"power    {step} {text}" for step, text in told.items()]
+def _power(profile: Profile, steps: Sequence[str]) -> list[str]:
+    """One line, unless the steps' power comes from different places."""
+    watts = {step: f"{profile.energy[step].watts:.0f} W" for step in steps}
+    sources = {step: profile.energy[step].source for step in steps}
+    if len({*sources.values()}) > 1:
+        return [f"power    {step} {watts[step]} ({sources[step]})" for step in steps]
+    same = len({*watts.values()}) == 1
+    told = watts[steps[0]] if same else ", ".join(f"{step} {power}" for step, power in watts.items())
+    return [f"power    {told} ({sources[steps[0]]})"]
 
 
 def _threads(count: int) -> str:
@@ -122,10 +161,12 @@ def _threads(count: int) -> str:
 
 
 def _whole(name: str, total: Total, what: str) -> str:
-    spread = f" ± {1e3 * total.spread:.2g}" if total.steps >= FEWEST_STEPS else ""
+    known = total.steps >= FEWEST_STEPS
+    sure = digits(total.seconds, total.spread) if known else 3
+    spread = f" ± {figure(1e3 * total.spread, min(2, sure))}" if known else ""
     return (
         f"{name:<8} {total.tokens_per_second:,.0f} tokens/s {what} on {_threads(total.threads)}: "
-        f"{1e3 * total.seconds:.3g} ms"
+        f"{figure(1e3 * total.seconds, sure)} ms"
         f"{spread}, {1e3 * total.joules / total.tokens:.3g} mJ a token; timing adds "
         + (f"{total.timing_cost:.1%}" if total.timing_cost >= 5e-4 else "nothing that shows")
     )

@@ -11,8 +11,9 @@ from typing import Any
 from pocketlm.errors import ParameterError
 from pocketlm.kinds import PALETTES
 from pocketlm.loading.files import as_path, read_json, write_whole
-from pocketlm.palettize.recipe import KEEP, KINDS, Recipe, recipe_kinds, recipe_text
+from pocketlm.palettize.recipe import KEEP, KINDS, Recipe, recipe_text
 from pocketlm.palettize.tensors import palette_parts
+from pocketlm.profile.asked import asked_kinds
 from pocketlm.profile.names import with_choice
 from pocketlm.profile.rows import Table
 from pocketlm.profile.sensitivity import Sensitivities
@@ -88,7 +89,7 @@ class Base:
     watts: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class WhatIf:
     """Predictions for a recipe.
 
@@ -120,6 +121,15 @@ class WhatIf:
     joules_per_token: float
     kl: float | None
     kl_unknown: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        kl = "KL not known" if self.kl is None else f"KL {self.kl:.4f} nats a token"
+        return (
+            f"WhatIf({len(self.changed)} of {len(self.recipe)} tensors changed: {self.bytes:,} bytes, "
+            f"{self.bits_per_weight_projections:.2f} bits per weight ({self.bits_per_weight_all:.2f} of "
+            f"everything), decode {self.decode_tokens_per_second:,.0f} tokens/s, "
+            f"prefill {self.prefill_tokens_per_second:,.0f} tokens/s, {kl})"
+        )
 
     @property
     def kl_told(self) -> str:
@@ -184,7 +194,7 @@ def resolve(
         raise ParameterError(f"changes: must map names to kinds, not {type(changes).__name__}")
     known = {op: matrix for matrix in matrices for op in matrix.ops}
     recipe = {matrix.name: matrix.current for matrix in known.values()}
-    for pattern, kind in recipe_kinds(changes, source).items():
+    for pattern, kind in asked_kinds(changes, source).items():
         recipe.update(
             (known[row.name].name, kind) for row in with_choice(pattern, kind, table, known, source)
         )
