@@ -229,6 +229,8 @@ def test_the_table_shows_what_would_be(opened: Any, profile: Profile) -> None:
     changed = opened.eval_on_selector_all(f"{line}.then", "all => all.map((one) => one.title)")
     assert f"predicted; now {before['bits']}" in changed and f"predicted; now {before['time']}" in changed
     assert f"predicted; now {before['bytes']}" in changed and f"predicted; now {before['kl']}" in changed
+    orange = opened.eval_on_selector_all(f"{line}.then", "all => all.map((one) => one.classList[0])")
+    assert {"bits", "bytes", "time", "rate", "memory", "roof", "energy", "kl"} <= {*orange}
     assert after["spread"] == before["spread"] and after["macs"] == before["macs"]
     assert "not predicted" in opened.get_attribute(f"{line}.stays", "title")
     # The rows add up to the step that is predicted.

@@ -66,7 +66,9 @@ def test_the_page_holds_the_profile(found: Profile) -> None:
     seen = structure(page(found.model, report_data(found), "/* plotly */"))
     data = json.loads(seen.scripts[0])
     assert data == json.loads(json.dumps(report_data(found)))
-    assert data["rows"] == json.loads(json.dumps(found.table.to_dicts())) and len(data["matrices"]) == len(found.matrices)
+    assert data["rows"] == json.loads(json.dumps(found.table.to_dicts())) and len(data["matrices"]) == len(
+        found.matrices
+    )
     # What the page computes is what Python computes: the same sums over the same numbers.
     what = found.what_if({"ffn.*": "p2"})
     size, decode = data["base"]["other_bytes"], data["base"]["decode"]

@@ -125,7 +125,7 @@ const charts = (() => {
       annotations: [
         ...(above ? [{ xref: "paper", yref: "paper", x: 1, y: 0, text: "above the line: the processor's caches hold the data, not the memory", showarrow: false, xanchor: "right", yanchor: "bottom", font: { color: css("--muted") } }] : []),
         { x: Math.log10(low * 1.3), y: Math.log10((low * 1.3 * memory) / 1e9), text: `memory ${show.number(memory / 1e9)} GB/s`, showarrow: false, xanchor: "left", yanchor: "top", yshift: -8, xshift: 12, font: { color: css("--muted") } },
-        { x: Math.log10(high), y: Math.log10(peak / 1e9), text: `int8 ${show.number(peak / 1e9)} GMAC/s`, showarrow: false, xanchor: "right", yanchor: "bottom", font: { color: css("--muted") } },
+        { x: Math.log10(high / 1.05), y: Math.log10(peak / 1e9), text: `int8 ${show.number(peak / 1e9)} GMAC/s`, showarrow: false, xanchor: "right", yanchor: "bottom", font: { color: css("--muted") } },
       ],
     }, (point) => (point.data.customdata ? [point.data.customdata[point.pointNumber]] : null));
   }

@@ -72,14 +72,16 @@ const table = (() => {
 
   function cell(column, row, old) {
     if (column.id === "kind") return element("td", { class: "left kind" }, ...kindCell(row));
-    const text = column.value(row), before = column.value(old);
-    const made = element("td", { class: [column.left ? "left" : "", column.id, text === before ? "" : "then"].join(" ").trim() });
+    const text = column.value(row), before = column.value(old), order = column.order || column.value;
+    // Of a changed row all that is predicted is marked; shares of the others move too, where that shows.
+    const predicted = report.changed(old) ? order(row) !== order(old) : text !== before;
+    const made = element("td", { class: [column.left ? "left" : "", column.id, predicted ? "then" : ""].join(" ").trim() });
     if (column.id === "share") {
       const fill = element("i");
       fill.style.width = `${Math.min(100, 100 * cost(row).share)}%`;
       made.append(element("span", { class: "bar" }, fill), element("b", {}, text));
     } else made.append(text);
-    if (text !== before) made.title = `predicted; now ${before || "none"}`;
+    if (predicted) made.title = `predicted; now ${before || "none"}`;
     if (column.id === "spread" && report.changed(old)) {
       made.classList.add("stays");
       made.title = `measured as ${old.kind}: how far times wander is not predicted`;
@@ -102,7 +104,7 @@ const table = (() => {
   // What figures of the table need to be understood.
   function remarks() {
     const said = [], { two_terms: head } = report.data;
-    if (report.data.matrices.some((matrix) => report.state.recipe.get(matrix.name) !== matrix.current)) said.push("orange: predicted");
+    if (report.data.matrices.some((matrix) => report.state.recipe.get(matrix.name) !== matrix.current)) said.push("orange: predicted, ± is not");
     const row = report.byName.get(head);
     if (row && /^p\d/.test(row.kind || "")) said.push(`MACs of ${head} count twice: it reads its activations in two terms`);
     for (const matrix of report.data.matrices) {
