@@ -28,9 +28,11 @@ from pocketlm.loading import open_model
 from pocketlm.profile import costs, profile
 from pocketlm.profile.costs import Costs, _elements
 from pocketlm.profile.double import double_of, random_store, token_ids
+from pocketlm.profile.html import report_data
 from pocketlm.profile.names import place
 from pocketlm.profile.shorter import linear_sites, shorter, without
 from pocketlm.profile.stand_in import Setting, StandIn
+from pocketlm.profile.terminal import notes
 from pocketlm.profile.whatif import stored_bytes
 from profiles import made_up, made_up_times, measured, models, quick
 
@@ -373,6 +375,10 @@ def test_a_precise_model_is_profiled_as_one(tmp_path: Path, monkeypatch: pytest.
     for one, terms in ((plain, 2), (precise, 1)):
         (head,) = (row for row in one.table if row.name == "head")
         assert head.shape is not None and head.decode.macs == terms * head.shape[0] * head.shape[1]
+        assert any("two terms" in line for line in notes(one, one.table, ["decode"], ["macs"])) == (
+            terms == 2
+        )
+        assert report_data(one)["two_terms"] == ("head" if terms == 2 else None)
 
 
 def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -55,8 +55,7 @@ from pocketlm.cli.common import (
     click.option("--wide", is_flag=True, help="All columns, however wide the lines."),
     click.option("--top", type=click.IntRange(1), metavar="N", help="Only the first N."),
     click.option(
-        "--what-if",
-        "changes",
+        *("--what-if", "changes"),
         multiple=True,
         metavar="PATTERN=KIND",
         help="Predict other kinds or bits, as 'ffn.*=p2v' or 'ffn.*=2', or those of a recipe's FILE; "
@@ -210,9 +209,8 @@ def command(
     if predicted is not None:
         console.print()
         say(prediction(found.what_if(), predicted, changes, steps))
-    for path in (html, recipe):
-        if path is not None:  # whole, to be copied
-            console.print(f"wrote        {path}", markup=False, soft_wrap=True)
+    for path in filter(None, (html, recipe)):  # whole, to be copied
+        console.print(f"wrote        {path}", markup=False, soft_wrap=True)
 
 
 def _asked(changes: tuple[str, ...]) -> dict[str, tuple[str, str]]:
