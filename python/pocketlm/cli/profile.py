@@ -55,11 +55,11 @@ from pocketlm.cli.common import (
     click.option("--wide", is_flag=True, help="All columns, however wide the lines."),
     click.option("--top", type=click.IntRange(1), metavar="N", help="Only the first N."),
     click.option(
-        *("--what-if", "changes"),
+        "--what-if",
+        "changes",
         multiple=True,
         metavar="PATTERN=KIND",
-        help="Predict other kinds or bits, as 'ffn.*=p2v' or 'ffn.*=2', or those of a recipe's FILE; "
-        "repeatable.",
+        help="Predict other kinds, as 'ffn.*=p2v', or bits, or those of a recipe's FILE; repeatable.",
     ),
     click.option(
         "--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Write the recipe of --what-if."
