@@ -503,6 +503,9 @@ def test_recipes_name_what_they_do_not_know(source: Path) -> None:
     assert read_recipe({"layers.*.ffn.up": "p2", UP: "p3"}, known)[UP] == "p3"
     assert set(read_recipe({"*": "p4"}, known)) == {tensor.name for tensor in known}
     assert read_recipe({"head": "p8"}, known) == {"lm_head.weight": "p8"}
+    assert read_recipe({"head": 8, "layers.*": "2"}, known) == read_recipe(
+        {"head": "p8", "layers.*": "p2v"}, known
+    )
     entry = {"kind": "p4"}
     good = {"pocketlm_recipe": 1, "tensors": {UP: entry}}
     assert read_recipe(good, known) == {UP: "p4"}
@@ -514,7 +517,8 @@ def test_recipes_name_what_they_do_not_know(source: Path) -> None:
         ({UP: "p44"}, ["'p44'", "nearest is p4"]),
         ({5: "p4"}, ["recipe: 5 is not a name"]),
         ({None: {"kind": "p4"}}, ["recipe: None is not a name"]),
-        ({UP: 4}, ["4", ", ".join(KINDS)]),
+        ({UP: 5}, ["5", ", ".join(KINDS), "bits: 2, 3, 4, 8"]),
+        ({UP: True}, ["True"]),
         ({UP: None}, ["None"]),
         ({**good, "tensors": {UP: {}}}, [UP, "None"]),
         ({**good, "tensors": {UP: {**entry, "bitz": 3}}}, [UP, "'bitz'"]),

@@ -99,8 +99,8 @@ if TYPE_CHECKING:
         "--recipe",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help='Kinds of single tensors, as JSON: {"NAME": "p4", ...}; p2, p2v, p3, p4, p8 or keep. '
-        "Names may have wildcards.",
+        help='Kinds of single tensors, as JSON: {"NAME": "p4", ...}; p2, p2v, p3, p4, p8, keep, or bits, of '
+        "which 2 is p2v. Names may have wildcards.",
     ),
     click.option(
         "--recipe-out",

@@ -221,19 +221,19 @@ def _asked(changes: tuple[str, ...]) -> dict[str, tuple[str, str]]:
         MissingFileError, FileFormatError: a file cannot be read.
     """
     from pocketlm.loading.files import read_json
-    from pocketlm.profile.asked import asked_kinds
+    from pocketlm.palettize.recipe import recipe_kinds
 
     found: dict[str, tuple[str, str]] = {}
     for change in changes:
         if Path(change).is_file():
-            kinds, source = asked_kinds(read_json(Path(change)), change), change
+            kinds, source = recipe_kinds(read_json(Path(change)), change), change
         else:
             name, equals, kind = change.rpartition("=")
             if not equals or not name:
                 raise click.UsageError(
                     f"--what-if: {change!r:.100} is neither of the form PATTERN=KIND nor the file of a recipe"
                 )
-            kinds, source = asked_kinds({name: kind}, "--what-if"), "--what-if"
+            kinds, source = recipe_kinds({name: kind}, "--what-if"), "--what-if"
         for name, kind in kinds.items():
             found.pop(name, None)  # a pattern that is given again decides from its new place
             found[name] = kind, source

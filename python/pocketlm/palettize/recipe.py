@@ -1,5 +1,5 @@
-"""The recipe: which tensor becomes which kind. As JSON: ``{"tensor name": "p4", ...}``, or with what each
-choice costs."""
+"""The recipe: which tensor becomes which kind. As JSON: ``{"tensor name": "p4", ...}``, with kinds by name or
+by bits, or with what each choice costs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from typing import Any
 from pocketlm._core import WeightStore
 from pocketlm.errors import ParameterError, UnsupportedError
 from pocketlm.graph import Embed, Graph, Linear
-from pocketlm.kinds import PALETTES
+from pocketlm.kinds import BEST, BITS, PALETTES
 from pocketlm.loading.check import stored_name
 from pocketlm.loading.files import as_path, read_json
 from pocketlm.near import nearest
 
 KEEP = "keep"  # stay as in the source
 KINDS = (*PALETTES, KEEP)
+_BY_BITS = {str(bits): kind for bits, kind in BEST.items()}
 
 VERSION = 1
 _HEADER = {"pocketlm_recipe", "model", "budgets", "predicted", "measured", "tensors"}
@@ -106,7 +107,8 @@ def read_recipe(recipe: Mapping[str, Any] | str | PathLike[str] | None, known: l
 
 
 def recipe_kinds(values: Mapping[str, Any], source: str) -> Recipe:
-    """Names and kinds of a recipe of either form; that its names exist is not looked at.
+    """Names and kinds of a recipe of either form; that its names exist is not looked at. A number stands for
+    the best kind of so many bits.
 
     Raises:
         ParameterError: something in it is none of a recipe's; names it.
@@ -126,14 +128,23 @@ def recipe_kinds(values: Mapping[str, Any], source: str) -> Recipe:
                     f"there are {', '.join(sorted(_FIELDS))}"
                 )
             kind = value.get("kind")
-        if not isinstance(kind, str) or kind not in KINDS:
-            near = difflib.get_close_matches(str(kind), KINDS, n=1)
-            hint = f", the nearest is {near[0]}" if near else ""
-            raise ParameterError(
-                f"{source}: {name!r:.200} is to be {kind!r:.60}; kinds are {', '.join(KINDS)}{hint}"
-            )
-        found[name] = kind
+        found[name] = _kind(name, kind, source)
     return found
+
+
+def _kind(name: str, kind: Any, source: str) -> str:
+    """A kind by its name, or the best of so many bits."""
+    given = str(kind).strip() if isinstance(kind, str | int) and not isinstance(kind, bool) else ""
+    given = _BY_BITS.get(given, given)
+    if given in KINDS:
+        return given
+    near = difflib.get_close_matches(given, KINDS, n=1)
+    # Of several kinds of as many bits the best is what somebody means who names none of them.
+    hint = f"; the nearest is {BEST[BITS[near[0]]] if near[0] in BITS else near[0]}" if near else ""
+    raise ParameterError(
+        f"{source}: {name!r:.200} is to be {kind!r:.60}; kinds are {', '.join(KINDS)}, "
+        f"or bits: {', '.join(_BY_BITS)}{hint}"
+    )
 
 
 def _check_header(values: Mapping[str, Any], source: str) -> None:

@@ -11,9 +11,8 @@ from typing import Any
 from pocketlm.errors import ParameterError
 from pocketlm.kinds import PALETTES
 from pocketlm.loading.files import as_path, read_json, write_whole
-from pocketlm.palettize.recipe import KEEP, KINDS, Recipe, recipe_text
+from pocketlm.palettize.recipe import KEEP, KINDS, Recipe, recipe_kinds, recipe_text
 from pocketlm.palettize.tensors import palette_parts
-from pocketlm.profile.asked import asked_kinds
 from pocketlm.profile.names import with_choice
 from pocketlm.profile.rows import Table
 from pocketlm.profile.sensitivity import Sensitivities
@@ -194,7 +193,7 @@ def resolve(
         raise ParameterError(f"changes: must map names to kinds, not {type(changes).__name__}")
     known = {op: matrix for matrix in matrices for op in matrix.ops}
     recipe = {matrix.name: matrix.current for matrix in known.values()}
-    for pattern, kind in asked_kinds(changes, source).items():
+    for pattern, kind in recipe_kinds(changes, source).items():
         recipe.update(
             (known[row.name].name, kind) for row in with_choice(pattern, kind, table, known, source)
         )
