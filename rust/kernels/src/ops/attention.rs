@@ -70,6 +70,8 @@ impl Attention<'_> {
 /// Scores to probabilities relative to the new maximum; updates maximum, sum and the scale of the accumulators. `acc` is the row's
 /// partial result. Groups without a visible token are left alone. The sum is of the probabilities; what is left in `p` is what the
 /// numbers of the values are to be multiplied with.
+// Counted loops: iterators with two adapters become calls, and a slice of the groups made a tiny step 2.5 % longer.
+#[allow(clippy::needless_range_loop)]
 #[inline(always)]
 fn softmax_block<'a, S: Simd, B: Numbers<'a>>(
     s: S,
@@ -84,7 +86,8 @@ fn softmax_block<'a, S: Simd, B: Numbers<'a>>(
     let (first, last) = (from / LANES, to.div_ceil(LANES));
     let lowest = s.splat(f32::NEG_INFINITY);
     let mut peak = lowest;
-    for (g, group) in (first..last).zip(&mut groups[first..last]) {
+    for g in first..last {
+        let group = &mut groups[g];
         let mut v = s.load(group);
         if let Some(cap) = softcap {
             let cap = s.splat(cap);
@@ -110,7 +113,8 @@ fn softmax_block<'a, S: Simd, B: Numbers<'a>>(
     state[0] = max;
     let m = s.splat(max);
     let mut sum = s.zero();
-    for (g, group) in (first..last).zip(&mut groups[first..last]) {
+    for g in first..last {
+        let group = &mut groups[g];
         let e = math::exp(s, s.sub(s.load(group), m));
         s.store(group, block.scale_weights(s, g, e));
         sum = s.add(sum, e);
