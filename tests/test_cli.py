@@ -75,7 +75,7 @@ def test_help_shows_an_example(command: str) -> None:
 
 def test_help_names_every_kind() -> None:
     result = CliRunner().invoke(cli, ["palettize", "--help"])
-    assert f"{', '.join(PALETTES)} or keep" in " ".join(result.output.split())
+    assert f"{', '.join(PALETTES)}, keep, or bits" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
