@@ -320,7 +320,7 @@ def test_the_command_tells_of_both(tmp_path: Path) -> None:
     assert "divergence in training" in run.output
     assert "divergence before recovery" in run.output and "perplexity --against" in run.output
     ranks = run.output.split("not in projections; ")[1].splitlines()[0]
-    assert re.fullmatch(r"(rank \d+|ranks from \d+ to \d+) on \d+ of 14 projections", ranks)
+    assert re.fullmatch(r"(rank \d+|ranks from \d+ to \d+) on \d+ of 7 projections", ranks)
     run = CliRunner().invoke(command, [str(source), str(tmp_path / "two"), *arguments, "--json"])
     assert run.exit_code == 0, (run.output, run.exception)
     found = json.loads(run.output)
