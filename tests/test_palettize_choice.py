@@ -62,7 +62,7 @@ def test_recipes(source: Path, tmp_path: Path) -> None:
     for bad, message in (
         ({"nothing": "p4"}, "nothing"),
         ({UP: "p5"}, "p5"),
-        ({UP: 4}, UP),
+        ({UP: 5}, UP),
         ({"model.norm.weight": "p4"}, "norm"),
     ):
         with pytest.raises(ParameterError, match=message):
