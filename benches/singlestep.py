@@ -62,9 +62,14 @@ class Process:
             raise CannotCountError(f"ptrace is not allowed here (exit code {self.child.returncode})")
 
     def __enter__(self) -> Process:
+        # A step is two switches between us and the child: four times as fast on one processor as between two.
+        self._processors = os.sched_getaffinity(0)
+        for process in (0, self.child.pid):
+            os.sched_setaffinity(process, {max(self._processors)})
         return self
 
     def __exit__(self, *_: object) -> None:
+        os.sched_setaffinity(0, self._processors)
         if self.child.returncode is None:
             self.child.kill()
             os.waitpid(self.child.pid, 0)
