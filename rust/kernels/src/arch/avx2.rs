@@ -55,7 +55,7 @@ macro_rules! shared {
             mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
             load_f(p: *const f32) -> __m256 = _mm256_loadu_ps(p);
             store_f(p: *mut f32, v: __m256) = _mm256_storeu_ps(p, v);
-            prefetch(p: *const u8) = _mm_prefetch::<_MM_HINT_T0>(p.cast());
+            prefetch(p: *const u8) = _mm_prefetch::<_MM_HINT_T1>(p.cast());
         }
     };
 }

@@ -199,7 +199,7 @@ impl<const VBMI: bool, const RAISE: i32> Dot for Avx512<VBMI, RAISE> {
         mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
         load_f(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
         store_f(p: *mut f32, v: __m512) = _mm512_storeu_ps(p, v);
-        prefetch(p: *const u8) = _mm_prefetch::<_MM_HINT_T0>(p.cast());
+        prefetch(p: *const u8) = _mm_prefetch::<_MM_HINT_T1>(p.cast());
     }
 }
 

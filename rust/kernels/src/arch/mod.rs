@@ -128,7 +128,7 @@ pub(crate) trait Dot {
     /// # Safety
     /// The CPU has the instructions; `p` is valid for writing the bytes of an `F`.
     unsafe fn store_f(p: *mut f32, v: Self::F);
-    /// Hints that the line at `p`, which may be any address, will be read.
+    /// Hints that the line at `p`, which may be any address, will be read: it goes to the second-level cache.
     ///
     /// # Safety
     /// As [`Dot::sum`]: no address makes the hint fault.

@@ -120,7 +120,7 @@ macro_rules! shared {
             store_f(p: *mut f32, v: float32x4_t) = vst1q_f32(p, v);
             // The intrinsic is not stable; the instruction never faults.
             prefetch(p: *const u8) =
-                asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly));
+                asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly));
         }
     };
 }
