@@ -36,7 +36,7 @@ use crate::graph::Graph;
 use crate::kv::{KV_TOKENS, KvCache, SequenceId};
 use crate::plan::{Matrix, Options, Plan};
 use crate::pool::{is_fixed, read_bandwidth_of, thread_count};
-use crate::run::{Schedule, SharedPartials, Worker};
+use crate::run::{Schedule, SharedPartials, Shares, Worker};
 use crate::store::WeightStore;
 
 /// Steps of more rows would gain nothing and only take memory.
@@ -86,6 +86,7 @@ struct State {
     cache: KvCache,
     schedule: Schedule,
     partials: SharedPartials,
+    shares: Shares,
     workers: Vec<Mutex<Worker>>,
     wanted: Vec<(SequenceId, usize)>,
     crew: CrewSize,
@@ -246,6 +247,7 @@ impl State {
             arena: Arena::new(plan.arena_bytes)?,
             cache: KvCache::new(&plan.caches, kv, cache_tokens, tokens)?,
             partials: SharedPartials::new(schedule.limits),
+            shares: Shares::new(threads),
             schedule,
             workers: (0..threads).map(|_| Mutex::new(Worker::new(&plan, tokens))).collect(),
             wanted: Vec::with_capacity(plan.max_rows),

@@ -289,6 +289,7 @@ impl State {
             workers: &self.workers,
             partials: self.partials.view(),
             next: AtomicUsize::new(0),
+            shares: &self.shares,
             clock,
         };
         let outcome = step.run(ThreadPool::global(), threads);

@@ -1,10 +1,10 @@
-//! Matrix products: outputs claimed in chunks of tiles, each with its epilogue.
+//! Matrix products: outputs claimed by the tile, each with its epilogue.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use pocketlm_kernels::{KernelError, TILE};
 
+use super::shares::Work;
 use super::{Pass, Step, Worker};
 use crate::plan::{Epilogue, Factor, Input, Matrix, Part, Plan, View};
 
@@ -23,21 +23,20 @@ pub(super) fn product_len(plan: &Plan) -> usize {
 }
 
 impl Step<'_, '_> {
-    /// Works on the products of a phase until no outputs are left.
+    /// Works, as a thread of so many, on the products of a phase until no outputs are left.
     pub(super) fn linear(
         &self,
         parts: &[Part],
         pass: Pass,
-        threads: usize,
+        (thread, threads): (usize, usize),
         worker: &mut Worker,
     ) -> Result<(), KernelError> {
         let tiles = |part: &Part| part.to.width.div_ceil(TILE);
-        let total: usize = parts.iter().map(tiles).sum();
         let terms = parts.iter().map(|part| self.terms(&part.factor)).max().unwrap_or(1);
         let room = worker.products[0].len() / (pass.rows * terms * TILE);
-        let step = self.least_chunk(parts, pass.rows).min(room);
-        let most = room / step * step;
-        while let Some(claimed) = self.claim_tiles(total, step, most, threads) {
+        let piece = self.least_chunk(parts, pass.rows).min(room);
+        let work = Work { tiles: parts.iter().map(tiles).sum(), piece, most: room / piece * piece };
+        while let Some(claimed) = self.shares.claim(work, thread, threads) {
             let mut base = 0;
             for part in parts {
                 let count = tiles(part);
@@ -71,22 +70,6 @@ impl Step<'_, '_> {
         };
         let largest = parts.iter().map(tile_bytes).max().unwrap_or(1).max(1);
         CHUNK_BYTES.div_ceil(largest)
-    }
-
-    /// The next tiles of the phase. Claims shrink with what is left, so that long runs of memory are read in order and all workers
-    /// still end together.
-    fn claim_tiles(&self, total: usize, step: usize, most: usize, threads: usize) -> Option<Range<usize>> {
-        let mut start = self.next.load(Ordering::Relaxed);
-        loop {
-            let left = total.checked_sub(start).filter(|&left| left > 0)?;
-            let share = if threads == 1 { left } else { left / (3 * threads) };
-            let count = (share / step * step).clamp(step, most).min(left);
-            let next = &self.next;
-            match next.compare_exchange_weak(start, start + count, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Some(start..start + count),
-                Err(other) => start = other,
-            }
-        }
     }
 
     /// Some tiles of a product, through the epilogue.

@@ -6,6 +6,7 @@ mod linear;
 mod output;
 mod rows;
 mod schedule;
+mod shares;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,7 @@ pub(crate) use attention::SharedPartials;
 pub(crate) use clock::Clock;
 pub(crate) use output::{Output, Selected};
 pub(crate) use schedule::{Limits, Schedule};
+pub(crate) use shares::Shares;
 
 use crate::arena::ArenaView;
 use crate::engine::StepItem;
@@ -41,8 +43,10 @@ pub(crate) struct Step<'a, 'i> {
     pub workers: &'a [Mutex<Worker>],
     /// Partial attention of splits that different workers compute.
     pub partials: attention::Partials<'a>,
-    /// The next unit of work of the phase.
+    /// The next unit of work of the phase, if it is none of products.
     pub next: AtomicUsize,
+    /// Work on products that is taken.
+    pub shares: &'a Shares,
     /// Measures the phases, if asked to.
     pub clock: Option<&'a Clock>,
 }
@@ -98,6 +102,7 @@ impl Step<'_, '_> {
     /// Runs the step on `threads` threads of the pool.
     pub fn run(&self, pool: &ThreadPool, threads: usize) -> Result<(), EngineError> {
         let threads = threads.min(self.workers.len());
+        self.shares.reset();
         pool.run(threads, |team| {
             if let Err(Halt::Kernel(error)) = self.work(team) {
                 // Others wait at a barrier that this thread will not reach; the panic releases them and becomes an error.
@@ -154,7 +159,7 @@ impl Step<'_, '_> {
             }
             match phase {
                 Phase::Rows(ops) => self.shared_rows(ops, pass, team.size())?,
-                Phase::Linear(parts) => self.linear(parts, pass, team.size(), worker)?,
+                Phase::Linear(parts) => self.linear(parts, pass, (team.index(), team.size()), worker)?,
                 Phase::Attention(part) => self.attention(part, worker)?,
                 Phase::Output(logits) => {
                     while let Some(row) = self.claim(pass.rows) {
@@ -169,6 +174,9 @@ impl Step<'_, '_> {
             self.mark(team, pass, at - 1);
             team.wait_then(|| {
                 self.next.store(0, Ordering::Relaxed);
+                if matches!(phase, Phase::Linear(_)) {
+                    self.shares.reset();
+                }
                 if let Some(phase) = following {
                     failed = self.alone(phase, pass);
                     self.mark(team, pass, at);
