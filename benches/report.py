@@ -30,7 +30,7 @@ def ratios(ours: Sequence[Run], theirs: Sequence[Run]) -> dict[str, dict[str, fl
     pairs = [(a, b) for a, b in pairs if abs(a["at"] - b["at"]) <= NEIGHBOURS]
     result: dict[str, dict[str, float]] = {}
     for key in ours[0]["figures"] if pairs else []:
-        if key not in theirs[0]["figures"] or key == "bandwidth_share":
+        if key not in theirs[0]["figures"] or "share" in key:
             continue
         values = [(a["figures"][key], b["figures"][key]) for a, b in pairs]
         quotients = [a / b if key.startswith(HIGHER) else b / a for a, b in values]
@@ -46,7 +46,7 @@ def _keys(tables: Iterable[Mapping[str, object]]) -> list[str]:
 def _cell(key: str, value: Mapping[str, float] | None) -> str:
     if value is None:
         return "-"
-    if key == "bandwidth_share":
+    if "share" in key:
         return f"{value['median']:.0%} ({value['min']:.0%} to {value['max']:.0%})"
     scale, digits = (1e6, 0) if key.endswith("_bytes") else (1, 3 if key.endswith("_seconds") else 1)
     middle = value["median"] / scale

@@ -75,12 +75,12 @@ def test_ratios_are_of_neighbours_in_time_only() -> None:
 def test_tables_have_room_for_what_only_some_can_do() -> None:
     results = {
         "other 4": [run(0, 0.0, decode=10.0)],
-        "pocketlm 4": [run(0, 0.0, decode=20.0, decode_batch_8=80.0, bandwidth_share=0.9)],
+        "pocketlm 4": [run(0, 0.0, decode=20.0, int8_peak_share_512=0.7, bandwidth_share=0.9)],
     }
     lines = report.text(results, baseline="pocketlm").splitlines()
-    assert lines[0] == "| runtime | decode, tok/s | decode batch 8, tok/s | bandwidth share |"
+    assert lines[0] == "| runtime | decode, tok/s | int8 peak share 512 | bandwidth share |"
     assert lines[2] == "| other 4 | 10.0 ±0% | - | - |"
-    assert lines[3] == "| pocketlm 4 | 20.0 ±0% | 80.0 ±0% | 90% (90% to 90%) |"
+    assert lines[3] == "| pocketlm 4 | 20.0 ±0% | 70% (70% to 70%) | 90% (90% to 90%) |"
     assert lines[-1] == "| pocketlm 4 : other 4 | 2.00 (2.00 to 2.00) |"
 
 

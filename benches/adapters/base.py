@@ -86,6 +86,11 @@ class Adapter(abc.ABC):
         """
         return {}
 
+    def share_of_peak(self, tokens_per_second: float) -> float | None:
+        """What part of the int8 multiply-adds that the threads could do from registers, as they are measured
+        now, the projections of so many tokens of a prompt are. None where a runtime cannot tell."""
+        return None
+
     @abc.abstractmethod
     def version(self) -> str:
         """The runtime's version and, where it tells, what it uses of the machine."""

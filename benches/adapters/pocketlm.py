@@ -18,6 +18,7 @@ from benches.adapters.base import Adapter
 
 IN_CACHE = 128 << 20  # bytes that a processor's cache may hold
 BURST = 4  # tokens between two readings
+PEAK_SECONDS = 0.2  # of measuring what the cores could compute
 
 
 def greedy(count: int) -> dict[str, Any]:
@@ -49,6 +50,7 @@ class Peer(Adapter):
 
         # As much as the others have for one text, and what short prompts of a batch need.
         room = max(context, 512 * self.rows if self.rows > 1 else 0)
+        self.threads = threads
         self.model = pocketlm.load(path, threads=threads, context=context, cache_tokens=room)
 
     def generate(self, ids: Sequence[int], count: int) -> tuple[list[int], list[float]]:
@@ -97,6 +99,22 @@ class Peer(Adapter):
         decode, read = (statistics.median(pair[i] for pair in pairs) for i in (0, 1))
         share = statistics.median(pair[1] / pair[0] for pair in pairs)
         return {"bytes_per_token": size, "decode_seconds": decode, "read_seconds": read, "share": share}
+
+    def share_of_peak(self, tokens_per_second: float) -> float | None:
+        from pocketlm._core import int8_peak
+        from pocketlm.graph import Linear
+        from pocketlm.kinds import PALETTE_KINDS
+        from pocketlm.profile.work import matrix
+
+        if (loaded := self.model.loaded) is None:
+            return None
+        # Of a prompt only the last token goes through the head.
+        products = [op for op in loaded.graph.ops if isinstance(op, Linear) and op is not loaded.graph.head()]
+        found = [matrix(loaded.store, op) for op in products]
+        if not all(info and info.kind in PALETTE_KINDS for info in found):
+            return None
+        macs = sum(op.weight.shape[0] * op.weight.shape[1] for op in products)
+        return float(tokens_per_second * macs / int8_peak(self.threads, PEAK_SECONDS))
 
     def version(self) -> str:
         from pocketlm import _core

@@ -1,14 +1,18 @@
 //! Times every kernel of the palettized product: `cargo run --release --example kernel_bench -- [substring] ...`.
 //!
 //! Prints time, weight bytes per second and operations per second on one thread, with weights in memory (64 MiB, more
-//! than the last-level cache) and in the second-level cache (512 KiB), and for many rows. Arguments filter rows: each must
-//! occur in "op kind variant level place". Outputs are checked against the portable kernel.
+//! than the last-level cache) and in the second-level cache (512 KiB), and for many rows; and the share of what bounds it, if that
+//! is known: this thread's reading of the same memory, or the level's int8 products from registers. Both are measured first, and all
+//! are best times of short slices. Arguments filter rows: each must occur in "op kind variant level place". Outputs are checked
+//! against the portable kernel.
 
+use std::collections::HashMap;
+use std::hint::black_box;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use pocketlm_kernels::registry::{KernelFn, Op, Row, rows};
-use pocketlm_kernels::{ACT_BLOCK, Kernels, Kind, Level, Palette, QuantBuffer, Scratch};
+use pocketlm_kernels::{ACT_BLOCK, Kernels, Kind, Level, Palette, QuantBuffer, Scratch, peak};
 
 /// Tiles per call: one panel of the kernels for many rows, shorter than a time slice of the scheduler.
 const SLICE: usize = 4;
@@ -25,14 +29,17 @@ struct Acts {
 fn main() {
     let filters: Vec<String> = std::env::args().skip(1).collect();
     println!(
-        "{:18} {:4} {:4} {:13} {:5} {:>14} {:>12} {:>8} {:>8}",
+        "{:18} {:4} {:4} {:13} {:5} {:>14} {:>12} {:>8} {:>8}  share",
         "op", "kind", "rows", "level", "place", "N x K", "ns", "GB/s", "GOPS"
     );
+    // Multiply-adds per second.
+    let peaks: HashMap<_, _> =
+        Level::available().into_iter().map(|level| (level, int8_peak(level))).collect();
     for kind in Kind::ALL {
         let outputs = |bytes: usize| bytes * 8 / kind.bits() / K / 64 * 64;
-        bench(kind, "mem", outputs(64 << 20), &[1, 2, 4, 8, 16], &filters);
-        bench(kind, "L2", outputs(512 << 10), &[1, 2, 4, 8, 16], &filters);
-        bench(kind, "gemm", 8192, &[32, 512], &filters);
+        bench(kind, "mem", outputs(64 << 20), &[1, 2, 4, 8, 16], &filters, &peaks);
+        bench(kind, "L2", outputs(512 << 10), &[1, 2, 4, 8, 16], &filters, &peaks);
+        bench(kind, "gemm", 8192, &[32, 512], &filters, &peaks);
     }
 }
 
@@ -48,7 +55,59 @@ fn fits(row: &Row, m: usize, place: &str) -> bool {
     variant && !(row.level == Level::Scalar && portable_is_slow)
 }
 
-fn bench(kind: Kind, place: &str, n: usize, counts: &[usize], filters: &[String]) {
+/// Int8 multiply-adds per second from registers.
+fn int8_peak(level: Level) -> f64 {
+    const ROUNDS: u64 = 1 << 14;
+    let (mut best, begin) = (0f64, Instant::now());
+    while begin.elapsed() < Duration::from_millis(50) {
+        let start = Instant::now();
+        let count = peak::int8_products(level, ROUNDS);
+        best = best.max(count as f64 / start.elapsed().as_secs_f64());
+    }
+    best
+}
+
+/// Bytes per second of reading, in slices of so many.
+fn read_rate(bytes: &[u8], slice: usize) -> f64 {
+    let mut best = vec![Duration::MAX; bytes.len().div_ceil(slice)];
+    for _ in 0..6 {
+        for (best, slice) in best.iter_mut().zip(bytes.chunks(slice)) {
+            let start = Instant::now();
+            let (words, _) = slice.as_chunks::<256>();
+            // As many independent sums as hide the latency of adding.
+            let mut sums = [0u8; 256];
+            for word in words {
+                sums.iter_mut().zip(word).for_each(|(sum, byte)| *sum = sum.wrapping_add(*byte));
+            }
+            black_box(sums);
+            *best = start.elapsed().min(*best);
+        }
+    }
+    bytes.len() as f64 / best.into_iter().sum::<Duration>().as_secs_f64()
+}
+
+/// What bounds a product of so many bytes and multiply-adds, and how much of the time it takes.
+fn share(
+    row: &Row,
+    place: &str,
+    (bytes, rate): (usize, f64),
+    (macs, peak): (usize, f64),
+    seconds: f64,
+) -> String {
+    let memory = if place == "mem" { bytes as f64 / rate } else { 0.0 };
+    let compute = if row.op() == Op::MatmulPalette { macs as f64 / peak } else { 0.0 };
+    let (least, what) = if memory > compute { (memory, "memory") } else { (compute, "int8") };
+    if least == 0.0 { "-".into() } else { format!("{:3.0} % {what}", 100.0 * least / seconds) }
+}
+
+fn bench(
+    kind: Kind,
+    place: &str,
+    n: usize,
+    counts: &[usize],
+    filters: &[String],
+    peaks: &HashMap<Level, f64>,
+) {
     let chosen: Vec<_> = rows()
         .filter(|r| matches!(r.func, KernelFn::MatmulPalette(_) | KernelFn::MatmulPaletteF32(_)))
         .filter(|r| r.kind == kind.name() && r.level.is_available())
@@ -72,12 +131,13 @@ fn bench(kind: Kind, place: &str, n: usize, counts: &[usize], filters: &[String]
         (0..n / 16 * kind.codebook_len()).map(|_| (i64::from(low) + (next() % span) as i64) as i8).collect();
     let scale = vec![0x2c00u16; n];
     let w = Palette::new(kind, n, K, &codes, &codebook, &scale).unwrap();
+    let rate = read_rate(&codes, SLICE * kind.code_bytes(16, K).unwrap());
     for &m in counts {
         let x = activations(m, &mut next);
         for row in chosen.iter().filter(|r| fits(r, m, place)) {
             let seconds = time(row, &w, &x).as_secs_f64();
             println!(
-                "{:18} {:4} {m:<4} {:13} {place:5} {:>14} {:>12.0} {:>8.1} {:>8.0}",
+                "{:18} {:4} {m:<4} {:13} {place:5} {:>14} {:>12.0} {:>8.1} {:>8.0}  {}",
                 row.op().name(),
                 row.kind,
                 row.level.name(),
@@ -85,6 +145,7 @@ fn bench(kind: Kind, place: &str, n: usize, counts: &[usize], filters: &[String]
                 seconds * 1e9,
                 codes.len() as f64 / seconds / 1e9,
                 2.0 * (n * K * m) as f64 / seconds / 1e9,
+                share(row, place, (codes.len(), rate), (n * K * m, peaks[&row.level]), seconds),
             );
         }
     }
