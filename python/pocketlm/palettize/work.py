@@ -33,7 +33,7 @@ from pocketlm.palettize.recovery import Recovery, training_windows
 FORMAT_VERSION = 1
 # Of what the engine computes and of how codes are chosen, as far as kept measurements and unfinished work
 # depend on it: to be raised with every change that alters numbers.
-ARITHMETIC = 2
+ARITHMETIC = 3
 
 
 class Work:
