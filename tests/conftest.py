@@ -21,3 +21,10 @@ def source(tmp_path: Path) -> Path:
     (path / "generation_config.json").write_text('{"temperature": 0.6}')
     (path / "secret.py").write_text("not copied")
     return path
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few and short sequences: the tests are quick."""
+    monkeypatch.setattr("pocketlm.palettize.held_out.TOKENS", 48)
+    monkeypatch.setattr("pocketlm.palettize.held_out.LENGTH", 24)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import pocketlm
+from allocating import fast
 from checkpoints import write_checkpoint
 from independent.cases import llama, openelm
 from palettizing import QUIET, names
@@ -26,7 +27,6 @@ from pocketlm.palettize.lowrank import factors, spectrum, weighted_error
 from pocketlm.palettize.ranks import Site, allocate_ranks
 from pocketlm.palettize.recipe import Candidate
 from pocketlm.palettize.sizes import even_ranks
-from profiles import quick
 
 TEXT = [" ".join(f"w{i}" for i in np.random.default_rng(1).integers(1, 97, 2100))]
 
@@ -202,9 +202,7 @@ def test_even_ranks_keep_to_the_average(count: int, rank: int) -> None:
 
 
 def test_predicted_speed_counts_the_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick(monkeypatch)
-    monkeypatch.setattr("pocketlm.palettize.speed._REPEATS", 1)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fast(monkeypatch, tmp_path)
     graphs: list[Any] = []
     real = speed._measured
 
