@@ -1,6 +1,8 @@
 //! What the tests of float kernels share.
 #![allow(dead_code)]
 
+pub mod rows;
+
 use pocketlm_kernels::{Kernels, Level};
 
 /// The kernels of every level that this machine has; scalar first. Prints the levels that it does not have.
