@@ -20,6 +20,11 @@ def names(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir())
 
 
+def tree(path: Path) -> dict[str, bytes]:
+    """The files of a directory and of those in it."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
 def content(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
@@ -58,3 +63,19 @@ def interrupted(
     assert not target.exists()
     (partial,) = target.parent.glob(f"{target.name}.partial-*")
     return partial
+
+
+def stopped(
+    source: Path,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    replacement: Callable[..., Any],
+    **options: Any,
+) -> None:
+    """Palettizes with a function of ``owner`` replaced by one that ends the work as Ctrl+C does."""
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, replacement)
+        with pytest.raises(KeyboardInterrupt):
+            palettize(source, target, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints import write_checkpoint
+from checkpoints import read_safetensors, write_checkpoint
 from independent.cases import llama
-from palettizing import QUIET, names
+from palettizing import QUIET, names, stopped, tree
 from pocketlm.errors import AdapterError
 from pocketlm.interpret import jax as interpreter
 from pocketlm.loading import open_model
@@ -20,16 +19,12 @@ from pocketlm.palettize import blockwise, palettize, recover_train, room
 from pocketlm.palettize.blockwise import Task, train_blocks
 from pocketlm.palettize.distil import Settings
 from pocketlm.palettize.hidden import Hidden
+from recovering import TEXT, check_resumed, on_unseen_text, params_of
 
 CONFIG = llama(num_hidden_layers=2, max_position_embeddings=64)
-TEXT = [" ".join(f"w{i}" for i in np.random.default_rng(1).zipf(1.5, 4000) % 97)]
 OPTIONS: dict[str, Any] = {
     "bits": 3, "calibration": TEXT, "recover": 16, "recover_text": TEXT, "recover_train": 12_000, **QUIET,
 }  # fmt: skip
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 def task_of(source: Path, made: Path) -> Task:
@@ -42,15 +37,11 @@ def task_of(source: Path, made: Path) -> Task:
 
 
 def stored(made: Path, name: str) -> Any:
-    content = (made / "model.safetensors").read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
+    header, content, base = read_safetensors(made / "model.safetensors")
 
     def array(key: str, dtype: Any) -> Any:
         start, stop = header[key]["data_offsets"]
-        return np.frombuffer(content[8 + length + start : 8 + length + stop], dtype).reshape(
-            header[key]["shape"]
-        )
+        return np.frombuffer(content[base + start : base + stop], dtype).reshape(header[key]["shape"])
 
     return array(f"{name}.scale", np.float16), array(f"{name}.codebook", np.int8)
 
@@ -73,7 +64,7 @@ def test_blocks_learn_from_the_states_of_both_models(tmp_path: Path) -> None:
         assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
     last = blocks[-1][0].stop
     ids = jnp.asarray(windows.astype(np.int32))
-    original = {n: jnp.asarray(task.model.store.dense(n)) for n in task.model.graph.weights()}
+    original = params_of(task.model)
     whole = blockwise.Student(task.graph, task.store, task.parts, {})
     assert set(trained) == set(whole.trainable) - {op.weight.name for op in task.graph.ops[last:-1]}  # type: ignore
     learned = whole.params(whole.trainable | trained, whole.fixed)
@@ -127,15 +118,10 @@ def test_interrupted_training_ends_in_the_same_bytes(tmp_path: Path, monkeypatch
         (Hidden, "append", between),
         (recover_train, "_stored", never),
     ):
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, replacement)
-            with pytest.raises(KeyboardInterrupt):
-                palettize(source, tmp_path / "dst", **options)
+        stopped(source, tmp_path / "dst", monkeypatch, owner, name, replacement, **options)
         # What was decided in the first run holds in the others.
         monkeypatch.setattr(recover_train, "memory_limit", lambda: None)
-    again = palettize(source, tmp_path / "dst", **options)
-    assert again.recovery == whole.recovery
-    assert tree(tmp_path / "dst") == tree(tmp_path / "whole")
+    check_resumed(source, tmp_path / "dst", whole, tmp_path / "whole", **options)
 
 
 def test_what_does_not_fit_into_memory_is_trained_by_blocks_alone(
@@ -150,11 +136,7 @@ def test_what_does_not_fit_into_memory_is_trained_by_blocks_alone(
     assert report.recovery is not None
     assert report.recovery.losses is None
     models = [open_model(tmp_path / name) for name in ("src", "plain", "dst")]
-    ids = jnp.asarray(np.random.default_rng(3).zipf(1.5, (16, 60)) % 97)
-    states = []
-    for model in models:
-        params = {n: jnp.asarray(model.store.dense(n)) for n in model.graph.weights()}
-        states.append(interpreter.run(model.graph.ops[:-2], params, ids))
+    states = on_unseen_text(models, lambda graph, *rest: interpreter.run(graph.ops[:-2], *rest))
     before, after = (float(blockwise.relative_error(state, states[0])) for state in states[1:])
     assert after < 0.9 * before
     palettize(source, tmp_path / "few", **{**options, "recover_train": 1})  # less than a step
@@ -183,10 +165,7 @@ def test_damaged_state_begins_anew(
         real(path, *state)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(blockwise, "_save", stop)
-        with pytest.raises(KeyboardInterrupt):
-            palettize(source, tmp_path / "dst", **options)
+    stopped(source, tmp_path / "dst", monkeypatch, blockwise, "_save", stop, **options)
     (file,) = tmp_path.glob("dst.partial-*/blocks.npz")
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2] if damage is None else damage)

@@ -18,7 +18,7 @@ import pocketlm
 from allocating import fast
 from checkpoints import write_checkpoint
 from independent.cases import llama, openelm
-from palettizing import QUIET, names
+from palettizing import QUIET, names, stopped, tree
 from pocketlm.errors import BudgetError, ParameterError
 from pocketlm.interpret.reference import Reference
 from pocketlm.loading import open_model
@@ -232,10 +232,6 @@ def test_full_rank_recovers_the_source(tmp_path: Path) -> None:
         assert np.abs(whole - original.store.dense(name)).max() < 2e-3 * np.abs(whole).max()
 
 
-def tree(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-
-
 def test_interrupted_recovery_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_checkpoint(tmp_path / "src", llama())
     options: dict[str, Any] = {"bits": 3, "calibration": TEXT, "recover": 8, **QUIET}
@@ -249,10 +245,7 @@ def test_interrupted_recovery_ends_in_the_same_bytes(tmp_path: Path, monkeypatch
                 raise KeyboardInterrupt
             return real(*args)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(recover, "spectrum", limited)
-            with pytest.raises(KeyboardInterrupt):
-                palettize(source, tmp_path / "dst", **options)
+        stopped(source, tmp_path / "dst", monkeypatch, recover, "spectrum", limited, **options)
         assert not (tmp_path / "dst").exists()
     (partial,) = tmp_path.glob("dst.partial-*")
     (partial / "recovery-1.npz").write_bytes(b"damaged")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import pocketlm
 from checkpoints import weights, write_checkpoint
 from independent.cases import llama, openelm
-from palettizing import QUIET, names
+from palettizing import QUIET, names, stopped, tree
 from pocketlm import _core
 from pocketlm.errors import (
     AdapterError,
@@ -30,6 +30,7 @@ from pocketlm.interpret import jax as interpreter
 from pocketlm.loading import open_model
 from pocketlm.palettize import distil, palettize, recover_train, recovery, student
 from pocketlm.palettize.recovery import Recovery
+from recovering import TEXT, check_resumed, on_unseen_text
 
 SMALL = {"num_hidden_layers": 1, "max_position_embeddings": 64}
 ONE: dict[str, Any] = {
@@ -40,12 +41,7 @@ ONE: dict[str, Any] = {
     "qkv_multipliers": [0.5],
     "ffn_multipliers": [1.4],
 }
-TEXT = [" ".join(f"w{i}" for i in np.random.default_rng(1).zipf(1.5, 4000) % 97)]
 OPTIONS: dict[str, Any] = {"calibration": TEXT, "recover_text": TEXT, "recover_train": 100_000, **QUIET}
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 @given(
@@ -137,14 +133,9 @@ def test_training_helps_and_keeps_to_the_format(tmp_path: Path, config: dict[str
     embeddings = {op.weight.name for op in after.graph.ops if op.kind == "embed" or op.name == "head"}
     assert changed == set(after.store.names()) - embeddings
     original = open_model(source)
-    ids = jnp.asarray(np.random.default_rng(3).zipf(1.5, (16, 60)) % 97)  # text that it has not seen
 
     def loss(model: Any) -> float:
-        logits = []
-        for one in (original, model):
-            params = {n: jnp.asarray(one.store.dense(n)) for n in one.graph.weights()}
-            logits.append(interpreter.logits(one.graph, params, ids))
-        return float(distil.divergence(*logits))
+        return float(distil.divergence(*on_unseen_text((original, model), interpreter.logits)))
 
     assert loss(after) < 0.9 * loss(before)
     with pocketlm.load(tmp_path / "dst") as lm:
@@ -164,18 +155,14 @@ def test_interrupted_training_ends_in_the_same_bytes(tmp_path: Path, monkeypatch
             raise KeyboardInterrupt
 
     for _ in range(2):
-        with monkeypatch.context() as patch:
-            patch.setattr(distil, "_save", limited)
-            with pytest.raises(KeyboardInterrupt):
-                palettize(source, tmp_path / "dst", **options)
+        stopped(source, tmp_path / "dst", monkeypatch, distil, "_save", limited, **options)
         assert names(tmp_path)[0].startswith("dst.partial-")
-    with monkeypatch.context() as patch:  # while the results are being written
-        patch.setattr(recover_train, "_stored", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            palettize(source, tmp_path / "dst", **options)
-    again = palettize(source, tmp_path / "dst", **options)
-    assert again.recovery == whole.recovery
-    assert tree(tmp_path / "dst") == tree(tmp_path / "whole")
+
+    def writing(*_: Any) -> None:  # while the results are being written
+        raise KeyboardInterrupt
+
+    stopped(source, tmp_path / "dst", monkeypatch, recover_train, "_stored", writing, **options)
+    check_resumed(source, tmp_path / "dst", whole, tmp_path / "whole", **options)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,10 +185,7 @@ def test_damaged_state_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         real(path, values, done)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(distil, "_save", stop)
-        with pytest.raises(KeyboardInterrupt):
-            palettize(source, tmp_path / "dst", **options)
+    stopped(source, tmp_path / "dst", monkeypatch, distil, "_save", stop, **options)
     (file,) = tmp_path.glob("dst.partial-*/training.npz")
     whole = file.read_bytes()
     half = len(whole) // 2
