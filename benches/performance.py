@@ -23,6 +23,7 @@ from benches import instructions, report
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 BASELINE = "pocketlm"
+BATCH = "decode_batch_"
 
 
 def conditions(values: Mapping[str, Any]) -> str:
@@ -61,13 +62,42 @@ def bound(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return report.table(columns, rows) if rows else ""
 
 
+def together(results: Mapping[str, Sequence[report.Run]]) -> str:
+    """How many times the tokens per second of one text a batch has, in the same process."""
+    counts = sorted(
+        {
+            int(key.removeprefix(BATCH))
+            for runs in results.values()
+            for key in runs[0]["figures"]
+            if key.startswith(BATCH)
+        }
+    )
+    rows = []
+    for name, runs in results.items():
+        cells = []
+        for count in counts:
+            found = [
+                run["figures"][f"{BATCH}{count}"] / run["figures"]["decode"]
+                for run in runs
+                if f"{BATCH}{count}" in run["figures"]
+            ]
+            cells.append(
+                f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})" if found else "-"
+            )
+        rows.append([name, *cells])
+    return report.table(["times one text", *(f"{count} texts" for count in counts)], rows) if counts else ""
+
+
 def section(values: Mapping[str, Any]) -> str:
     """One comparison."""
-    what = "load to first token" if values["arguments"]["only_load"] else "speed"
+    arguments = values["arguments"]
+    what = "load to first token" if arguments["only_load"] else "batches" if arguments["batch"] else "speed"
     parts = [f"### {values['shape']}: {what}", conditions(values)]
     parts.append(report.text(values["results"], BASELINE))
     if left := bound(values["results"]):
         parts += ["What is left to the bandwidth (medians):", left]
+    if batches := together(values["results"]):
+        parts.append(batches)
     versions = "; ".join(f"{name}: {version}" for name, version in values["versions"].items())
     parts.append(f"Versions: {versions}.")
     parts += [f"Not run: {name} ({reason})." for name, reason in values["not_run"].items()]

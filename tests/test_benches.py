@@ -183,7 +183,7 @@ def comparison() -> dict[str, Any]:
 
     return {
         "shape": "llama-tiny",
-        "arguments": {"threads": 2, "only_load": False},
+        "arguments": {"threads": 2, "only_load": False, "batch": []},
         "machine": {"processor": "P", "cores": 2, "instruction_sets": ["avx2"]},
         "results": {"pocketlm 4": [measured(100.0, reading=reading)], "other": [measured(50.0)]},
         "versions": {"pocketlm 4": "1", "other": "2"},
@@ -200,6 +200,17 @@ def test_the_page_says_what_was_measured_and_under_what() -> None:
     assert "| pocketlm 4 | 10 | 5.00 | 10.00 | 5.00 | 50% |" in text
     assert "Versions: pocketlm 4: 1; other: 2." in text
     assert text.endswith("Not run: third (failed).")
+    assert "### llama-tiny: speed" in text and "times one text" not in text
+
+
+def test_the_page_says_what_batches_gain() -> None:
+    values = comparison()
+    values["arguments"]["batch"] = [8]
+    values["results"]["pocketlm 4"][0]["figures"]["decode_batch_8"] = 450.0
+    text = performance.section(values)
+    assert "### llama-tiny: batches" in text
+    assert "| times one text | 8 texts |" in text
+    assert "| pocketlm 4 | 4.50 (4.50 to 4.50) |\n| other | - |" in text
 
 
 def test_only_what_stands_between_marks_is_replaced() -> None:
