@@ -81,9 +81,10 @@ def together(results: Mapping[str, Sequence[report.Run]]) -> str:
                 for run in runs
                 if f"{BATCH}{count}" in run["figures"]
             ]
-            cells.append(
-                f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})" if found else "-"
+            spread = (
+                {"median": statistics.median(found), "min": min(found), "max": max(found)} if found else None
             )
+            cells.append(report.ratio(spread))
         rows.append([name, *cells])
     return report.table(["times one text", *(f"{count} texts" for count in counts)], rows) if counts else ""
 

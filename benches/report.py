@@ -54,7 +54,7 @@ def _cell(key: str, value: Mapping[str, float] | None) -> str:
     return f"{middle:,.{digits}f} ±{spread:.0%}"
 
 
-def _ratio(value: Mapping[str, float] | None) -> str:
+def ratio(value: Mapping[str, float] | None) -> str:
     return f"{value['median']:.2f} ({value['min']:.2f} to {value['max']:.2f})" if value else "-"
 
 
@@ -82,7 +82,7 @@ def text(results: Mapping[str, Sequence[Run]], baseline: str) -> str:
     if pairs:
         compared = [(f"{a} : {b}", ratios(results[a], results[b])) for a, b in pairs]
         keys = _keys(found for _, found in compared)
-        rows = [[name, *(_ratio(found.get(key)) for key in keys)] for name, found in compared]
+        rows = [[name, *(ratio(found.get(key)) for key in keys)] for name, found in compared]
         columns = ["times better", *(key.replace("_", " ").removesuffix(" seconds") for key in keys)]
         parts.append(table(columns, rows))
     return "\n\n".join(parts)

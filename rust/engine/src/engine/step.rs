@@ -295,6 +295,7 @@ impl State {
         let outcome = step.run(ThreadPool::global(), threads);
         if outcome.is_err() {
             self.partials.reset();
+            self.shares.reset();
         }
         outcome
     }

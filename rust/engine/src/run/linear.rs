@@ -35,7 +35,7 @@ impl Step<'_, '_> {
         let terms = parts.iter().map(|part| self.terms(&part.factor)).max().unwrap_or(1);
         let room = worker.products[0].len() / (pass.rows * terms * TILE);
         let piece = self.least_chunk(parts, pass.rows).min(room);
-        let work = Work { tiles: parts.iter().map(tiles).sum(), piece, most: room / piece * piece };
+        let work = Work { tiles: parts.iter().map(tiles).sum(), piece, most: room };
         while let Some(claimed) = self.shares.claim(work, thread, threads) {
             let mut base = 0;
             for part in parts {

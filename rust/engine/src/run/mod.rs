@@ -102,7 +102,6 @@ impl Step<'_, '_> {
     /// Runs the step on `threads` threads of the pool.
     pub fn run(&self, pool: &ThreadPool, threads: usize) -> Result<(), EngineError> {
         let threads = threads.min(self.workers.len());
-        self.shares.reset();
         pool.run(threads, |team| {
             if let Err(Halt::Kernel(error)) = self.work(team) {
                 // Others wait at a barrier that this thread will not reach; the panic releases them and becomes an error.

@@ -22,7 +22,7 @@ pub(super) struct Work {
     pub tiles: usize,
     /// Tiles of a piece: claims are made of whole ones, but for the last piece of all.
     pub piece: usize,
-    /// The most tiles that are claimed at once, a multiple of `piece`.
+    /// The most tiles that are claimed at once: a piece or more.
     pub most: usize,
 }
 
@@ -40,7 +40,7 @@ impl Shares {
     }
 
     /// Nothing is taken any more. No thread may claim meanwhile.
-    pub(super) fn reset(&self) {
+    pub fn reset(&self) {
         for taken in &self.0 {
             taken.0.store(0, Ordering::Relaxed);
         }
@@ -49,7 +49,7 @@ impl Shares {
     /// The next tiles for a thread of `threads`, of its own share or of another's; none if there are none left. Claims shrink with
     /// what is left of a share, so that all threads end together.
     ///
-    /// Panics if there are more threads than shares.
+    /// Panics if there are more threads than shares, or no room for a piece.
     pub(super) fn claim(&self, work: Work, thread: usize, threads: usize) -> Option<Range<usize>> {
         (0..threads).find_map(|i| {
             let owner = (thread + i) % threads;
@@ -66,7 +66,7 @@ impl Shares {
                 } else {
                     left / 2
                 };
-                let count = part.clamp(1, (work.most / work.piece).max(1)).min(left);
+                let count = part.clamp(1, work.most / work.piece).min(left);
                 if count == 0 {
                     return None;
                 }
