@@ -78,6 +78,11 @@ impl Dot for Avx2 {
     }
 
     #[inline(always)]
+    fn joins<const KIND: usize>() -> bool {
+        matches!(Kind::numbered(KIND), Kind::P2 | Kind::P3)
+    }
+
+    #[inline(always)]
     unsafe fn dot4<const KIND: usize, const CHAINS: usize>(
         sums: &mut [__m256i; CHAINS],
         w: [__m256i; 4],

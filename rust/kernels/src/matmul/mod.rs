@@ -4,6 +4,7 @@ pub(crate) mod choice;
 pub(crate) mod few;
 pub(crate) mod many;
 pub(crate) mod precise;
+pub(crate) mod quads;
 pub(crate) mod scalar;
 
 /// Instantiates the kernels for a [`crate::arch::Dot`] type inside functions with its instructions, as `ROWS`.
@@ -11,7 +12,7 @@ pub(crate) mod scalar;
 macro_rules! instances {
     ($dot:ty, $level:expr, $features:literal) => {
         use crate::formats::{Kind, Palette, each_kind};
-        use crate::matmul::{few, instance_rows, many, precise};
+        use crate::matmul::{few, instance_rows, many, precise, quads};
         use crate::quantized::QuantRows;
         use crate::registry::{KernelFn, MatmulPaletteF32Fn, MatmulPaletteFn, Row};
         use crate::scratch::Scratch;
@@ -65,7 +66,7 @@ macro_rules! instances {
         ) {
             // SAFETY: the caller promises the features, which are those of the type, and weights of this kind
             // whose lengths fit.
-            unsafe { many::many::<$dot, many::Quads, KIND>(w, x, tiles, scratch, out) }
+            unsafe { many::many::<$dot, quads::Quads, KIND>(w, x, tiles, scratch, out) }
         }
 
         /// The kernel for float32 activations.

@@ -1,0 +1,212 @@
+//! The products of a panel by the dot products of any instruction set: a register block of up to `BLOCK` rows × `W` vectors walks
+//! over rows and vectors. Sums are those of the other kernels, in the same order.
+
+use std::ops::Range;
+
+use super::many::{Panels, decode};
+use crate::arch::Dot;
+use crate::formats::{Palette, TILE};
+use crate::quantized::{QuantRows, blocks};
+
+/// Quad by quad, by the dot products of `D`.
+pub(crate) struct Quads;
+
+impl<D: Dot> Panels<D> for Quads {
+    #[inline(always)]
+    unsafe fn panels<const KIND: usize, const V: usize>(
+        w: &Palette<'_>,
+        x: &QuantRows<'_>,
+        tile: usize,
+        rows: Range<usize>,
+        panel: *mut u8,
+        sums: *mut f32,
+    ) {
+        // SAFETY: the caller keeps the contract of the trait, which is that of `quads`.
+        unsafe { quads::<D, KIND, V>(w, x, tile, rows, panel, sums) }
+    }
+}
+
+/// [`Panels::panels`] for any `D`.
+///
+/// # Safety
+/// That of [`Panels::panels`].
+#[inline(always)]
+unsafe fn quads<D: Dot, const KIND: usize, const V: usize>(
+    w: &Palette<'_>,
+    x: &QuantRows<'_>,
+    tile: usize,
+    rows: Range<usize>,
+    panel: *mut u8,
+    sums: *mut f32,
+) {
+    let lanes = TILE / D::PARTS;
+    let groups = w.cols.div_ceil(32);
+    // SAFETY: as the caller promises. The number of rows is rounded up to 2, 4 or 6 in the last register
+    // block, never beyond the next multiple of BLOCK, which CHUNK_ROWS is one of: `sums` has room. The rows
+    // read are clamped to the last one. V vectors are V / PARTS tiles, side by side in the panel; a block has
+    // 8 groups at most, 64 quads of V vectors.
+    unsafe {
+        if w.cols == 0 {
+            // No block begins the sums.
+            std::slice::from_raw_parts_mut(sums, rows.len() * V * lanes).fill(0.0);
+        }
+        for b in 0..blocks(w.cols) {
+            let here = (groups - 8 * b).min(8);
+            for i in 0..V / D::PARTS {
+                decode::<D, KIND, V>(w, tile + i, b, here, panel.add(i * 64));
+            }
+            let mut first = rows.start;
+            while first < rows.end {
+                let to = sums.add((first - rows.start) * V * lanes);
+                let left = first..rows.end;
+                first += if const { D::PARTS == 2 } {
+                    some_rows::<D, KIND, V, 2>(x, left, (b, here), panel, to)
+                } else {
+                    some_rows::<D, KIND, V, V>(x, left, (b, here), panel, to)
+                };
+            }
+        }
+    }
+}
+
+/// Some rows, at most `BLOCK`, × the `V` vectors of a panel, `W` at a time: all of them while the rows are in the first-level cache.
+/// Returns how many rows.
+///
+/// # Safety
+/// As for [`block`], for `V` vectors; `W` must divide `V`.
+#[inline(always)]
+unsafe fn some_rows<D: Dot, const KIND: usize, const V: usize, const W: usize>(
+    x: &QuantRows<'_>,
+    rows: Range<usize>,
+    at: (usize, usize),
+    panel: *const u8,
+    to: *mut f32,
+) -> usize {
+    let (vector, lanes) = (64 / D::PARTS, TILE / D::PARTS);
+    let mut done = 0;
+    for v in (0..V).step_by(W) {
+        // SAFETY: as the caller promises: v is below V, of which vectors the panel and `to` have that many.
+        done = unsafe {
+            let (panel, to) = (panel.add(v * vector), to.add(v * lanes));
+            match rows.len() {
+                _ if const { D::BLOCK == 2 } => block::<D, KIND, V, W, 2>(x, &rows, at, panel, to),
+                1 | 2 => block::<D, KIND, V, W, 2>(x, &rows, at, panel, to),
+                _ if const { D::BLOCK == 4 } => block::<D, KIND, V, W, 4>(x, &rows, at, panel, to),
+                3 | 4 => block::<D, KIND, V, W, 4>(x, &rows, at, panel, to),
+                _ => block::<D, KIND, V, W, 6>(x, &rows, at, panel, to),
+            }
+        };
+    }
+    done
+}
+
+/// One register block: the first `R` of `rows` × `W` of a panel's `V` vectors over one activation block, `at` that block and its
+/// number of groups. Returns R.
+///
+/// # Safety
+/// Needs the instructions of `D`; `rows` must be x's and not none, and hold 32 × the number of groups values from the block's start
+/// on; the panel must hold 8 quads for each group, `V` vectors apart, and `to` be valid for reading and writing R × `W` vectors
+/// of floats, rows `V` apart, which hold the sums of the blocks before, if there are any.
+#[inline(always)]
+unsafe fn block<D: Dot, const KIND: usize, const V: usize, const W: usize, const R: usize>(
+    x: &QuantRows<'_>,
+    rows: &Range<usize>,
+    (b, groups): (usize, usize),
+    panel: *const u8,
+    to: *mut f32,
+) -> usize {
+    let n_blocks = blocks(x.cols);
+    let vector = 64 / D::PARTS;
+    let lanes = TILE / D::PARTS;
+    let row: [usize; R] = std::array::from_fn(|r| (rows.start + r).min(rows.end - 1));
+    // SAFETY: as the caller promises: rows are clamped to the last; each of the 2 × groups steps reads 16
+    // values of a row and four quads of the panel; x has a scale and a sum for each row and block.
+    unsafe {
+        let values: [*const i8; R] = row.map(|r| x.values.as_ptr().add(r * x.stride + b * 256));
+        let mut sums = row.map(|r| {
+            let total = *x.sums.get_unchecked(r * n_blocks + b);
+            [D::sum(total.wrapping_mul(-D::bias::<KIND>())); W]
+        });
+        for step in 0..groups * 2 {
+            let quads = panel.add(step * 4 * V * vector);
+            let acts: [D::X; R] = values.map(|p| D::acts(p.add(step * 16)));
+            if D::joins::<KIND>() {
+                joined::<D, KIND, V, W, R>(&mut sums, quads, acts);
+            } else {
+                apart::<D, KIND, V, W, R>(&mut sums, quads, acts);
+            }
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            let scale = D::splat(*x.scales.get_unchecked(row[r] * n_blocks + b));
+            for (v, sum) in sums.into_iter().enumerate() {
+                let at = to.add((r * V + v) * lanes);
+                let before = if b == 0 { D::splat(0.0) } else { D::load_f(at) };
+                D::store_f(at, D::fma(D::float(sum), scale, before));
+            }
+        }
+    }
+    R
+}
+
+/// Vector by vector: the four quads of one meet each row, whose products are joined before they are widened.
+///
+/// # Safety
+/// Needs the instructions of `D`; `quads` must be valid for reading four times `W` vectors, `V` apart, and `acts` as [`Dot::dot1`] says.
+#[inline(always)]
+unsafe fn joined<D: Dot, const KIND: usize, const V: usize, const W: usize, const R: usize>(
+    sums: &mut [[D::Sum; W]; R],
+    quads: *const u8,
+    acts: [D::X; R],
+) {
+    let vector = 64 / D::PARTS;
+    for v in 0..W {
+        // SAFETY: as the caller promises; v is below W.
+        unsafe {
+            let w: [D::V; 4] = std::array::from_fn(|q| D::load(quads.add((q * V + v) * vector)));
+            for (sums, x) in sums.iter_mut().zip(acts) {
+                D::dot4::<KIND, 1>(std::array::from_mut(&mut sums[v]), w, x);
+            }
+        }
+    }
+}
+
+/// What [`joined`] computes, quad by quad: the vectors of one meet each row.
+///
+/// # Safety
+/// That of [`joined`].
+#[inline(always)]
+unsafe fn apart<D: Dot, const KIND: usize, const V: usize, const W: usize, const R: usize>(
+    sums: &mut [[D::Sum; W]; R],
+    quads: *const u8,
+    acts: [D::X; R],
+) {
+    let vector = 64 / D::PARTS;
+    // SAFETY: as the caller promises; four quads of W vectors, V apart, are read.
+    unsafe {
+        // Written out, since the number of a quad is a constant of the instruction.
+        let w: [D::V; W] = std::array::from_fn(|v| D::load(quads.add(v * vector)));
+        for (sums, x) in sums.iter_mut().zip(acts) {
+            for (sum, w) in sums.iter_mut().zip(w) {
+                *sum = D::dot1::<KIND, 0>(*sum, w, x);
+            }
+        }
+        let w: [D::V; W] = std::array::from_fn(|v| D::load(quads.add((V + v) * vector)));
+        for (sums, x) in sums.iter_mut().zip(acts) {
+            for (sum, w) in sums.iter_mut().zip(w) {
+                *sum = D::dot1::<KIND, 1>(*sum, w, x);
+            }
+        }
+        let w: [D::V; W] = std::array::from_fn(|v| D::load(quads.add((2 * V + v) * vector)));
+        for (sums, x) in sums.iter_mut().zip(acts) {
+            for (sum, w) in sums.iter_mut().zip(w) {
+                *sum = D::dot1::<KIND, 2>(*sum, w, x);
+            }
+        }
+        let w: [D::V; W] = std::array::from_fn(|v| D::load(quads.add((3 * V + v) * vector)));
+        for (sums, x) in sums.iter_mut().zip(acts) {
+            for (sum, w) in sums.iter_mut().zip(w) {
+                *sum = D::dot1::<KIND, 3>(*sum, w, x);
+            }
+        }
+    }
+}
