@@ -33,6 +33,8 @@ pub(crate) trait Dot {
     const PARTS: usize;
     /// Rows of activations of the block that the kernel for many rows keeps in registers.
     const BLOCK: usize;
+    /// How many bytes ahead of its codes the kernel for one row asks for memory; 0 where the processor's own prefetchers do better.
+    const AHEAD_OF_ONE: usize = 0;
     /// Weights of one part of a quad, or a table of a tile's codebook.
     type V: Copy;
     /// Sixteen activations of a row.

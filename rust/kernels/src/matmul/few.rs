@@ -105,13 +105,14 @@ unsafe fn some<D: Dot, const KIND: usize>(
     }
 }
 
-/// Whether passes of that many rows ask for memory ahead. One row or two read one stream in order, which the processor's own
-/// prefetchers follow better when not helped, unless arithmetic sets the time (two rows, ms for a step: 17.3 without and 17.9 with at
-/// 4 bits, 17.7 and 16.1 at 3.5, 11.4 and 10.2 at 2).
-const fn asks_ahead<const KIND: usize>(rows: usize) -> bool {
-    match Kind::numbered(KIND) {
-        Kind::P2 | Kind::P2v | Kind::P3 => rows >= 2,
-        _ => rows >= 3,
+/// How far ahead passes of that many rows ask for memory, in bytes; 0 where they do not. One row reads one stream in order, which some
+/// processors' own prefetchers follow better when not helped ([`Dot::AHEAD_OF_ONE`]). So do two unless arithmetic sets the time (ms for a
+/// step on Zen 4: 17.3 without and 17.9 with at 4 bits, 17.7 and 16.1 at 3.5, 11.4 and 10.2 at 2).
+const fn ahead<D: Dot, const KIND: usize>(rows: usize) -> usize {
+    match (rows, Kind::numbered(KIND)) {
+        (1, _) => D::AHEAD_OF_ONE,
+        (2, Kind::P4 | Kind::P8) => 0,
+        _ => AHEAD,
     }
 }
 
@@ -181,10 +182,11 @@ unsafe fn pass<D: Dot, const KIND: usize, const M: usize, const CHAINS: usize, c
                 for g in 0..here {
                     let k = b * 256 + g * 32;
                     let at = (8 * b + g) * group_bytes;
-                    if part == 0 && const { asks_ahead::<KIND>(M) } {
+                    let far = const { ahead::<D, KIND>(M) / T };
+                    if part == 0 && far > 0 {
                         // Behind tiles that are read side by side come the next ones.
-                        let near = at + AHEAD / T < tile_bytes;
-                        let ahead = at + AHEAD / T + if near { 0 } else { (T - 1) * tile_bytes };
+                        let near = at + far < tile_bytes;
+                        let ahead = at + far + if near { 0 } else { (T - 1) * tile_bytes };
                         for codes in codes {
                             for line in 0..group_bytes / 64 {
                                 D::prefetch(codes.wrapping_add(ahead + 64 * line));
