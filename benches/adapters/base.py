@@ -1,4 +1,8 @@
-"""What an adapter does. It runs in the environment of its runtime, one process for each measurement."""
+"""What an adapter does. It runs in the environment of its runtime, one process for each measurement.
+
+Modules of adapters import nothing that is not Python's own, NumPy included, before ``load``: what a runtime
+needs is part of its load time and of its memory, and what it does not need of neither.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,11 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Adapter(abc.ABC):

@@ -6,13 +6,14 @@ import importlib.metadata
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from benches.adapters.base import Adapter, whole
 from benches.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _END = "end"  # a token of no use: the vocabulary's last
 
@@ -62,6 +63,8 @@ class Peer(Adapter):
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         found = self.model.forward_batch([[str(i) for i in ids]])
+        import numpy as np
+
         return np.array(found, np.float32)[0, -1]
 
     def version(self) -> str:
@@ -70,6 +73,7 @@ class Peer(Adapter):
 
 def specification(model: Checkpoint) -> Any:
     """A Llama checkpoint as CTranslate2 describes it."""
+    import numpy as np
     from ctranslate2.specs import TransformerDecoderModelSpec, attention_spec, common_spec
 
     config = model.config

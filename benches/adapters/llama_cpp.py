@@ -10,12 +10,13 @@ import importlib.metadata
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from benches.adapters.base import Adapter
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FILE_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15, "Q6_K": 18, "IQ4_XS": 30}
 
@@ -106,6 +107,8 @@ class Peer(Adapter):
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         self._prefill(ids)
         values = self.api.llama_get_logits_ith(self.context, -1)
+        import numpy as np
+
         return np.ctypeslib.as_array(values, (self.vocabulary,)).copy()
 
     def version(self) -> str:

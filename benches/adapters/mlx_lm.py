@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from benches.adapters.base import Adapter, group, whole
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Peer(Adapter):
@@ -53,6 +55,8 @@ class Peer(Adapter):
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         found = self.model(self.mx.array([list(ids)]))[0, -1].astype(self.mx.float32)
+        import numpy as np
+
         return np.array(found)
 
     def version(self) -> str:

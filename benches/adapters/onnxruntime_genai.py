@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from benches.adapters.base import Adapter, whole
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Level 4: products of int8, the fastest on a CPU. Logits of the last token only, as the others compute them.
 OPTIONS = ["block_size=128", "accuracy_level=4", "prune_lm_head=true"]
@@ -37,9 +39,10 @@ class Peer(Adapter):
         return whole(target / variant, make)
 
     def load(self, path: Path, threads: int, context: int) -> None:
+        import numpy as np
         import onnxruntime_genai as api
 
-        self.api, self.context = api, context
+        self.api, self.np, self.context = api, np, context
         config = api.Config(str(path))
         config.overlay(
             json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}})
@@ -50,7 +53,7 @@ class Peer(Adapter):
         params = self.api.GeneratorParams(self.model)
         params.set_search_options(do_sample=False, max_length=len(ids) + count, min_length=len(ids) + count)
         self.generator = self.api.Generator(self.model, params)
-        self.generator.append_tokens(np.asarray(ids, np.int32))
+        self.generator.append_tokens(self.np.asarray(ids, self.np.int32))
 
     def generate(self, ids: Sequence[int], count: int) -> tuple[list[int], list[float]]:
         self._start(ids, count)
@@ -63,7 +66,7 @@ class Peer(Adapter):
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         self._start(ids, 1)
-        return np.asarray(self.generator.get_logits(), np.float32).reshape(-1)
+        return self.np.asarray(self.generator.get_logits(), self.np.float32).reshape(-1)
 
     def version(self) -> str:
         return importlib.metadata.version("onnxruntime-genai")

@@ -6,12 +6,13 @@ import importlib.metadata
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from benches.adapters.base import Adapter, group, whole
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Peer(Adapter):
@@ -28,16 +29,17 @@ class Peer(Adapter):
         return whole(target / variant, lambda partial: export(checkpoint, variant, partial))
 
     def load(self, path: Path, threads: int, context: int) -> None:
+        import numpy as np
         import openvino as ov
         import openvino_genai as api
 
-        self.ov, self.api, self.path, self.threads = ov, api, path, threads
+        self.np, self.ov, self.api, self.path, self.threads = np, ov, api, path, threads
         self.model = api.LLMPipeline(str(path), "CPU", INFERENCE_NUM_THREADS=threads)
 
     def generate(self, ids: Sequence[int], count: int) -> tuple[list[int], list[float]]:
         tokens: list[int] = []
         times: list[float] = []
-        api = self.api
+        api, np = self.api, self.np
 
         class Receiver(api.StreamerBase):  # type: ignore[misc, name-defined]
             def write(self, token: Any) -> Any:
@@ -57,7 +59,7 @@ class Peer(Adapter):
         return tokens, times
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        core = self.ov.Core()
+        core, np = self.ov.Core(), self.np
         settings = {"INFERENCE_NUM_THREADS": self.threads}
         model = core.compile_model(str(self.path / "openvino_model.xml"), "CPU", settings)
         row = np.asarray([ids], np.int64)

@@ -9,12 +9,13 @@ import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from benches.adapters.base import Adapter
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 IN_CACHE = 128 << 20  # bytes that a processor's cache may hold
 BURST = 4  # tokens between two readings
@@ -71,6 +72,8 @@ class Peer(Adapter):
         return len(prompts) * count, seconds
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        import numpy as np
+
         return np.asarray(self.model.logits(list(ids))[-1])
 
     def decode_beside_reads(self, ids: Sequence[int], count: int) -> dict[str, float]:

@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from benches.adapters.base import Adapter, group
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Peer(Adapter):
@@ -67,6 +69,8 @@ class Peer(Adapter):
                     return tokens, times
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        import numpy as np
+
         with self.torch.inference_mode():
             found = self.model(self.torch.tensor([list(ids)])).logits[0, -1].float().numpy()
         return np.asarray(found, np.float32)

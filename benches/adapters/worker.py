@@ -88,11 +88,8 @@ def measure(peer: Adapter, task: dict[str, Any]) -> dict[str, float]:
         return result | {"peak_bytes": peak_memory(), "file_bytes": size(path)}
     # What is compiled or allocated for such lengths is not counted.
     generate(peer, task, prompt(task["prompts"][0]), WARM_UP)
-    shares: dict[str, float] = {}
     for length in task["prompts"]:
         result[f"prefill_{length}"] = length / steady(peer, task, prompt, length, 1)[0]
-        if (share := peer.share_of_peak(result[f"prefill_{length}"])) is not None:
-            shares[f"int8_peak_share_{length}"] = share
     result["ttft_seconds"] = task["prompts"][0] / result[f"prefill_{task['prompts'][0]}"]
     result["decode"] = steady(peer, task, prompt, 16, count)[1]
     for length in task["after"]:
@@ -102,7 +99,9 @@ def measure(peer: Adapter, task: dict[str, Any]) -> dict[str, float]:
         peer.batch([prompt(16) for _ in range(rows)], 2)
         made, seconds = peer.batch([prompt(16) for _ in range(rows)], count)
         result[f"decode_batch_{rows}"] = made / seconds
-    result |= shares
+    for length in task["prompts"]:
+        if (share := peer.share_of_peak(result[f"prefill_{length}"])) is not None:
+            result[f"int8_peak_share_{length}"] = share
     if reading := peer.decode_beside_reads(prompt(16), 2 * count):
         result["bandwidth_share"] = reading.pop("share")
         result |= reading

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pocketlm.errors import FileFormatError, MissingFileError, TokenizerError
+from pocketlm.loading.bpe import read_bpe
 from pocketlm.loading.files import read_small
 
 if TYPE_CHECKING:
@@ -41,9 +42,12 @@ def read_tokenizer(path: Path) -> ReadTokenizer:
     except FileFormatError as error:
         raise TokenizerError(str(error)) from error
     try:
-        tokenizer = Tokenizer.from_buffer(data)
+        if (found := read_bpe(data)) is not None:
+            tokenizer, vocabulary = found
+        else:
+            tokenizer = Tokenizer.from_buffer(data)
+            vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         grown = max(_growth(_state(part)) for part in (tokenizer.normalizer, tokenizer.decoder))
-        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     # The library raises plain Exception for every fault of a file, and wraps panics in BaseException.
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):

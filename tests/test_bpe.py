@@ -1,0 +1,109 @@
+"""Byte-pair tokenizers put together from their parts are those that the library reads."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tokenizers
+from tokenizers import AddedToken, models
+
+from pocketlm.loading.bpe import read_bpe
+from tokenizer_files import byte_level, metaspace
+
+
+def by_library(data: bytes) -> tokenizers.Tokenizer:
+    found = tokenizers.Tokenizer.from_buffer(data)
+    found.no_truncation()
+    found.no_padding()
+    return found
+
+
+def changed(change: Callable[[dict[str, Any]], object], inner: tokenizers.Tokenizer | None = None) -> bytes:
+    values = json.loads((inner or byte_level()).to_str())
+    change(values)
+    return json.dumps(values).encode()
+
+
+def more_tokens() -> tokenizers.Tokenizer:
+    inner = byte_level()
+    inner.add_tokens([AddedToken("tool", lstrip=True, single_word=True), AddedToken("cat", normalized=True)])
+    inner.add_special_tokens([AddedToken("<|tool|>", rstrip=True)])
+    inner.enable_truncation(5)
+    inner.enable_padding(length=50)
+    return inner
+
+
+def words() -> tokenizers.Tokenizer:
+    vocab = {"c": 0, "##a": 1, "##t</w>": 2, "##at</w>": 3, "?": 4}
+    model = models.BPE(
+        vocab, [("##a", "##t</w>")], continuing_subword_prefix="##", end_of_word_suffix="</w>", unk_token="?"
+    )
+    return tokenizers.Tokenizer(model)
+
+
+FORMS = {
+    "bytes": lambda: byte_level().to_str().encode(),
+    "fallback": lambda: metaspace().to_str().encode(),
+    "added": lambda: more_tokens().to_str().encode(),
+    "prefix and suffix": lambda: words().to_str().encode(),
+    "merges as text": lambda: changed(
+        lambda v: v["model"].update(merges=[" ".join(pair) for pair in v["model"]["merges"]])
+    ),
+    "ignore merges": lambda: changed(lambda v: v["model"].update(ignore_merges=True, dropout=0.0)),
+    "options left out": lambda: changed(
+        lambda v: [v["model"].pop(name) for name in ("dropout", "unk_token", "fuse_unk", "ignore_merges")]
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_it_is_the_tokenizer_that_the_library_reads(form: str) -> None:
+    data = FORMS[form]()
+    expected = by_library(data)
+    found = read_bpe(data)
+    assert found is not None
+    tokenizer, vocabulary = found
+    assert tokenizer.to_str() == expected.to_str()
+    assert vocabulary == expected.get_vocab(with_added_tokens=True)
+    text = " once upon a tool time, the cat<|tool|> sat 😀\n"
+    assert tokenizer.encode(text).ids == expected.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).to_str().encode(),
+        changed(lambda v: v["added_tokens"][0].update(id=250)),  # another number than the library gives
+        changed(lambda v: v["model"].update(cache_size=3)),
+        changed(lambda v: v["model"]["merges"].append(["a", "b", "c"])),
+        changed(lambda v: v["model"]["merges"].append(["absent", "too"])),
+        changed(lambda v: v["model"]["vocab"].update({"x y": -1})),
+        changed(lambda v: v["model"]["vocab"].update({"x y": 0})),  # a number twice
+        changed(lambda v: v.pop("added_tokens")),
+        changed(lambda v: v.update(decoder={"type": "Unknown"})),
+        changed(lambda v: v["added_tokens"].append({"content": "\ud800", "id": 305})),
+        b"[" * 100_000,
+        b"\xff",
+        b"3",
+    ],
+)
+def test_what_is_not_of_the_usual_form_is_left_to_the_library(data: bytes) -> None:
+    found = read_bpe(data)
+    assert found is None or found[0].to_str() == by_library(data).to_str()
+
+
+def test_where_bytes_are_damaged_it_reads_what_the_library_reads_or_nothing() -> None:
+    rng, read = random.Random(1), 0
+    good = [FORMS[form]() for form in ("fallback", "added", "prefix and suffix")]
+    for _ in range(300):
+        damaged = bytearray(rng.choice(good))
+        for _ in range(rng.randrange(1, 3)):
+            damaged[rng.randrange(len(damaged))] = rng.choice(b'0123456789"{}[]:, abtruefalsn\\')
+        if (found := read_bpe(bytes(damaged))) is not None:
+            read += 1
+            assert found[0].to_str() == by_library(bytes(damaged)).to_str()
+    assert read > 20
