@@ -17,7 +17,7 @@ test-rust: ## the kernel and engine crates
 	cargo test --workspace --exclude pocketlm-py
 
 test-python: $(VENV)/.dev $(VENV)/.built ## the package, through the built module
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-eval: $(VENV)/.eval $(VENV)/.built ## the model class of lm-evaluation-harness through the harness (800 MB of packages)
 	PYTHONPATH=python $(VENV)/eval/bin/python -m pytest tests/test_lm_eval.py
