@@ -7,11 +7,11 @@ use crate::cpu::Level;
 use crate::formats::Kind;
 use crate::matmul::instances;
 
-/// [`Dot::AHEAD_OF_ONE`] of both types. Two Zen 3 cores, weights in phases of 2 to 64 MB, GB/s read by one row without and with (reading
+/// [`Dot::AHEAD_OF_STREAMS`] of both types. Two Zen 3 cores, weights in phases of 2 to 64 MB, GB/s read by one row without and with (reading
 /// alone: 33 to 35): 28.9 to 30.2 and 34.0 to 35.2 at p4, 26.1 and 33 at p3, 24.5 and 29 at p2v, 25 to 26 and 31.5 to 33 at p2, 28.4 to 31 and
 /// 31.4 to 33 at p8. Half and twice the distance, the first level and the non-temporal hint measured alike; in caches it takes 0 to
 /// 3 %. AVX-VNNI's processors were not measured.
-const AHEAD_OF_ONE: usize = 4096;
+const AHEAD_OF_STREAMS: usize = 4096;
 
 /// Plain AVX2. `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs in 16 bits, saturating; the grids of the
 /// codebooks keep those sums (of one, two or four quads) below 2^15. Int8 weights move their sign to the activations.
@@ -69,7 +69,7 @@ macro_rules! shared {
 impl Dot for Avx2 {
     const PARTS: usize = 2;
     const BLOCK: usize = 4;
-    const AHEAD_OF_ONE: usize = AHEAD_OF_ONE;
+    const AHEAD_OF_STREAMS: usize = AHEAD_OF_STREAMS;
     type V = __m256i;
     type X = *const i8;
     type Sum = __m256i;
@@ -146,7 +146,7 @@ struct Avx2Vnni;
 impl Dot for Avx2Vnni {
     const PARTS: usize = 2;
     const BLOCK: usize = 6;
-    const AHEAD_OF_ONE: usize = AHEAD_OF_ONE;
+    const AHEAD_OF_STREAMS: usize = AHEAD_OF_STREAMS;
     type V = __m256i;
     type X = *const i8;
     type Sum = __m256i;

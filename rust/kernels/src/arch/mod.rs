@@ -33,8 +33,9 @@ pub(crate) trait Dot {
     const PARTS: usize;
     /// Rows of activations of the block that the kernel for many rows keeps in registers.
     const BLOCK: usize;
-    /// How many bytes ahead of its codes the kernel for one row asks for memory; 0 where the processor's own prefetchers do better.
-    const AHEAD_OF_ONE: usize = 0;
+    /// How many bytes ahead of the codes the kernels for one row and two ask for memory where arithmetic is no bound; 0 where the
+    /// processor's own prefetchers do better.
+    const AHEAD_OF_STREAMS: usize = 0;
     /// Weights of one part of a quad, or a table of a tile's codebook.
     type V: Copy;
     /// Sixteen activations of a row.

@@ -16,7 +16,7 @@ const AHEAD: usize = 8192;
 /// Bytes of activations that are used for all tiles before the next ones.
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// One row, in four independent sums so that the latency of the dot product is hidden.
+/// One row, in four independent sums so that the latency of the dot product is hidden: of a part, or of two parts side by side.
 ///
 /// # Safety
 /// Needs the instructions of `D`; `KIND` must be the number of w's kind, x must have w's inputs and a row,
@@ -30,7 +30,13 @@ pub(crate) unsafe fn one<D: Dot, const KIND: usize>(
 ) {
     for (i, t) in tiles.enumerate() {
         // SAFETY: as the caller promises: row 0 exists.
-        unsafe { pass::<D, KIND, 1, 4, 1>(w, x, t, 0..1, &mut out[i * TILE..], 0) };
+        unsafe {
+            if const { D::PARTS == 2 } {
+                pass::<D, KIND, 1, 2, 1>(w, x, t, 0..1, &mut out[i * TILE..], 0)
+            } else {
+                pass::<D, KIND, 1, 4, 1>(w, x, t, 0..1, &mut out[i * TILE..], 0)
+            }
+        };
     }
 }
 
@@ -93,6 +99,7 @@ unsafe fn some<D: Dot, const KIND: usize>(
                     7.. if const { pairs::<D, KIND>(8) } && pair => {
                         pass::<D, KIND, 8, 1, 2>(w, x, t, rows, out, width)
                     }
+                    ..3 if const { D::PARTS == 2 } => pass::<D, KIND, 2, 2, 1>(w, x, t, rows, out, width),
                     ..3 => pass::<D, KIND, 2, 4, 1>(w, x, t, rows, out, width),
                     3 | 4 => pass::<D, KIND, 4, 2, 1>(w, x, t, rows, out, width),
                     5 | 6 if const { D::PARTS == 2 } => pass::<D, KIND, 6, 1, 1>(w, x, t, rows, out, width),
@@ -105,13 +112,13 @@ unsafe fn some<D: Dot, const KIND: usize>(
     }
 }
 
-/// How far ahead passes of that many rows ask for memory, in bytes; 0 where they do not. One row reads one stream in order, which some
-/// processors' own prefetchers follow better when not helped ([`Dot::AHEAD_OF_ONE`]). So do two unless arithmetic sets the time (ms for a
-/// step on Zen 4: 17.3 without and 17.9 with at 4 bits, 17.7 and 16.1 at 3.5, 11.4 and 10.2 at 2).
+/// How far ahead passes of that many rows ask for memory, in bytes; 0 where they do not. Where one row or two are done as fast as their
+/// codes arrive, they read one stream in order, which some processors' own prefetchers follow better when not helped
+/// ([`Dot::AHEAD_OF_STREAMS`]; two rows on Zen 4, ms for a step without and with: 17.3 and 17.9 at 4 bits, 17.7 and 16.1 at 3.5, 11.4 and
+/// 10.2 at 2).
 const fn ahead<D: Dot, const KIND: usize>(rows: usize) -> usize {
     match (rows, Kind::numbered(KIND)) {
-        (1, _) => D::AHEAD_OF_ONE,
-        (2, Kind::P4 | Kind::P8) => 0,
+        (1, _) | (2, Kind::P4 | Kind::P8) => D::AHEAD_OF_STREAMS,
         _ => AHEAD,
     }
 }
@@ -146,12 +153,14 @@ unsafe fn pass<D: Dot, const KIND: usize, const M: usize, const CHAINS: usize, c
     let group_bytes = Kind::numbered(KIND).group_bytes();
     let tile_bytes = groups * group_bytes;
     let lanes = TILE / D::PARTS;
-    // Parts that go through a block side by side share the loads of activations. That pays for one row where arithmetic sets the time
-    // and registers suffice: else the first part's way through a block brings the lines in that the second reads (p4 and p8 from
-    // memory, AVX2 on Zen 4: 25.4 and 27.3 GB/s in turn, 22.5 and 21.0 side by side).
-    let busy = matches!(Kind::numbered(KIND), Kind::P2 | Kind::P3);
+    // Parts that go through a block side by side share the loads of activations. That pays for one row or two where registers suffice: for
+    // two parts, or where arithmetic sets the time. Zen 3, GB/s in turn and side by side. One row on two cores from memory (reading
+    // alone: 34 to 38): 34 and 34 at p4, 31.5 and 33 at p8, 30.4 and 32 at p2v; from the third-level cache 53 and 55, 82 and 100, 31 and
+    // 34. Two rows on one core from memory: 11.2 and 11.6 at p2, 8.5 and 9.1 at p2v, 11.9 and 12.1 at p3, 17.2 and 16.7 at p4, 17.5
+    // and 20 at p8.
+    let pays = D::PARTS == 2 || matches!(Kind::numbered(KIND), Kind::P2 | Kind::P3);
     let together =
-        if M == 1 && busy && D::PARTS * CHAINS * size_of::<D::Sum>() <= 256 { D::PARTS } else { 1 };
+        if M <= 2 && pays && D::PARTS * M * CHAINS * size_of::<D::Sum>() <= 256 { D::PARTS } else { 1 };
     let row: [usize; M] = std::array::from_fn(|m| (rows.start + m).min(rows.end - 1));
     // Counted loops rather than closures, which would not be inlined into code with the instructions.
     // SAFETY: the caller promises the instructions and the kind, by which a tile's codes are `groups` groups
