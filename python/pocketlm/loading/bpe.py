@@ -1,8 +1,8 @@
 """Byte-pair tokenizers put together from their parts, faster than the library reads them.
 
-The library reads the merges of a ``tokenizer.json`` through an intermediate form, and tells the vocabulary only
-by copying it. Python's parser and the library's constructor are faster together, and have the vocabulary at
-once. What is not of the usual form goes back to the library.
+The library reads the merges of a ``tokenizer.json`` through an intermediate form, and tells the vocabulary
+only by copying it. Python's parser and the library's constructor are faster together, and have the vocabulary
+at once. What is not of the usual form goes back to the library.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
 def read_bpe(data: bytes) -> tuple[Tokenizer, dict[str, int]] | None:
-    """The tokenizer that ``Tokenizer.from_buffer(data)`` makes, without truncation and padding, and the ids of
-    its tokens by their text. ``None`` if ``data`` is no byte-pair tokenizer of the usual form, damaged ones
-    included, of which the library knows better what to say."""
+    """The tokenizer that ``Tokenizer.from_buffer(data)`` makes, and the ids of its tokens by their text, but
+    without truncation and padding. ``None`` if ``data`` is no byte-pair tokenizer of the usual form, damaged
+    ones included, of which the library knows better what to say."""
     from tokenizers import AddedToken, Tokenizer
     from tokenizers.models import BPE
 
