@@ -8,7 +8,7 @@ at once. What is not of the usual form goes back to the library.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,13 +38,15 @@ def read_bpe(data: bytes) -> tuple[Tokenizer, dict[str, int]] | None:
         model, added = found.pop("model"), found.pop("added_tokens")
         if model.pop("type") != "BPE":
             return None
-        vocabulary, merges = model.pop("vocab"), _pairs(model.pop("merges"))
-        if not model.keys() <= _OPTIONS or merges is None:
+        vocabulary, merges = model.pop("vocab"), model.pop("merges")
+        if not model.keys() <= _OPTIONS:
             return None
+        # Published files have lists of two, older ones texts with a space between.
+        pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
         options = {name: value for name, value in model.items() if value is not None}
         shell = {"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
         steps = Tokenizer.from_str(json.dumps({**found, **shell}))
-        tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, **options))
+        tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=pairs, **options))
         for name in _STEPS:
             if (step := getattr(steps, name)) is not None:
                 setattr(tokenizer, name, step)
@@ -67,9 +69,3 @@ def read_bpe(data: bytes) -> tuple[Tokenizer, dict[str, int]] | None:
             raise
         return None
     return tokenizer, vocabulary
-
-
-def _pairs(merges: Any) -> list[tuple[str, str]] | None:
-    """Merges as pairs: published files have lists of two, older ones texts with a space between."""
-    pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
-    return pairs if all(len(pair) == 2 for pair in pairs) else None
