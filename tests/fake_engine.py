@@ -14,7 +14,20 @@ from typing import Any
 
 import numpy as np
 
+from pocketlm.generate.pace import Pace
+
 BLOCK = 64
+
+
+class FixedPace(Pace):
+    """So many rows of prompts a step, however fast the machine is."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self._fixed = rows
+
+    def rows(self, most: int, shared: bool) -> int:
+        return min(self._fixed, most)
 
 
 class FakeSequence:

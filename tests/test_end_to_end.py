@@ -16,6 +16,7 @@ import pytest
 
 import pocketlm
 from checkpoints import write_checkpoint
+from fake_engine import FixedPace
 from independent.cases import llama
 from pocketlm.errors import ConfigError, MemoryLimitError, ParameterError, TokenizerError
 from pocketlm.generate.params import SamplingParams
@@ -64,8 +65,7 @@ def test_same_seed_same_tokens_whatever_else_runs(lm: pocketlm.LM, directory: Pa
         c.usage.reused_tokens for c in again if c.usage.prompt_tokens > 9
     )
     with pocketlm.load(directory, threads=1, cache_tokens=512, kv_dtype=kv_dtype) as other:
-        other._scheduler._chunk = 3
-        other._scheduler._adapt = lambda *_: None  # type: ignore[method-assign]
+        other._scheduler._pace = FixedPace(3)
         assert [c.tokens for c in other.generate(PROMPTS, PARAMS)] == singles
     assert lm.generate(PROMPTS[0], PARAMS, seed=12).tokens != singles[0]
 

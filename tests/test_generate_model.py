@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fake_engine import FakeEngine, FakeResult, FakeSampler
+from fake_engine import FakeEngine, FakeResult, FakeSampler, FixedPace
 from pocketlm.errors import ContextLengthError, ParameterError, WeightError
 from pocketlm.generate.params import SamplingParams
 from pocketlm.generate.result import Completion
@@ -94,8 +94,7 @@ def test_a_batch_equals_its_rows(
 
 def test_a_long_prompt_does_not_hold_up_others(lm: LM) -> None:
     engine: Any = lm.engine
-    lm._scheduler._chunk = 32
-    lm._scheduler._adapt = lambda *_: None  # type: ignore[method-assign]
+    lm._scheduler._pace = FixedPace(32)
     long = lm.stream([5] * 200, FREE)
     short = lm.stream([6] * 4, FREE)
     short.result()
@@ -151,7 +150,7 @@ def test_stream_yields_the_same_text_in_pieces(lm: LM) -> None:
 
 def test_cancel_during_prefill_ends_at_the_next_chunk(lm: LM) -> None:
     engine: Any = lm.engine
-    lm._scheduler._chunk = 32
+    lm._scheduler._pace = FixedPace(32)
     stream = lm.stream([5] * 200, FREE)
     engine.before_step = stream.cancel
     chunks = list(stream)

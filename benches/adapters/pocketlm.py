@@ -105,14 +105,16 @@ class Peer(Adapter):
 
     def share_of_peak(self, tokens_per_second: float) -> float | None:
         from pocketlm._core import int8_peak
-        from pocketlm.graph import Linear
+        from pocketlm.graph import Attention, Linear
         from pocketlm.kinds import PALETTE_KINDS
         from pocketlm.profile.work import matrix
 
         if (loaded := self.model.loaded) is None:
             return None
-        # Of a prompt only the last token goes through the head.
-        products = [op for op in loaded.graph.ops if isinstance(op, Linear) and op is not loaded.graph.head()]
+        # Of a prompt only the last token goes through what follows the last attention: no work that was done.
+        ops = loaded.graph.ops
+        last = max((at for at, op in enumerate(ops) if isinstance(op, Attention)), default=-1)
+        products = [op for op in ops[:last] if isinstance(op, Linear)]
         found = [matrix(loaded.store, op) for op in products]
         if not all(info and info.kind in PALETTE_KINDS for info in found):
             return None

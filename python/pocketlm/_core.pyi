@@ -51,7 +51,7 @@ class Engine:
         cache_tokens: tokens that the cache holds over all sequences, rounded up to blocks of 64. Pages that
         were
             never used cost nothing.
-        max_rows: tokens of a step at most.
+        max_rows: tokens of a step at most; else 128, and 256 with AMX.
         precise: keep activations in float32 with palettized weights too (slow; for comparison).
         kv_dtype: how the cache stores keys and values: ``"f16"``, or ``"int8"`` with a scale for each token
             and head.
@@ -72,7 +72,7 @@ class Engine:
         *,
         threads: int | None = None,
         cache_tokens: int,
-        max_rows: int = 256,
+        max_rows: int | None = None,
         precise: bool = False,
         max_memory: int | None = None,
         kv_dtype: str = "f16",

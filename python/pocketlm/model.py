@@ -9,7 +9,6 @@ from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
-from pocketlm.describe import Description
 from pocketlm.errors import ParameterError
 from pocketlm.generate import samples
 from pocketlm.generate.defaults import GenerationDefaults
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
+    from pocketlm.describe import Description
     from pocketlm.evaluate.perplexity import Perplexity
     from pocketlm.scores import Score
 

@@ -27,14 +27,11 @@ from pocketlm.errors import CancelledError, ContextLengthError, InternalError, P
 from pocketlm.generate.draft import Drafter
 from pocketlm.generate.engine import BLOCK, Engine
 from pocketlm.generate.job import Evaluation, Generation, Job
+from pocketlm.generate.pace import Pace
 from pocketlm.generate.params import MAX_GUESSES
 from pocketlm.generate.prefixes import PrefixCache
 from pocketlm.generate.result import Chunk
 
-STEP_SECONDS = (
-    0.25  # aim for the time of a step: how long a cancellation or another job's token may have to wait
-)
-MIN_CHUNK = 32  # rows of prompt; below this a step's fixed costs show
 MAX_RUNNING = 64
 LOGIT_BYTES = 64 << 20  # most memory for the logits of a step
 # How long the engine may go on by itself while every job generates. A stream's pieces then come at most this
@@ -54,7 +51,7 @@ class Scheduler:
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._prefixes = PrefixCache()
-        self._chunk = 128.0
+        self._pace = Pace()
         self._closed = False
         self._reset()
         _live.add(self)
@@ -193,7 +190,8 @@ class Scheduler:
                 steps = 1 if jobs and self._drafter.propose(jobs, self.engine) else min(steps, 16)
             results = self.engine.step([item for _, item in batch], steps=steps, seconds=seconds)
             if steps == 1:
-                self._adapt(batch, time.perf_counter() - began)
+                rows = sum(len(item[1]) for _, item in batch)
+                self._pace.note(rows, time.perf_counter() - began)
             with self._changed:
                 for (job, item), result in zip(batch, results, strict=True):
                     try:
@@ -256,7 +254,7 @@ class Scheduler:
     def _compose(self) -> list[tuple[Job, Any]]:
         batch = [(job, job.item(1)) for job in self._running if not job.left]
         prompts = [job for job in self._running if job.left]
-        rows = min(self.engine.max_rows - len(batch), int(self._chunk))
+        rows = self._pace.rows(self.engine.max_rows - len(batch), shared=bool(batch))
         with_logits = max(1, LOGIT_BYTES // (4 * self.engine.vocab_size))
         for index, job in enumerate(prompts):
             share = max(rows // (len(prompts) - index), min(16, rows))
@@ -292,11 +290,6 @@ class Scheduler:
             if not job.patient:
                 seconds = STREAM_SECONDS
         return steps, seconds
-
-    def _adapt(self, batch: list[tuple[Job, Any]], seconds: float) -> None:
-        rows = sum(len(item[1]) for _, item in batch)
-        if seconds > 0 and rows * 2 >= self._chunk:
-            self._chunk = min(max(rows * STEP_SECONDS / seconds, MIN_CHUNK), self.engine.max_rows)
 
     def _after_fork(self) -> None:
         # Threads that waited are not in the child, and the sequences' owners with them.

@@ -125,13 +125,13 @@ def open_model(
 
 
 def _recovery(path: Path, graph: Graph, store: WeightStore) -> Adapter | None:
-    # Imported here, since it reads files with this package's functions.
-    from pocketlm.adapters.files import open_adapter
-
     directory = path / ADAPTERS / RECOVERY
     with storage_errors(directory):
         if not directory.exists():
             return None
+    # Imported here, since it reads files with this package's functions, and most models have none.
+    from pocketlm.adapters.files import open_adapter
+
     return open_adapter(require_directory(directory), graph, store)
 
 

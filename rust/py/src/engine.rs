@@ -8,7 +8,7 @@ use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pocketlm_engine::graph::Graph;
 use pocketlm_engine::{
     Continuation, Details, Engine, EngineError, EngineOptions, KvType, Logits, Sampler, Sequence, StepItem,
-    WriteItem, WriteLimits, Written,
+    WriteItem, WriteLimits, Written, default_rows,
 };
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
@@ -76,14 +76,14 @@ impl PyStepResult {
 #[pymethods]
 impl PyEngine {
     #[new]
-    #[pyo3(signature = (graph_json, store, *, threads=None, cache_tokens, max_rows=256, precise=false, max_memory=None, kv_dtype="f16"))]
+    #[pyo3(signature = (graph_json, store, *, threads=None, cache_tokens, max_rows=None, precise=false, max_memory=None, kv_dtype="f16"))]
     fn new(
         py: Python<'_>,
         graph_json: &str,
         store: &PyWeightStore,
         threads: Option<usize>,
         cache_tokens: usize,
-        max_rows: usize,
+        max_rows: Option<usize>,
         precise: bool,
         max_memory: Option<u64>,
         kv_dtype: &str,
@@ -91,6 +91,7 @@ impl PyEngine {
         let kv = KvType::ALL.into_iter().find(|kv| kv.name() == kv_dtype);
         let kv = kv.ok_or_else(|| parameter("kv_dtype", format!("is {kv_dtype:?}, must be f16 or int8")))?;
         let store = store.shared();
+        let max_rows = max_rows.unwrap_or_else(default_rows);
         let options = EngineOptions { threads, cache_tokens, max_rows, precise, kv, max_memory };
         let make = || Engine::new(Graph::parse(graph_json)?, store, &options);
         Ok(Self { engine: py.detach(make).map_err(to_python)? })
