@@ -16,6 +16,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benches.lengths import MOST_BYTES, vector_length
+
 TRACEME, PEEKDATA, PEEKUSER, POKEDATA, POKEUSER, CONT, KILL, SINGLESTEP = 0, 2, 3, 5, 6, 7, 8, 9
 RIP, RSP = 16 * 8, 19 * 8  # in struct user_regs_struct of x86-64
 NO_RANDOMIZATION = 0x0040000  # of addresses, so that counts that depend on alignment repeat
@@ -120,13 +122,18 @@ class Process:
         return True
 
     def count_call(self) -> int:
-        """Instructions from the first of a function, at which the child is, to its return, included."""
+        """Instructions from the first of a function, at which the child is, to its return, included.
+
+        Vector instructions that the processor lacks are counted and passed over, so that registers and memory
+        keep what they held: right as long as no branch and no address follows from a vector.
+        """
         end = self._ask(PEEKDATA, self._ask(PEEKUSER, RSP))
         pid, ptrace, wait = self.child.pid, self._library.ptrace, os.waitpid
-        count, signalled, trap = 0, 0, signal.SIGTRAP << 8 | 0x7F
+        count, signalled = 0, 0
+        trap, illegal = (number << 8 | 0x7F for number in (signal.SIGTRAP, signal.SIGILL))
         while True:
             ptrace(SINGLESTEP, pid, None, signalled)
-            if (status := wait(pid, 0)[1]) == trap:
+            if (status := wait(pid, 0)[1]) == trap or (status == illegal and self._pass_over()):
                 count, signalled = count + 1, 0
             elif os.WIFSTOPPED(
                 status
@@ -138,6 +145,16 @@ class Process:
                 raise OSError(f"the program ended while it was counted ({self.child.returncode})")
             if ptrace(PEEKUSER, pid, RIP, None) == end:
                 return count
+
+    def _pass_over(self) -> bool:
+        """Goes behind the next instruction, if it is a vector instruction."""
+        at = self._ask(PEEKUSER, RIP)
+        words = [self._ask(PEEKDATA, at + 8 * i) & (1 << 64) - 1 for i in range(2)]
+        length = vector_length(b"".join(word.to_bytes(8, "little") for word in words)[:MOST_BYTES])
+        if length is None:
+            return False
+        self._ask(POKEUSER, RIP, at + length)
+        return True
 
 
 def _passed(number: int) -> int:

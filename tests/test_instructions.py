@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benches import instructions, singlestep
+from benches import instructions, lengths, singlestep
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_counts_are_as_recorded(found: dict[str, Any], level: str) -> None:
     here = found["levels"][level]
     if here["compiler"] != known["compiler"]:
         pytest.skip(f"{level}: recorded with {known['compiler']}, not {here['compiler']} (make instructions)")
-    said = instructions.differences(here["counts"], known["counts"])
+    said = instructions.differences(here["counts"], instructions.comparable(here, known["counts"]))
     assert not said, "\n".join([*said, "if that is meant, `make instructions` records it"])
 
 
@@ -44,6 +44,45 @@ def test_levels_of_this_machine_are_recorded(found: dict[str, Any]) -> None:
     missing = set(found["levels"]) - set(known["levels"])
     assert missing <= {"avx2vnni", "avx512amx"}, f"not recorded: {missing}"
     assert found["lines"] == known["lines"]
+
+
+def test_products_of_a_foreign_level_are_compared_and_steps_are_not() -> None:
+    recorded = {"p4 rows=1": 5, "decode step": 7}
+    foreign = {"counts": {"p4 rows=1": 5}, "foreign": True}
+    assert instructions.comparable(foreign, recorded) == {"p4 rows=1": 5}
+    assert instructions.comparable(foreign | {"foreign": False}, recorded) == recorded
+
+
+@pytest.mark.parametrize(
+    ("code", "length"),
+    [
+        ("c5f877", 3),  # vzeroupper
+        ("c5f8ae5424fc", 6),  # vldmxcsr with SIB and a byte of displacement
+        ("c5f8905424fc", 6),  # kmovw k2, [rsp - 4]
+        ("c5f898c1", 4),  # kortestw k0, k1
+        ("c4e2791845f0", 6),  # vbroadcastss xmm0, [rbp - 16]
+        ("c4e37d39c101", 6),  # vextracti128 xmm1, ymm0, 1
+        ("c5fd6f0511111111", 8),  # vmovdqa ymm0, [rip + ...]
+        ("c5fd70c1b1", 5),  # vpshufd ymm0, ymm1, 0xb1
+        ("62f17c481000", 6),  # vmovups zmm0, [rax]
+        ("62f17c48104001", 7),  # vmovups zmm0, [rax + 64]
+        ("62f17c4810800a000000", 10),  # vmovups zmm0, [rax + 10]
+        ("62f17c4810048500000000", 11),  # vmovups zmm0, [4 * rax]
+        ("62f26d5850440801", 8),  # vpdpbusd zmm0, zmm2, [rax + rcx + 4]{1to16}
+        ("62f17d4872d004", 7),  # vpsrld zmm0, zmm0, 4
+        ("62f3fd483bc101", 7),  # vextracti64x4 ymm1, zmm0, 1
+        ("62f27d4818c0", 6),  # vbroadcastss zmm0, xmm0
+    ],
+)
+def test_lengths_of_vector_instructions(code: str, length: int) -> None:
+    behind = "90" * 15
+    assert lengths.vector_length(bytes.fromhex(code + behind)) == length
+
+
+@pytest.mark.parametrize("code", ["0f0b", "90", "e800000000", "62f57c4858c0", "c4e87910c0"])
+def test_what_is_no_vector_instruction_has_no_length(code: str) -> None:
+    # An undefined instruction, a no-op, a call; maps of opcodes that are not known here.
+    assert lengths.vector_length(bytes.fromhex(code + "90" * 15)) is None
 
 
 def test_more_and_fewer_instructions_are_told_and_so_are_names() -> None:

@@ -4,7 +4,8 @@
 //!
 //! Prints `level NAME`, the address of the function that every piece runs in as `counted ADDRESS`, and before each piece
 //! `work LINES NAME`, where LINES are the 64-byte lines of codes that it reads (0 for a step). With `--levels` it prints
-//! the levels of this machine instead.
+//! the levels of this machine instead. With `--foreign LEVEL` it does the products of a level that this machine lacks, for a
+//! counter that passes over what the processor refuses; without one the first such instruction ends the program.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -51,8 +52,8 @@ fn product(
     }
     let (acts, mut scratch, mut out) = (buffer.as_rows(), Scratch::new(), vec![0f32; rows * outputs]);
     println!("work {} {} rows={rows} cols={cols}", codes.len() / 64, kind.name());
-    // SAFETY: the level is that of this process, so available; the kernel is of the weight's kind, and all
-    // lengths follow from the shapes above.
+    // SAFETY: the kernel is of the weight's kind, and all lengths follow from the shapes above. The level is that of this process,
+    // so available; or else the caller wants to see its instructions refused.
     counted(&mut || unsafe { kernel(&weights, &acts, 0..tiles, &mut scratch, &mut out) });
     Ok(())
 }
@@ -93,7 +94,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         Level::available().iter().for_each(|level| println!("{level}"));
         return Ok(());
     }
-    let level = level()?;
+    let foreign = std::env::args().skip_while(|argument| argument != "--foreign").nth(1);
+    let level = match &foreign {
+        Some(name) => Level::from_name(name).ok_or("--foreign needs the name of a level")?,
+        None => level()?,
+    };
     println!("level {level}");
     println!("counted {:#x}", counted as *const () as usize);
     for kind in Kind::ALL {
@@ -102,6 +107,9 @@ fn main() -> Result<(), Box<dyn Error>> {
                 product(kind, variant, (rows, tiles), cols, level)?;
             }
         }
+    }
+    if foreign.is_some() {
+        return Ok(());
     }
     step(KvType::F16, "")?;
     step(KvType::I8, ", int8 cache")

@@ -127,10 +127,12 @@ unsafe fn block<D: Dot, const KIND: usize, const V: usize, const W: usize, const
     // values of a row and four quads of the panel; x has a scale and a sum for each row and block.
     unsafe {
         let values: [*const i8; R] = row.map(|r| x.values.as_ptr().add(r * x.stride + b * 256));
-        let mut sums = row.map(|r| {
+        let mut sums = [[D::sum(0); W]; R];
+        for (sums, r) in sums.iter_mut().zip(row) {
+            // A counted loop: a closure would not be inlined into code with the instructions.
             let total = *x.sums.get_unchecked(r * n_blocks + b);
-            [D::sum(total.wrapping_mul(-D::bias::<KIND>())); W]
-        });
+            *sums = [D::sum(total.wrapping_mul(-D::bias::<KIND>())); W];
+        }
         for step in 0..groups * 2 {
             let quads = panel.add(step * 4 * V * vector);
             let acts: [D::X; R] = values.map(|p| D::acts(p.add(step * 16)));
