@@ -213,7 +213,8 @@ def main() -> None:
         found[level] = {"compiler": compiler(), "counts": counts, "foreign": False}
     for level in FOREIGN:
         if level not in found:
-            counts, _ = count(program, level, foreign=True)
+            counts, lines_of_products = count(program, level, foreign=True)
+            lines = lines_of_products | lines
             found[level] = {"compiler": compiler(), "counts": counts, "foreign": True}
     for level in ARM_LEVELS if args.arm else ():
         counts, lines = count_arm(level)
@@ -226,8 +227,10 @@ def main() -> None:
     if args.record:
         kept = recorded["levels"]  # another machine's levels stay, and a foreign level's steps
         for level, values in found.items():
-            before = kept.get(level, {}).get("counts", {}) if values["foreign"] else {}
-            kept[level] = {"compiler": values["compiler"], "counts": {**before, **values["counts"]}}
+            before = kept.get(level, {"compiler": None})
+            if values["foreign"] and before["compiler"] == values["compiler"]:
+                values["counts"] |= {name: n for name, n in before["counts"].items() if "step" in name}
+            kept[level] = {key: values[key] for key in ("compiler", "counts")}
         RECORD.write_text(json.dumps({"lines": lines, "levels": kept}, indent=1) + "\n")
         print(f"{RECORD.relative_to(ROOT)}: {', '.join(found)} recorded")
         return

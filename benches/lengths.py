@@ -11,11 +11,18 @@ MOST_BYTES = 15  # of any instruction
 # insertions and extractions of words.
 _IMMEDIATE = frozenset({0x70, 0x71, 0x72, 0x73, 0xC2, 0xC4, 0xC5, 0xC6})
 _VZEROUPPER = 0x77  # has no ModRM
+# What writes general registers or flags, on which branches and addresses may depend, by map and opcode: moves
+# of masks and lanes to registers, tests of masks, conversions to integers, comparisons; and BMI.
+_GENERAL = {
+    1: frozenset({0x2C, 0x2D, 0x2E, 0x2F, 0x50, 0x78, 0x79, 0x93, 0x98, 0x99, 0xC5, 0xD7}),
+    2: frozenset({0xF2, 0xF3, 0xF5, 0xF6, 0xF7}),
+    3: frozenset({0x14, 0x15, 0x16, 0x17, 0xF0}),
+}
 
 
 def vector_length(code: bytes) -> int | None:
-    """Bytes of the VEX or EVEX instruction that ``code`` begins with, or ``None`` if it is none. ``code``
-    holds it whole, as the first 15 bytes do."""
+    """Bytes of the VEX or EVEX instruction that ``code`` begins with; ``None`` if it is none, or one whose
+    result may decide about the way. ``code`` holds it whole, as the first 15 bytes do."""
     if code[:1] == b"\xc5":
         at, opcodes = 2, 1
     elif code[:1] == b"\xc4":
@@ -25,7 +32,7 @@ def vector_length(code: bytes) -> int | None:
     else:
         return None
     opcode = code[at]
-    if opcodes not in (1, 2, 3):
+    if opcode in _GENERAL.get(opcodes, range(256)):
         return None
     if opcodes == 1 and opcode == _VZEROUPPER:
         return at + 1

@@ -1,6 +1,7 @@
 """Counts the instructions of a function in another process, one by one (Linux on x86-64, by ``ptrace``).
 
-Exact, for any instruction that the processor has, but no faster than some 100,000 instructions per second:
+Exact, for any instruction that the processor has and nearly so for vector instructions that it lacks, which
+are passed over; but no faster than some 100,000 instructions per second:
 for small pieces of work. A hardware counter would be faster, but virtual machines seldom have one, and
 valgrind does not know AVX-512.
 """

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fake_engine import FakeEngine, FakeResult, FakeSampler, FixedPace
 from pocketlm.errors import ContextLengthError, ParameterError, WeightError
+from pocketlm.generate.pace import Pace
 from pocketlm.generate.params import SamplingParams
 from pocketlm.generate.result import Completion
 from pocketlm.model import LM
@@ -146,6 +147,32 @@ def test_stream_yields_the_same_text_in_pieces(lm: LM) -> None:
     assert whole.logprobs is not None and len(whole.logprobs) == 12
     assert all(len(entry.top) == 2 and entry.logprob <= 0 for entry in whole.logprobs)
     assert next(stream, None) is None
+
+
+class NotedPace(Pace):
+    """Writes down whether steps with prompts were shared, and what was learned from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared: list[bool] = []
+        self.noted: list[int] = []
+
+    def rows(self, most: int, shared: bool) -> int:
+        self.shared.append(shared)
+        return min(32, most)
+
+    def note(self, rows: int, seconds: float) -> None:
+        self.noted.append(rows)
+
+
+def test_only_texts_that_are_generated_share_a_step_and_only_prompts_teach(lm: LM) -> None:
+    lm._scheduler._pace = pace = NotedPace()
+    first = lm.stream([5] * 40, FREE, max_tokens=8)
+    next(first)  # its prompt is done
+    lm.generate([6] * 40, FREE, max_tokens=1)
+    assert first.result().usage.completion_tokens == 8
+    assert pace.shared[:2] == [False, False] and all(pace.shared[2:])
+    assert pace.noted == [32, 8, 33, 9]
 
 
 def test_cancel_during_prefill_ends_at_the_next_chunk(lm: LM) -> None:

@@ -59,7 +59,6 @@ def test_products_of_a_foreign_level_are_compared_and_steps_are_not() -> None:
         ("c5f877", 3),  # vzeroupper
         ("c5f8ae5424fc", 6),  # vldmxcsr with SIB and a byte of displacement
         ("c5f8905424fc", 6),  # kmovw k2, [rsp - 4]
-        ("c5f898c1", 4),  # kortestw k0, k1
         ("c4e2791845f0", 6),  # vbroadcastss xmm0, [rbp - 16]
         ("c4e37d39c101", 6),  # vextracti128 xmm1, ymm0, 1
         ("c5fd6f0511111111", 8),  # vmovdqa ymm0, [rip + ...]
@@ -82,6 +81,12 @@ def test_lengths_of_vector_instructions(code: str, length: int) -> None:
 @pytest.mark.parametrize("code", ["0f0b", "90", "e800000000", "62f57c4858c0", "c4e87910c0"])
 def test_what_is_no_vector_instruction_has_no_length(code: str) -> None:
     # An undefined instruction, a no-op, a call; maps of opcodes that are not known here.
+    assert lengths.vector_length(bytes.fromhex(code + "90" * 15)) is None
+
+
+@pytest.mark.parametrize("code", ["c5f898c1", "c5fb93c1", "c5f8502424", "c4e279f7c0", "c4e37916c001"])
+def test_what_may_decide_about_the_way_is_not_passed_over(code: str) -> None:
+    # kortestw k0, k1; kmovd eax, k1; vmovmskps; shlx (BMI); vpextrd eax, xmm0, 1.
     assert lengths.vector_length(bytes.fromhex(code + "90" * 15)) is None
 
 

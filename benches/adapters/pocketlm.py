@@ -113,10 +113,10 @@ class Peer(Adapter):
             return None
         # Of a prompt only the last token goes through what follows the last attention: no work that was done.
         ops = loaded.graph.ops
-        last = max((at for at, op in enumerate(ops) if isinstance(op, Attention)), default=-1)
+        last = max((at for at, op in enumerate(ops) if isinstance(op, Attention)), default=0)
         products = [op for op in ops[:last] if isinstance(op, Linear)]
         found = [matrix(loaded.store, op) for op in products]
-        if not all(info and info.kind in PALETTE_KINDS for info in found):
+        if not products or not all(info and info.kind in PALETTE_KINDS for info in found):
             return None
         macs = sum(op.weight.shape[0] * op.weight.shape[1] for op in products)
         return float(tokens_per_second * macs / int8_peak(self.threads, PEAK_SECONDS))

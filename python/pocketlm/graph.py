@@ -263,4 +263,10 @@ class Graph:
         """The graph as the engine reads it: ``{"ops": [{"kind": ..., field: value, ...}], ...}``."""
         # Not by ``dataclasses.asdict``, which copies every frequency and takes ten times as long.
         ops = [{"kind": op.kind, **vars(op)} for op in self.ops]
-        return json.dumps({**vars(self), "ops": ops}, default=vars)
+        return json.dumps({**vars(self), "ops": ops}, default=_fields)
+
+
+def _fields(value: Weight | Rotary) -> dict[str, object]:
+    if not isinstance(value, Weight | Rotary):
+        raise TypeError(f"a graph holds no {type(value).__name__}")
+    return vars(value)

@@ -21,10 +21,11 @@ class Pace:
 
     def rows(self, most: int, shared: bool) -> int:
         """Rows for the prompts of a step, at most ``most``; ``shared`` with texts that are generated."""
+        wanted = FIRST_ROWS
         if self._rows_per_second is not None:
             seconds = SHARED_SECONDS if shared else ALONE_SECONDS
-            self._planned = max(int(min(self._rows_per_second * seconds, most)), LEAST_ROWS)
-        self._planned = min(self._planned, most)
+            wanted = max(int(min(self._rows_per_second * seconds, most)), LEAST_ROWS)
+        self._planned = min(wanted, most)
         return self._planned
 
     def note(self, rows: int, seconds: float) -> None:

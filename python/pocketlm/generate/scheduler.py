@@ -181,15 +181,15 @@ class Scheduler:
                     raise InternalError("the scheduler has jobs but cannot run any")
                 return
             self._make_room(batch)
-        began = time.perf_counter()
         try:
             steps, seconds = self._limits(batch)
             if self._drafter is not None:
                 jobs = [job for job, _ in batch if isinstance(job, Generation) and not job.left]
                 # Further steps would be without the draft model.
                 steps = 1 if jobs and self._drafter.propose(jobs, self.engine) else min(steps, 16)
+            began = time.perf_counter()
             results = self.engine.step([item for _, item in batch], steps=steps, seconds=seconds)
-            if steps == 1:
+            if any(job.left for job, _ in batch):
                 rows = sum(len(item[1]) for _, item in batch)
                 self._pace.note(rows, time.perf_counter() - began)
             with self._changed:
