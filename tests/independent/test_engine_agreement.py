@@ -48,7 +48,7 @@ def dense_engine(case: str, dtype: str, precision: cases.Precision, threads: int
             store.add(name, bf16(value), "bf16")
         else:
             store.add(name, value.astype({"f16": np.float16, "f32": np.float32}[dtype]))
-    return _core.Engine(cases.graph(case).to_json(), store, threads=threads, cache_tokens=256)
+    return _core.Engine(cases.graph(case).to_json(), store, threads=threads, cache_tokens=256, max_rows=256)
 
 
 @each_case
@@ -137,7 +137,7 @@ def test_palettized_weights(case: str, kinds: list[str]) -> None:
 def test_palettized_weights_with_exact_activations(case: str) -> None:
     graph, ids = cases.graph(case), cases.ids(case)
     store, weights = palettized(case, ["p4", "p3", "p2v", "p2", "p8"])
-    engine = _core.Engine(graph.to_json(), store, cache_tokens=256, precise=True)
+    engine = _core.Engine(graph.to_json(), store, cache_tokens=256, max_rows=256, precise=True)
     (result,) = engine.step([(engine.sequence(), ids.tolist(), None, "all")])
     assert result.logits is not None
     assert distance(result.logits, Reference(graph, weights).logits(ids)) < 5e-3
