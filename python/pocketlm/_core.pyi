@@ -32,6 +32,7 @@ __all__ = [
     "palette_kinds",
     "palettize_tensor",
     "read_bandwidth",
+    "read_byte_pairs",
     "release_freed_memory",
 ]
 
@@ -299,6 +300,10 @@ def read_bandwidth(threads: int, seconds: float = 0.5) -> float:
 def int8_peak(threads: int, seconds: float = 0.1) -> float:
     """Int8 multiply-adds per second that so many threads do together from registers, with the instructions of
     :func:`current_isa`: the best pass counts."""
+
+def read_byte_pairs(data: bytes) -> tuple[dict[str, int], list[tuple[str, str]], str] | None:
+    """Vocabulary, merges, and the rest of a ``tokenizer.json`` as a JSON text without them. ``None`` if ``data`` is
+    not of that form: not JSON, no ``model`` with ``vocab`` and ``merges``, or a key twice."""
 
 def release_freed_memory() -> None:
     """Gives memory that was freed back to the system, where the C library's allocator would keep it."""

@@ -1,14 +1,16 @@
 """Byte-pair tokenizers put together from their parts, faster than the library reads them.
 
 The library reads the merges of a ``tokenizer.json`` through an intermediate form, and tells the vocabulary
-only by copying it. Python's parser and the library's constructor are faster together, and have the vocabulary
-at once. What is not of the usual form goes back to the library.
+only by copying it. A parser of our own and the library's constructor are faster together, and have the
+vocabulary at once. What is not of the usual form goes back to the library.
 """
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
+
+from pocketlm._core import read_byte_pairs
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,19 +36,17 @@ def read_bpe(data: bytes) -> tuple[Tokenizer, dict[str, int]] | None:
     from tokenizers.models import BPE
 
     try:
-        found = json.loads(data)
+        if (tables := read_byte_pairs(data)) is None:
+            return None
+        vocabulary, merges, rest = tables
+        found = json.loads(rest)
         model, added = found.pop("model"), found.pop("added_tokens")
-        if model.pop("type") != "BPE":
+        if model.pop("type") != "BPE" or not model.keys() <= _OPTIONS:
             return None
-        vocabulary, merges = model.pop("vocab"), model.pop("merges")
-        if not model.keys() <= _OPTIONS:
-            return None
-        # Published files have lists of two, older ones texts with a space between.
-        pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
         options = {name: value for name, value in model.items() if value is not None}
         shell = {"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
         steps = Tokenizer.from_str(json.dumps({**found, **shell}))
-        tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=pairs, **options))
+        tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, **options))
         for name in _STEPS:
             if (step := getattr(steps, name)) is not None:
                 setattr(tokenizer, name, step)

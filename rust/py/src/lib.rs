@@ -1,5 +1,6 @@
 //! The Python binding of pocketlm: the module `pocketlm._core`, and nothing else.
 
+mod byte_pairs;
 mod continuation;
 mod engine;
 mod errors;
@@ -16,6 +17,8 @@ use pyo3::prelude::*;
 mod _core {
     use super::*;
 
+    #[pymodule_export]
+    use crate::byte_pairs::read_byte_pairs;
     #[pymodule_export]
     use crate::continuation::PyContinuation;
     #[pymodule_export]

@@ -222,6 +222,9 @@ fn split<'a, S: Simd, B: Numbers<'a>>(s: S, a: &Attention<'a>, partial: &mut [f3
         } else if S::REGISTERS >= 8 && left >= 4 {
             tile::<S, B, 4>(s, a, row, &mut partial[at..at + 4 * stride]);
             4
+        } else if S::REGISTERS >= 8 && left == 3 {
+            tile::<S, B, 3>(s, a, row, &mut partial[at..at + 3 * stride]);
+            3
         } else if S::REGISTERS >= 8 && left >= 2 {
             tile::<S, B, 2>(s, a, row, &mut partial[at..at + 2 * stride]);
             2
