@@ -302,8 +302,8 @@ def int8_peak(threads: int, seconds: float = 0.1) -> float:
     :func:`current_isa`: the best pass counts."""
 
 def read_byte_pairs(data: bytes) -> tuple[dict[str, int], list[tuple[str, str]], str] | None:
-    """Vocabulary, merges, and the rest of a ``tokenizer.json`` as a JSON text without them. ``None`` if ``data`` is
-    not of that form: not JSON, no ``model`` with ``vocab`` and ``merges``, or a key twice."""
+    """Vocabulary, merges, and the rest of a ``tokenizer.json`` as a JSON text without them. ``None`` if
+    ``data`` is not of that form: not JSON, no ``model`` with ``vocab`` and ``merges``, or a key twice."""
 
 def release_freed_memory() -> None:
     """Gives memory that was freed back to the system, where the C library's allocator would keep it."""
