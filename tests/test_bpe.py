@@ -53,6 +53,9 @@ FORMS = {
     "merges as text": lambda: changed(
         lambda v: v["model"].update(merges=[" ".join(pair) for pair in v["model"]["merges"]])
     ),
+    "merges first": lambda: changed(
+        lambda v: v["model"].update(merges=v["model"].pop("merges"), vocab=v["model"].pop("vocab"))
+    ),
     "ignore merges": lambda: changed(lambda v: v["model"].update(ignore_merges=True, dropout=0.0)),
     "options left out": lambda: changed(
         lambda v: [v["model"].pop(name) for name in ("dropout", "unk_token", "fuse_unk", "ignore_merges")]
@@ -86,6 +89,11 @@ def test_it_is_the_tokenizer_that_the_library_reads(form: str) -> None:
         changed(lambda v: v.pop("added_tokens")),
         changed(lambda v: v.update(decoder={"type": "Unknown"})),
         changed(lambda v: v["added_tokens"].append({"content": "\ud800", "id": 305})),
+        changed(lambda v: None).replace(b'"model":', b'"model": {}, "model":'),  # a key twice
+        changed(lambda v: v["model"]["merges"].append("a b c")),
+        changed(lambda v: v["model"]["merges"].append(7)),
+        changed(lambda v: v["model"].update(vocab=[])),
+        changed(lambda v: None) + b"x",
         b"[" * 100_000,
         b"\xff",
         b"3",
