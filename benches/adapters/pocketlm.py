@@ -28,10 +28,23 @@ def greedy(count: int) -> dict[str, Any]:
 
 
 class Peer(Adapter):
-    """See :class:`Adapter`. Variants are bits per weight, or ``16`` for the checkpoint as it is."""
+    """See :class:`Adapter`.
+
+    Variants are bits per weight of the projections, with the embedding at 8 bits, as ``--bits`` makes it; with
+    ``all`` before them bits per weight of everything, as ``--bits-all`` does; or ``16`` for the checkpoint as it is.
+    """
 
     title = "pocketlm"
-    variants = {"16": 0.9999, "8": 0.995, "4": 0.85, "3.5": 0.75, "3": 0.7, "2": 0.3}  # noqa: RUF012
+    variants = {  # noqa: RUF012
+        "16": 0.9999,
+        "8": 0.995,
+        "4": 0.85,
+        "all4": 0.85,
+        "3.5": 0.75,
+        "all3.5": 0.75,
+        "3": 0.7,
+        "2": 0.3,
+    }
     exact = frozenset({"16"})
     families = frozenset({"llama", "openelm", "phi3"})
     has_batches = True
@@ -42,7 +55,9 @@ class Peer(Adapter):
         path = target / f"{variant}-bit"
         if not path.exists():  # palettize is atomic: a directory that is there is whole
             program = str(Path(sys.executable).with_name("pocketlm"))
-            command = [program, "palettize", str(checkpoint), str(path), "--bits", variant]
+            bits = variant.removeprefix("all")
+            budget = "--bits" if bits == variant else "--bits-all"
+            command = [program, "palettize", str(checkpoint), str(path), budget, bits]
             subprocess.run(command, check=True)
         return path
 
