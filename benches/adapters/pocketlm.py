@@ -30,8 +30,9 @@ def greedy(count: int) -> dict[str, Any]:
 class Peer(Adapter):
     """See :class:`Adapter`.
 
-    Variants are bits per weight of the projections, with the embedding at 8 bits, as ``--bits`` makes it; with
-    ``all`` before them bits per weight of everything, as ``--bits-all`` does; or ``16`` for the checkpoint as it is.
+    Variants are bits per weight of the projections, with the embedding at 8 bits, as ``--bits`` makes it;
+    with ``all`` before them, bits per weight of everything, as ``--bits-all`` does; or ``16``: the checkpoint
+    as it is.
     """
 
     title = "pocketlm"
