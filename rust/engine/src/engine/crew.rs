@@ -3,8 +3,9 @@
 //! More threads are not always faster: a small model's step ends before a second thread has helped, memory may be saturated
 //! by half of the cores, and on a machine that others use a step waits for its slowest thread. So now and then a step runs on
 //! the next smaller or larger number of threads, between two that run on the present one, and the number changes where that
-//! was faster in most of several such trials. One row, a few, and many are told apart, since they have different bounds. Trials
-//! become rarer as long as they fail. Nothing here changes a result: those do not depend on the number of threads.
+//! was faster in most of several such trials. One row, a few, and many are told apart, since they have different bounds. Steps are compared
+//! by their time for a row, if they are about as wide: those of prompts differ by some rows, as they are planned by the time that
+//! they take. Trials become rarer as long as they fail. Nothing here changes a result: those do not depend on the number of threads.
 //!
 //! A thread that had no part in a step has gone to sleep meanwhile, and the next step with it waits for it to wake: a third of
 //! a small model's step. So the first step on more threads than the last one is not counted, on either side of a comparison.
@@ -36,8 +37,10 @@ pub(crate) struct CrewSize {
 struct Class {
     /// The present number, by its index.
     at: usize,
-    /// Rows of the last step: only steps of as many are compared.
+    /// Rows of the last step that was compared: only steps of about as many are.
     rows: usize,
+    /// Whether the step after it was of another width, such as the end of a prompt.
+    odd: bool,
     wait: u32,
     interval: u32,
     /// Whether the last trial was with more threads.
@@ -51,7 +54,7 @@ struct Trial {
     other: usize,
     /// The number of the last step, by its index.
     last: usize,
-    /// Time of the last step with the present number.
+    /// Time, for a row, of the last step with the present number.
     before: f64,
     /// Time of the step with the other one, until the step after it.
     between: Option<f64>,
@@ -83,7 +86,7 @@ impl CrewSize {
     /// Threads for a step of so many rows.
     pub fn of(&self, rows: usize) -> usize {
         let class = &self.classes[class(rows)];
-        let trying = class.trial.as_ref().filter(|trial| trial.between.is_none() && class.rows == rows);
+        let trying = class.trial.as_ref().filter(|trial| trial.between.is_none() && alike(class.rows, rows));
         self.counts[trying.map_or(class.at, |trial| trial.other)]
     }
 
@@ -94,12 +97,17 @@ impl CrewSize {
         }
         let last = self.counts.len() - 1;
         let class = &mut self.classes[class(rows)];
-        if class.rows != rows {
-            // Times of different steps say nothing about each other.
-            class.rows = rows;
-            class.trial = None;
+        if !alike(class.rows, rows) {
+            // Times of different steps say nothing about each other. One among others of a width is passed over.
+            match &mut class.trial {
+                Some(trial) if !class.odd => trial.last = class.at,
+                _ => (class.rows, class.trial) = (rows, None),
+            }
+            class.odd = class.trial.is_some();
             return;
         }
+        (class.rows, class.odd) = (rows, false);
+        let seconds = seconds / rows.max(1) as f64;
         let Some(trial) = &mut class.trial else {
             class.wait = class.wait.saturating_sub(1);
             if class.wait == 0 && last > 0 {
@@ -137,6 +145,11 @@ impl CrewSize {
             class.trial = None;
         }
     }
+}
+
+/// Whether steps of `a` and of `b` rows take about as long for each.
+fn alike(a: usize, b: usize) -> bool {
+    a == b || (a.min(b) >= MANY && a.abs_diff(b) <= a.max(b) / 8)
 }
 
 fn class(rows: usize) -> usize {
@@ -226,13 +239,40 @@ mod tests {
     #[test]
     fn steps_of_changing_width_are_not_compared() {
         let mut crew = CrewSize::new(2, false);
-        for rows in (0..1000).map(|step| 20 + step % 7) {
+        for rows in (0..1000).map(|step| 20 + 10 * (step % 3)) {
+            assert_eq!(crew.of(rows), 2);
+            crew.note(rows, rows as f64);
+        }
+        for rows in (0..1000).map(|step| 2 + step % 3) {
             assert_eq!(crew.of(rows), 2);
             crew.note(rows, rows as f64);
         }
     }
 
+    #[test]
+    fn a_width_that_changes_for_good_is_tried_anew() {
+        let mut crew = CrewSize::new(2, false);
+        for rows in [40, 100, 200] {
+            run(&mut crew, rows, 20, |threads, _| threads as f64);
+        }
+        run(&mut crew, 400, 400, |threads, _| threads as f64);
+        assert_eq!(crew.of(400), 1);
+    }
+
     proptest! {
+        #[test]
+        fn steps_of_prompts_are_tried_though_their_widths_vary(
+            rows in 32usize..300, jitter in prop::collection::vec(0.95f64..1.05, 64), end in 6usize..20, most in 2usize..9,
+        ) {
+            let mut crew = CrewSize::new(most, false);
+            for step in 0..3000 {
+                // Every so often the end of a prompt, which is short.
+                let rows = if step % end == 0 { 17 } else { (rows as f64 * jitter[step % jitter.len()]) as usize };
+                crew.note(rows, rows as f64 * crew.of(rows) as f64);
+            }
+            prop_assert_eq!(crew.of(rows), 1);
+        }
+
         #[test]
         fn the_fastest_number_is_found_and_trying_costs_little(
             most in 1usize..40, best in 1usize..40, noise in prop::collection::vec(0.98f64..1.02, 64),
