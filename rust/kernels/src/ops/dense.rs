@@ -11,6 +11,9 @@ use std::ops::Range;
 use crate::formats::Dense;
 use crate::simd::{LANES, Simd};
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// An element type of weights.
 trait Element {
     /// Bytes of an element.
@@ -80,8 +83,13 @@ fn tile<S: Simd, E: Element, const M: usize, const N: usize>(
             *value = unsafe { s.f32_at(x.as_ptr().add(m * stride + chunk * LANES).cast()) };
         }
         for n in 0..N {
+            let at = n * row + chunk * LANES * E::SIZE;
+            if S::ASKS_AHEAD && M == 1 && chunk.is_multiple_of((LINE / (LANES * E::SIZE)).max(1)) {
+                // The same place of the next tile.
+                s.prefetch(w.as_ptr().wrapping_add(at + N * row));
+            }
             // SAFETY: output n of w holds k elements from n * row on, and 16 (chunk + 1) <= k.
-            let weights = unsafe { E::at(s, w.as_ptr().add(n * row + chunk * LANES * E::SIZE)) };
+            let weights = unsafe { E::at(s, w.as_ptr().add(at)) };
             for m in 0..M {
                 acc[m][n] = s.fma(weights, rows[m], acc[m][n]);
             }

@@ -70,6 +70,7 @@ impl Simd for Avx2 {
     type M = F;
     type Q = I;
     const REGISTERS: usize = 8;
+    const ASKS_AHEAD: bool = true;
     const DOT_BIAS: i32 = 0;
 
     #[inline(always)]
