@@ -31,6 +31,7 @@ __all__ = [
     "measure_tensor",
     "palette_kinds",
     "palettize_tensor",
+    "prompt_kernels",
     "read_bandwidth",
     "read_byte_pairs",
     "release_freed_memory",
@@ -50,8 +51,7 @@ class Engine:
         threads: of a step; else ``POCKETLM_THREADS``; else at most the physical cores that the process may
             use, and of these as many as are measured to serve each kind of step best.
         cache_tokens: tokens that the cache holds over all sequences, rounded up to blocks of 64. Pages that
-        were
-            never used cost nothing.
+            were never used cost nothing.
         max_rows: tokens of a step at most; else 128, and 256 with AMX.
         precise: keep activations in float32 with palettized weights too (slow; for comparison).
         kv_dtype: how the cache stores keys and values: ``"f16"``, or ``"int8"`` with a scale for each token
@@ -286,6 +286,14 @@ def isa_levels() -> list[tuple[str, bool]]:
 
 def isa_notes() -> list[str]:
     """What a user should know of instruction sets that the processor has and that are not used."""
+
+def prompt_kernels() -> list[tuple[str, str]]:
+    """Each palettized kind, and how the kernel for prompts (more than 16 rows) holds its decoded weights: ``panels``
+    in memory, or ``registers``. The faster one, measured when first used: some milliseconds in all.
+
+    Raises:
+        UnsupportedError: ``POCKETLM_ISA`` names what this machine has not.
+    """
 
 def current_isa() -> str:
     """The instruction set in use: the best, or the one that ``POCKETLM_ISA`` names."""

@@ -35,12 +35,14 @@ def examine(*, quick: bool = False) -> dict[str, Any]:
         "levels": dict(_core.isa_levels()),
         "isa_notes": _core.isa_notes(),
         "isa": "none",
+        "prompt_kernels": {},
         "kernels": _core.kernel_registry(),
         "read_bandwidth_bytes_per_second": None if quick else _core.read_bandwidth(_core.cpu_count()),
         "bundled_model": None,
     }
     try:
         found["isa"] = _core.current_isa()
+        found["prompt_kernels"] = dict(_core.prompt_kernels())
     except PocketlmError as error:
         problems.append(str(error))
     if not quick and not problems:

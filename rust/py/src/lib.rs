@@ -25,8 +25,8 @@ mod _core {
     use crate::engine::{PyEngine, PySequence, PyStepResult};
     #[pymodule_export]
     use crate::machine::{
-        cpu_count, current_isa, int8_peak, isa_levels, isa_notes, kernel_registry, read_bandwidth,
-        release_freed_memory,
+        cpu_count, current_isa, int8_peak, isa_levels, isa_notes, kernel_registry, prompt_kernels,
+        read_bandwidth, release_freed_memory,
     };
     #[pymodule_export]
     use crate::moment::{PyHessian, PySecondMoment};

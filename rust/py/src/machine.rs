@@ -5,7 +5,7 @@ use std::time::Duration;
 use pocketlm_engine::EngineError;
 use pocketlm_engine::pool;
 use pocketlm_kernels::registry::{find, rows};
-use pocketlm_kernels::{KernelError, Level, cpu, level};
+use pocketlm_kernels::{KernelError, Kernels, Kind, Level, cpu, level};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -21,6 +21,13 @@ pub(crate) fn isa_levels() -> Vec<(&'static str, bool)> {
 #[pyfunction]
 pub(crate) fn current_isa() -> PyResult<&'static str> {
     Ok(level().map_err(unsupported)?.name())
+}
+
+/// How the kernels for prompts hold the decoded weights of each kind: measured when first asked, some milliseconds in all.
+#[pyfunction]
+pub(crate) fn prompt_kernels(py: Python<'_>) -> PyResult<Vec<(&'static str, &'static str)>> {
+    let kernels = Kernels::best().map_err(unsupported)?;
+    Ok(py.detach(|| Kind::ALL.map(|kind| (kind.name(), kernels.prompt_kernel(kind)))).to_vec())
 }
 
 /// What a user should know of instruction sets that are here and not used.

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::common::{Build, Made, adapted_llama, adapted_openelm, models};
+use crate::common::{Build, Made, adapted_llama, adapted_openelm, llama, models};
 use crate::store::{DenseType, Kind};
 
 /// Every product reads whole rows of its input's buffer while others write: see `run::linear`.
@@ -87,5 +87,21 @@ fn low_rank_terms_join_epilogues() {
                 check("adapted", &adapted);
             }
         }
+    }
+}
+
+#[test]
+fn a_layer_has_few_barriers() {
+    // Norm; rotation and cache; norm. Where products read int8, also quantization of what attention and the gate give. Between them
+    // four groups of products, and attention. Sums and activations are in epilogues.
+    for (made, rows) in [(Made::Dense(DenseType::F32), 3), (Made::Palette(Kind::P4), 5)] {
+        let [fewer, more] = [2, 3].map(|layers| {
+            let model = llama(made, layers);
+            let options = Options { max_rows: 8, precise: false, trace: false };
+            let plan = Plan::new(&model.graph, &model.store, options).unwrap();
+            let of_rows = plan.phases.iter().filter(|phase| matches!(phase, Phase::Rows(_))).count();
+            (of_rows, plan.phases.len() - of_rows)
+        });
+        assert_eq!((more.0 - fewer.0, more.1 - fewer.1), (rows, 5), "{made:?}");
     }
 }

@@ -56,10 +56,10 @@ pub(crate) fn state() -> &'static State {
     })
 }
 
-/// Whether the processor has AMX-TILE, AMX-INT8 and AMX-BF16 (leaf 7, EDX bits 24, 25, 22), and the system saves tiles
-/// (XCR0 bits 17 and 18).
+/// Whether the processor has AMX-TILE and AMX-INT8 (leaf 7, EDX bits 24 and 25), and the system saves tiles (XCR0 bits 17
+/// and 18).
 fn has_tiles() -> bool {
-    const FEATURES: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    const FEATURES: u32 = 1 << 24 | 1 << 25;
     const SAVED: u32 = 3 << 17;
     const OSXSAVE: u32 = 1 << 27;
     if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 || __cpuid_count(7, 0).edx & FEATURES != FEATURES {
