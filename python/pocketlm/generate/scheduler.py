@@ -21,25 +21,17 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable
-from typing import Any
 
 from pocketlm.errors import CancelledError, ContextLengthError, InternalError, ParameterError
+from pocketlm.generate.batch import blocks, blocks_needed, compose, limits
 from pocketlm.generate.draft import Drafter
 from pocketlm.generate.engine import BLOCK, Engine
-from pocketlm.generate.job import Evaluation, Generation, Job
+from pocketlm.generate.job import Generation, Job
 from pocketlm.generate.pace import Pace
-from pocketlm.generate.params import MAX_GUESSES
 from pocketlm.generate.prefixes import PrefixCache
 from pocketlm.generate.result import Chunk
 
 MAX_RUNNING = 64
-LOGIT_BYTES = 64 << 20  # most memory for the logits of a step
-# How long the engine may go on by itself while every job generates. A stream's pieces then come at most this
-# far apart, beside the time of a step; who waits for the whole text is spared more of the calls.
-RUN_STEPS = 64
-STREAM_SECONDS = 0.002
-PATIENT_SECONDS = 0.02
-STOP_STRING_STEPS = 4  # what is computed behind a stop string is lost
 
 
 class Scheduler:
@@ -69,7 +61,7 @@ class Scheduler:
             ParameterError: the model is closed.
         """
         for job in jobs:
-            if _blocks(job.total) * BLOCK > self.engine.cache_tokens:
+            if blocks(job.total) * BLOCK > self.engine.cache_tokens:
                 raise ContextLengthError(
                     f"{job.total} tokens do not fit the cache of {self.engine.cache_tokens} tokens; "
                     "load the model with a larger one"
@@ -155,10 +147,10 @@ class Scheduler:
     def keep(self, owner: Hashable, ids: list[int], data: bytes) -> None:
         """Keeps tokens for an owner, if there is room, as if they had just been computed."""
         with self._changed:
-            while self.engine.cache_tokens_free < _blocks(len(ids)) * BLOCK and self._prefixes.evict():
+            while self.engine.cache_tokens_free < blocks(len(ids)) * BLOCK and self._prefixes.evict():
                 pass
-            running = sum(_blocks(job.total) for job in self._running)
-            if (running + _blocks(len(ids))) * BLOCK <= self.engine.cache_tokens:
+            running = sum(blocks(job.total) for job in self._running)
+            if (running + blocks(len(ids))) * BLOCK <= self.engine.cache_tokens:
                 self._prefixes.keep(ids, self.engine.restore(len(ids), data), owner)
 
     def close(self) -> None:
@@ -175,14 +167,16 @@ class Scheduler:
         with self._changed:
             self._retire()
             self._admit()
-            batch = self._compose()
+            batch = compose(self._running, self.engine, self._pace)
             if not batch:
                 if self._waiting:
                     raise InternalError("the scheduler has jobs but cannot run any")
                 return
-            self._make_room(batch)
+            needed = blocks_needed(batch) * BLOCK
+            while self.engine.cache_tokens_free < needed and self._prefixes.evict():
+                pass
         try:
-            steps, seconds = self._limits(batch)
+            steps, seconds = limits(batch)
             if self._drafter is not None:
                 jobs = [job for job, _ in batch if isinstance(job, Generation) and not job.left]
                 # Further steps would be without the draft model.
@@ -241,55 +235,15 @@ class Scheduler:
 
     def _admit(self) -> None:
         most = min(MAX_RUNNING, self.engine.max_rows)
-        reserved = sum(_blocks(job.total) for job in self._running)
+        reserved = sum(blocks(job.total) for job in self._running)
         while self._waiting and len(self._running) < most:
             job = self._waiting[0]
-            reserved += _blocks(job.total)
+            reserved += blocks(job.total)
             if reserved * BLOCK > self.engine.cache_tokens:
                 return
             kept = self._prefixes.take(job.prompt, job.owner) if job.keeps else None
             job.begin(kept if kept is not None else self.engine.sequence())
             self._running.append(self._waiting.popleft())
-
-    def _compose(self) -> list[tuple[Job, Any]]:
-        batch = [(job, job.item(1)) for job in self._running if not job.left]
-        prompts = [job for job in self._running if job.left]
-        rows = self._pace.rows(self.engine.max_rows - len(batch), shared=bool(batch))
-        with_logits = max(1, LOGIT_BYTES // (4 * self.engine.vocab_size))
-        for index, job in enumerate(prompts):
-            share = max(rows // (len(prompts) - index), min(16, rows))
-            count = min(job.left, share, with_logits if isinstance(job, Evaluation) else share)
-            if count < 1:
-                continue
-            if isinstance(job, Evaluation):
-                with_logits -= count
-            rows -= count
-            batch.append((job, job.item(count)))
-        return batch
-
-    def _make_room(self, batch: list[tuple[Job, Any]]) -> None:
-        needed = 0
-        for job, item in batch:
-            length = job.sequence.length if job.sequence is not None else 0
-            end = length + len(item[1])
-            most = max(end, min(end + MAX_GUESSES, job.total))
-            # One more: the last block may be shared and need a copy.
-            needed += _blocks(most) - _blocks(length) + 1
-        while self.engine.cache_tokens_free < needed * BLOCK and self._prefixes.evict():
-            pass
-
-    def _limits(self, batch: list[tuple[Job, Any]]) -> tuple[int, float]:
-        """Steps and seconds for which the engine may go on by itself. It stops anyway where a text ends, and
-        where a job comes or is cancelled."""
-        steps, seconds = RUN_STEPS, PATIENT_SECONDS
-        for job, _ in batch:
-            if not isinstance(job, Generation) or job.left:
-                return 1, 0.0
-            if job.has_stop_strings:
-                steps = STOP_STRING_STEPS
-            if not job.patient:
-                seconds = STREAM_SECONDS
-        return steps, seconds
 
     def _after_fork(self) -> None:
         # Threads that waited are not in the child, and the sequences' owners with them.
@@ -312,10 +266,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def _blocks(tokens: int) -> int:
-    return -(-tokens // BLOCK)
 
 
 def _notify(job: Job) -> None:
