@@ -5,7 +5,8 @@ Whoever waits for a result leads: one waiting thread at a time composes steps an
 and when its own result is there, another waiting thread takes the lead. Against a thread that serves a queue
 this saves two thread switches for each token, leaves nothing behind at ``fork`` or at exit, and Ctrl-C
 reaches the caller between two steps. A caller that cannot wait (an event loop) leaves a listener; a thread
-leads while there are listeners.
+leads while there are listeners. Only who leads uses the engine and the kept sequences: what else needs them
+takes the lead between two steps. The lock is never held while the engine runs.
 
 A job is admitted when the cache has room for all that it may come to hold, so an admitted job never fails for
 memory; jobs are admitted in the order in which they came. Each step takes one token of every job that is
@@ -15,12 +16,13 @@ neither the running nor the waiting.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 
 from pocketlm.errors import CancelledError, ContextLengthError, InternalError, ParameterError
 from pocketlm.generate.batch import blocks, blocks_needed, compose, limits
@@ -44,13 +46,15 @@ class Scheduler:
         self._running: list[Job] = []
         self._prefixes = PrefixCache()
         self._pace = Pace()
+        self._forgotten: list[Hashable] = []  # owners whose sequences are to be freed
         self._closed = False
         self._reset()
         _live.add(self)
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
-        self._leading = False
+        self._leader: int | None = None  # the thread that leads
+        self._guests = 0  # threads that want the lead for something else than steps
         self._driver: threading.Thread | None = None
 
     def submit(self, *jobs: Job) -> None:
@@ -74,21 +78,52 @@ class Scheduler:
             self._changed.notify_all()
 
     def wait(self, ready: Callable[[], bool]) -> None:
-        """Runs steps, or waits while another thread does, until ``ready()``."""
+        """Runs steps, or waits while another thread does, until ``ready()``.
+
+        Raises:
+            ParameterError: called by what a step calls, which would wait for itself.
+        """
         while True:
             with self._changed:
-                while self._leading and not ready():
+                if self._leader == threading.get_ident():
+                    raise ParameterError("the model is at work in this thread already")
+                while (self._leader is not None or self._guests) and not ready():
                     self._changed.wait()
                 if ready():
                     return
-                self._leading = True
+                self._leader = threading.get_ident()
             try:
-                while not ready():
+                while not ready() and not self._guests:
                     self._step()
             finally:
-                with self._changed:
-                    self._leading = False
-                    self._changed.notify_all()
+                self._yield_lead()
+
+    @contextlib.contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """Leads without running steps: nobody else uses the engine or the kept sequences meanwhile."""
+        if self._leader == threading.get_ident():  # called by what a step calls
+            yield
+            return
+        with self._changed:
+            self._guests += 1
+            self.engine.interrupt()
+            try:
+                while self._leader is not None:
+                    self._changed.wait()
+                self._leader = threading.get_ident()
+            finally:
+                self._guests -= 1
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            self._yield_lead()
+
+    def _yield_lead(self) -> None:
+        with self._changed:
+            self._leader = None
+            self._changed.notify_all()
+            self._retire()  # what was cancelled or forgotten meanwhile
 
     def take(self, job: Generation) -> Chunk | None:
         """What is new of a text (see :meth:`Generation.take`)."""
@@ -124,34 +159,45 @@ class Scheduler:
             for job in jobs:
                 job.cancelled = True
             self.engine.interrupt()
-            if not self._leading:
+            if self._leader is None:
                 self._retire()
 
     def forget(self, owner: Hashable) -> None:
-        """Frees what is kept for an owner."""
+        """Frees what is kept for an owner: at once if nothing runs, otherwise after the step that is
+        running."""
         with self._changed:
-            self._prefixes.forget(owner)
+            self._forgotten.append(owner)
+            if self._leader is None:
+                self._retire()
 
     def kept(self, owner: Hashable) -> tuple[list[int], bytes]:
-        """The tokens that are kept for an owner, and their keys and values; nothing if memory had no room."""
-        with self._changed:
+        """The tokens that are kept for an owner, and their keys and values; nothing if memory had no room.
+        Waits for the step that is running."""
+        with self._between_steps():
             found = self._prefixes.fork(owner)
-        if found is None:
-            return [], b""
-        ids, sequence = found
-        try:
-            return ids, self.engine.export(sequence)
-        finally:
-            sequence.free()
+            if found is None:
+                return [], b""
+            ids, sequence = found
+            try:
+                return ids, self.engine.export(sequence)
+            finally:
+                sequence.free()
 
     def keep(self, owner: Hashable, ids: list[int], data: bytes) -> None:
-        """Keeps tokens for an owner, if there is room, as if they had just been computed."""
-        with self._changed:
-            while self.engine.cache_tokens_free < blocks(len(ids)) * BLOCK and self._prefixes.evict():
-                pass
-            running = sum(blocks(job.total) for job in self._running)
-            if (running + blocks(len(ids))) * BLOCK <= self.engine.cache_tokens:
-                self._prefixes.keep(ids, self.engine.restore(len(ids), data), owner)
+        """Keeps tokens for an owner, if there is room beside the running jobs, as if they had just been
+        computed. Waits for the step that is running, whose room is not to be taken.
+
+        Raises:
+            ParameterError: the model is closed.
+        """
+        with self._between_steps():
+            if self._closed:
+                raise ParameterError("the model is closed")
+            needed = blocks(len(ids))
+            if (sum(blocks(job.total) for job in self._running) + needed) * BLOCK > self.engine.cache_tokens:
+                return
+            self._free_blocks(needed)
+            self._prefixes.keep(ids, self.engine.restore(len(ids), data), owner)
 
     def close(self) -> None:
         """Ends all jobs and frees the cache. Waits for the step that is running."""
@@ -160,7 +206,7 @@ class Scheduler:
             for job in (*self._waiting, *self._running):
                 job.cancelled = True
         self.wait(lambda: not self._running and not self._waiting)
-        with self._changed:
+        with self._between_steps():
             self._prefixes.clear()
 
     def _step(self) -> None:
@@ -172,9 +218,7 @@ class Scheduler:
                 if self._waiting:
                     raise InternalError("the scheduler has jobs but cannot run any")
                 return
-            needed = blocks_needed(batch) * BLOCK
-            while self.engine.cache_tokens_free < needed and self._prefixes.evict():
-                pass
+            self._free_blocks(blocks_needed(batch))
         try:
             steps, seconds = limits(batch)
             if self._drafter is not None:
@@ -204,6 +248,10 @@ class Scheduler:
             if not failed:
                 raise
 
+    def _free_blocks(self, needed: int) -> None:
+        while self.engine.cache_tokens_free < needed * BLOCK and self._prefixes.evict():
+            pass
+
     def _retire(self) -> None:
         for job in [j for j in self._waiting if j.cancelled]:
             self._waiting.remove(job)
@@ -211,6 +259,8 @@ class Scheduler:
             _notify(job)
         for job in [j for j in self._running if j.cancelled or j.finished]:
             self._finish(job)
+        while self._forgotten:
+            self._prefixes.forget(self._forgotten.pop())
         for job in self._running:
             _notify(job)
 
