@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from fake_engine import FakeEngine, FakeSampler
-from pocketlm.errors import ParameterError
+from pocketlm.errors import InternalError, ParameterError, TokenizerError
 from pocketlm.generate.params import SamplingParams
+from pocketlm.generate.stream import _wake
 from pocketlm.model import LM
 from pocketlm.tokenizer import Tokenizer
 from tokenizer_files import byte_level
@@ -131,3 +133,44 @@ def test_what_a_step_calls_can_keep_sessions_but_not_wait_for_itself(lm: LM) -> 
     with pytest.raises(ParameterError, match="at work in this thread"):
         lm.evaluate([[5, 6]], [receive])
     assert lm.generate([5], FREE).finish_reason == "length"
+
+
+def broken(*_: Any) -> str:
+    raise TokenizerError("tokenizer.json: damaged")
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_text_whose_end_cannot_be_written_fails_alone(lm: LM, started: bool) -> None:
+    stream, other = lm.stream([5], FREE, max_tokens=200), lm.stream([6], FREE, max_tokens=200)
+    if started:
+        next(stream)
+    stream._job._detokenizer.flush = broken  # type: ignore[method-assign]
+    stream.cancel()
+    assert stream.finished
+    for _ in range(2):
+        with pytest.raises(TokenizerError, match="damaged"):
+            stream.result()
+    other._job._detokenizer.flush = broken  # type: ignore[method-assign]
+    third = lm.stream([7], FREE)
+    with pytest.raises(TokenizerError, match="damaged"):
+        other.result()  # at its own end
+    assert third.result().finish_reason == "length"
+    assert len(lm.engine.live) == len(lm._scheduler._prefixes)  # type: ignore[attr-defined]
+
+
+def test_a_lost_job_is_an_error_and_no_endless_wait(lm: LM) -> None:
+    stream = lm.stream([5], FREE)
+    lm._scheduler._waiting.clear()
+    with pytest.raises(InternalError, match="nothing to do"):
+        stream.result()
+    assert lm.generate([5], FREE).finish_reason == "length"
+
+
+def test_an_event_loop_that_is_gone_harms_no_text(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.new_event_loop()
+    stream, other = lm.stream([5], FREE), lm.stream([6], FREE)
+    stream._job.listener = lambda: _wake(loop, loop.create_future())
+    loop.close()
+    monkeypatch.setattr(loop, "is_closed", lambda: False)  # it ended after it was asked
+    assert other.result().finish_reason == stream.result().finish_reason == "length"
+    assert stream._job.listener is None

@@ -199,7 +199,10 @@ class Generation(Job):
 
     def end(self, error: BaseException | None = None) -> None:
         if not self.finished and error is None:
-            self._finish("cancelled", None)
+            try:
+                self._finish("cancelled", None)
+            except Exception as problem:  # who waits must learn of the end all the same
+                error = problem
         super().end(error)
 
     def _finish(self, reason: FinishReason, stop: str | int | None) -> None:

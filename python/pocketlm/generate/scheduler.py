@@ -82,6 +82,7 @@ class Scheduler:
 
         Raises:
             ParameterError: called by what a step calls, which would wait for itself.
+            InternalError: there is nothing left to run, and still it is not ready.
         """
         while True:
             with self._changed:
@@ -94,9 +95,15 @@ class Scheduler:
                 self._leader = threading.get_ident()
             try:
                 while not ready() and not self._guests:
-                    self._step()
+                    if not self._step():
+                        self._check_idle(ready)
             finally:
                 self._yield_lead()
+
+    def _check_idle(self, ready: Callable[[], bool]) -> None:
+        with self._changed:  # others may submit jobs at any time
+            if not (self._running or self._waiting or ready()):
+                raise InternalError("the scheduler has nothing to do, but a caller waits for a result")
 
     @contextlib.contextmanager
     def _between_steps(self) -> Iterator[None]:
@@ -209,7 +216,8 @@ class Scheduler:
         with self._between_steps():
             self._prefixes.clear()
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """Whether there was anything to run."""
         with self._changed:
             self._retire()
             self._admit()
@@ -217,7 +225,7 @@ class Scheduler:
             if not batch:
                 if self._waiting:
                     raise InternalError("the scheduler has jobs but cannot run any")
-                return
+                return False
             self._free_blocks(blocks_needed(batch))
         try:
             steps, seconds = limits(batch)
@@ -247,6 +255,7 @@ class Scheduler:
                 self._changed.notify_all()
             if not failed:
                 raise
+        return True
 
     def _free_blocks(self, needed: int) -> None:
         while self.engine.cache_tokens_free < needed * BLOCK and self._prefixes.evict():
