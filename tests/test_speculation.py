@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import pocketlm
 from checkpoints import write_checkpoint
+from fake_engine import FixedPace
 from independent.cases import llama
 from pocketlm.errors import ParameterError
 from pocketlm.generate.result import Completion
@@ -214,3 +215,58 @@ def test_numbers_of_guesses_are_checked(lm: pocketlm.LM) -> None:
     for value in (-1, 17, 1.5, True):
         with pytest.raises(ParameterError, match="num_speculative_tokens"):
             lm.generate("once", num_speculative_tokens=value)
+
+
+class Recorded:
+    """An engine that writes down how many rows each step has."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self.rows = engine, list[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def step(self, items: list[Any], **options: Any) -> Any:
+        self.rows.append(sum(len(item[1]) for item in items))
+        return self._engine.step(items, **options)
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_a_draft_model_reads_a_long_prompt_in_parts(lm: pocketlm.LM, directory: Path, texts: int) -> None:
+    options: dict[str, Any] = {"max_tokens": 100, "temperature": 1, "seed": 4, "ignore_eos": True}
+    prompts = [STORY[i:] * 3 for i in range(texts)]
+    expected = [lm.generate(prompt, num_speculative_tokens=0, **options).tokens for prompt in prompts]
+    with pocketlm.load(directory, draft=directory) as model:
+        drafter = model._scheduler._drafter
+        assert drafter is not None
+        drafter.engine = engine = Recorded(drafter.engine)  # type: ignore[assignment]
+        drafter._pace = FixedPace(24)
+        propose, calls = drafter.propose, []
+
+        def recorded(*args: Any) -> bool:
+            engine.rows.clear()
+            found = propose(*args)
+            calls.append((sum(engine.rows), found))
+            return found
+
+        drafter.propose = recorded  # type: ignore[method-assign]
+        found = model.generate(prompts, **options)
+        assert [completion.tokens for completion in found] == expected
+        assert max(rows for rows, _ in calls) <= 24
+        # Guessing begins when the prompt is read, which takes several calls.
+        reading = len(lm.tokenizer.encode(prompts[-1])) // 24
+        assert reading > 5 and not any(guessed for _, guessed in calls[:reading])
+
+
+def test_a_request_is_cancelled_while_the_draft_model_reads(directory: Path) -> None:
+    with pocketlm.load(directory, draft=directory) as model:
+        drafter = model._scheduler._drafter
+        assert drafter is not None
+        drafter.engine = engine = Recorded(drafter.engine)  # type: ignore[assignment]
+        drafter._pace = FixedPace(8)
+        stream = model.stream(STORY * 3, max_tokens=100, ignore_eos=True)
+        while not engine.rows:
+            next(stream)
+        stream.cancel()
+        assert stream.result().finish_reason == "cancelled" and sum(engine.rows) <= 100
+        assert not drafter._drafts
