@@ -9,6 +9,7 @@ from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
+from pocketlm.checks import integer
 from pocketlm.errors import ParameterError
 from pocketlm.generate import samples
 from pocketlm.generate.defaults import GenerationDefaults
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from pocketlm.scores import Score
 
     Prompt = str | Sequence[int] | NDArray[Any]
+
+
+_MOST = (1 << 62) - 1  # of a position
 
 
 class LM:
@@ -179,7 +183,8 @@ class LM:
         """
         import numpy as np
 
-        tokens = self._requests.ids(np.asarray(ids).tolist())
+        # Arrays of other libraries become NumPy's; anything else may have no end.
+        tokens = self._requests.ids(np.asarray(ids) if hasattr(ids, "__array__") else ids)
         found = np.empty((len(tokens), self.engine.vocab_size), np.float32)
 
         def receive(start: int, rows: NDArray[np.float32]) -> None:
@@ -226,10 +231,19 @@ class LM:
         """Runs sequences of token ids together and hands each one's logits on, a few rows at a time, in
         order: ``receiver(position of the first row, rows [n, vocabulary])``. ``first`` are the positions from
         which on logits are wanted, which saves computing the others. What a receiver raises is raised
-        here."""
+        here.
+
+        Raises:
+            ParameterError: numbers of sequences, receivers and ``first`` differ, or a position is negative; a
+                receiver uses the model.
+            As :meth:`logits`.
+        """
         starts = [0] * len(sequences) if first is None else first
+        for name, found in (("receivers", receivers), ("first", starts)):
+            if len(found) != len(sequences):
+                raise ParameterError(f"{name}: {len(found)} for {len(sequences)} sequences")
         jobs = [
-            Evaluation(self._requests.ids(ids), receiver, start)
+            Evaluation(self._requests.ids(ids), receiver, integer("first", start, 0, _MOST))
             for ids, receiver, start in zip(sequences, receivers, starts, strict=True)
         ]
         samples.finish(self._scheduler, jobs)
@@ -241,8 +255,9 @@ class LM:
         Raises:
             As :meth:`logits`.
         """
+        tokens, start = self._requests.ids(ids), integer("first", first, 0, _MOST)
         ready: deque[tuple[int, NDArray[np.float32]]] = deque()
-        job = Evaluation(self._requests.ids(ids), lambda start, rows: ready.append((start, rows)), first)
+        job = Evaluation(tokens, lambda at, rows: ready.append((at, rows)), start)
         self._scheduler.submit(job)
         try:
             while True:
