@@ -137,6 +137,7 @@ def load(
         name=model.path.name,
         loaded=model,
         precise=precise,
+        max_memory=max_memory,
     )
     release_freed_memory()
     if prewarm:

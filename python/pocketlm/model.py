@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from pocketlm.checks import integer
 from pocketlm.errors import ParameterError
 from pocketlm.generate import samples
+from pocketlm.generate.batch import logit_rows
 from pocketlm.generate.defaults import GenerationDefaults
 from pocketlm.generate.draft import Drafter
 from pocketlm.generate.engine import Engine, SamplerFactory
@@ -24,6 +25,7 @@ from pocketlm.generate.session import Session
 from pocketlm.generate.stream import Stream
 from pocketlm.loading.files import as_path
 from pocketlm.loading.model import LoadedModel
+from pocketlm.memory import empty_logits
 from pocketlm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class LM:
         name: str = "",
         loaded: LoadedModel | None = None,
         precise: bool = False,
+        max_memory: int | None = None,
     ) -> None:
         self.engine, self.name, self.loaded, self.precise = engine, name, loaded, precise
         self.context = min(context or engine.context_length, engine.context_length, engine.cache_tokens)
@@ -83,7 +86,7 @@ class LM:
             vocab_size=engine.vocab_size,
         )
         self._identify, self._identity = identify, None if identify is not None else "unknown"
-        self._again, self._draft = again, draft
+        self._again, self._draft, self._max_memory = again, draft, max_memory
         self._scheduler = Scheduler(engine, None if draft is None else Drafter(draft))
 
     @property
@@ -180,12 +183,15 @@ class LM:
         Raises:
             ParameterError: an id is unknown, or there are none.
             ContextLengthError: there are more than the context holds.
+            MemoryLimitError: the result, 4 bytes for each token and vocabulary entry, exceeds what the model
+                leaves of ``max_memory`` or of the machine's memory. :meth:`iter_logits` needs little.
         """
         import numpy as np
 
         # Arrays of other libraries become NumPy's; anything else may have no end.
         tokens = self._requests.ids(np.asarray(ids) if hasattr(ids, "__array__") else ids)
-        found = np.empty((len(tokens), self.engine.vocab_size), np.float32)
+        engines = [self.engine] if self._draft is None else [self.engine, self._draft]
+        found = empty_logits(len(tokens), engines, self._max_memory)
 
         def receive(start: int, rows: NDArray[np.float32]) -> None:
             found[start : start + len(rows)] = rows
@@ -250,26 +256,27 @@ class LM:
 
     def iter_logits(self, ids: Sequence[int], first: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Logits of a sequence of token ids from position ``first`` on, as ``(position of the first row, rows
-        [n, vocabulary])``, computed as they are asked for: no more than a few rows need be in memory.
+        [n, vocabulary])``, computed as they are asked for: no more than a few rows (64 MB) are in memory.
 
         Raises:
             As :meth:`logits`.
         """
         tokens, start = self._requests.ids(ids), integer("first", first, 0, _MOST)
-        ready: deque[tuple[int, NDArray[np.float32]]] = deque()
-        job = Evaluation(tokens, lambda at, rows: ready.append((at, rows)), start)
-        self._scheduler.submit(job)
+        rows = min(self.engine.max_rows, logit_rows(self.engine))
+        found: deque[tuple[int, NDArray[np.float32]]] = deque()
+        # Each part is a job of its own, so that none is computed before it is asked for, whoever leads. Its
+        # sequence is kept for the next one, and computed again should others need the room in between.
+        owner = object()
         try:
-            while True:
-                self._scheduler.wait(lambda: bool(ready) or job.finished)
-                if not ready:
-                    break
-                yield ready.popleft()
+            while start < len(tokens):
+                end = min(start + rows, len(tokens))
+                job = Evaluation(tokens[:end], lambda at, part: found.append((at, part)), start, owner)
+                samples.finish(self._scheduler, [job])
+                start = end
+                while found:
+                    yield found.popleft()
         finally:
-            if not job.finished:
-                self._scheduler.cancel(job)
-        if job.error is not None:
-            raise job.error
+            self._forget(owner)
 
     def perplexity(self, path: str | PathLike[str], *, context: int = 512, **options: Any) -> Perplexity:
         """How well the model predicts a text file; see :func:`pocketlm.evaluate.perplexity.measure`."""

@@ -300,7 +300,7 @@ class Scheduler:
             reserved += blocks(job.total)
             if reserved * BLOCK > self.engine.cache_tokens:
                 return
-            kept = self._prefixes.take(job.prompt, job.owner) if job.keeps else None
+            kept = self._prefixes.take(job.known(), job.owner) if job.keeps else None
             job.begin(kept if kept is not None else self.engine.sequence())
             self._running.append(self._waiting.popleft())
 
