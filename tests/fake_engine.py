@@ -155,6 +155,17 @@ class FakeEngine:
     def interrupt(self) -> None:
         self.interrupted = True
 
+    def export(self, sequence: FakeSequence) -> bytes:
+        with self._lock:
+            return np.asarray(sequence.ids, np.int64).tobytes()
+
+    def restore(self, length: int, data: bytes) -> FakeSequence:
+        # As the real one, waits for a running step.
+        with self._lock:
+            ids = np.frombuffer(data, np.int64).tolist()
+            assert len(ids) == length and -(-length // BLOCK) * BLOCK <= self.cache_tokens_free
+            return FakeSequence(self, ids)
+
     def step(self, items: list[Any], *, steps: int = 1, seconds: float = 0.0) -> list[FakeResult]:
         assert self._lock.acquire(blocking=False), "two steps at once"
         try:

@@ -12,6 +12,7 @@ import pytest
 from checkpoints import read_safetensors, write_checkpoint
 from independent.cases import llama
 from palettizing import QUIET, names, stopped, tree
+from pocketlm import memory
 from pocketlm.errors import AdapterError
 from pocketlm.interpret import jax as interpreter
 from pocketlm.loading import open_model
@@ -194,7 +195,7 @@ def test_memory_of_the_machine_and_of_a_model(tmp_path: Path, monkeypatch: pytes
     weights = sum(int(np.prod(weight.shape)) for weight in graph.weights().values())
     assert 9 * weights < room.end_to_end_bytes(graph, 1) < room.end_to_end_bytes(graph, 2048)
     (tmp_path / "limit").write_text("1000000\n")
-    monkeypatch.setattr(room, "_CGROUP", tmp_path / "limit")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "limit")
     assert room.memory_limit() == 700_000
     (tmp_path / "limit").write_text("max\n")
     limit = room.memory_limit()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from hypothesis import strategies as st
 
 import pocketlm
 from checkpoints import write_checkpoint
+from fake_engine import FixedPace
 from independent.cases import llama
 from pocketlm.errors import ParameterError
+from pocketlm.generate.params import SamplingParams
 from pocketlm.generate.result import Completion
 from tokenizer_files import byte_level, save
 
@@ -44,6 +48,20 @@ def helped(directory: Path) -> Iterator[pocketlm.LM]:
     # Its own draft model: all guesses are right, as far as the sampler sees the same history.
     with pocketlm.load(directory, draft=directory) as model:
         yield model
+
+
+@pytest.fixture(scope="module")
+def small(directory: Path) -> Iterator[Callable[[int, bool], pocketlm.LM]]:
+    """Models with caches of so many tokens, with a draft model (which has a cache as small) or without."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def make(cache_tokens: int, drafted: bool) -> pocketlm.LM:
+            draft = directory if drafted else None
+            model = pocketlm.load(directory, context=cache_tokens, cache_tokens=cache_tokens, draft=draft)
+            return stack.enter_context(model)
+
+        yield make
 
 
 def plain(completion: Completion) -> tuple[Any, ...]:
@@ -189,7 +207,7 @@ def test_draft_models_must_fit(lm: pocketlm.LM, directory: Path, tmp_path: Path)
     assert lm.generate(STORY, **options).tokens == expected
 
 
-def test_a_draft_model_with_a_shorter_context_or_without_room_is_done_without(
+def test_a_draft_model_with_a_shorter_context_is_done_without(
     lm: pocketlm.LM, directory: Path, tmp_path: Path
 ) -> None:
     short = checkpoint(tmp_path / "short", max_position_embeddings=96)
@@ -198,6 +216,37 @@ def test_a_draft_model_with_a_shorter_context_or_without_room_is_done_without(
     with pocketlm.load(directory, draft=short) as model:
         assert [model.generate(STORY * n, **options).tokens for n in (1, 2)] == expected
         assert not model._scheduler._drafter._drafts  # type: ignore[union-attr]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    blocks=st.integers(2, 5),
+    sizes=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=4),
+    drafted=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_without_room_texts_are_the_same(
+    lm: pocketlm.LM,
+    small: Callable[[int, bool], pocketlm.LM],
+    blocks: int,
+    sizes: list[tuple[int, int]],
+    drafted: bool,
+    seed: int,
+) -> None:
+    """Whatever fits without guesses fits with them, to the last token of the cache, one text or several."""
+    ids = lm.tokenizer.encode(STORY * 3)
+    model = small(64 * blocks, drafted)
+    options: dict[str, Any] = {"temperature": 0.3, "seed": seed, "ignore_eos": True}
+    prompts, params = [], []
+    for index, (prompt, tokens) in enumerate(sizes):
+        # The first text fills the cache, up to its last place.
+        most = model.context if index == 0 else min(model.context, prompt + tokens)
+        prompts.append(ids[: min(prompt, most - 1)])
+        params.append(SamplingParams(max_tokens=most - len(prompts[-1]), **options))
+    found = model.generate(prompts, params)
+    for prompt, wish, completion in zip(prompts, params, found, strict=True):
+        expected = lm.generate(prompt, wish, num_speculative_tokens=0)
+        assert plain(completion) == plain(expected)
 
 
 def test_prewarming_changes_nothing(lm: pocketlm.LM, directory: Path) -> None:
@@ -214,3 +263,58 @@ def test_numbers_of_guesses_are_checked(lm: pocketlm.LM) -> None:
     for value in (-1, 17, 1.5, True):
         with pytest.raises(ParameterError, match="num_speculative_tokens"):
             lm.generate("once", num_speculative_tokens=value)
+
+
+class Recorded:
+    """An engine that writes down how many rows each step has."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self.rows = engine, list[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def step(self, items: list[Any], **options: Any) -> Any:
+        self.rows.append(sum(len(item[1]) for item in items))
+        return self._engine.step(items, **options)
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+def test_a_draft_model_reads_a_long_prompt_in_parts(lm: pocketlm.LM, directory: Path, texts: int) -> None:
+    options: dict[str, Any] = {"max_tokens": 100, "temperature": 1, "seed": 4, "ignore_eos": True}
+    prompts = [STORY[i:] * 3 for i in range(texts)]
+    expected = [lm.generate(prompt, num_speculative_tokens=0, **options).tokens for prompt in prompts]
+    with pocketlm.load(directory, draft=directory) as model:
+        drafter = model._scheduler._drafter
+        assert drafter is not None
+        drafter.engine = engine = Recorded(drafter.engine)  # type: ignore[assignment]
+        drafter._pace = FixedPace(24)
+        propose, calls = drafter.propose, []
+
+        def recorded(*args: Any) -> bool:
+            engine.rows.clear()
+            found = propose(*args)
+            calls.append((sum(engine.rows), found))
+            return found
+
+        drafter.propose = recorded  # type: ignore[method-assign]
+        found = model.generate(prompts, **options)
+        assert [completion.tokens for completion in found] == expected
+        assert max(rows for rows, _ in calls) <= 24
+        # Guessing begins when the prompt is read, which takes several calls.
+        reading = len(lm.tokenizer.encode(prompts[-1])) // 24
+        assert reading > 5 and not any(guessed for _, guessed in calls[:reading])
+
+
+def test_a_request_is_cancelled_while_the_draft_model_reads(directory: Path) -> None:
+    with pocketlm.load(directory, draft=directory) as model:
+        drafter = model._scheduler._drafter
+        assert drafter is not None
+        drafter.engine = engine = Recorded(drafter.engine)  # type: ignore[assignment]
+        drafter._pace = FixedPace(8)
+        stream = model.stream(STORY * 3, max_tokens=100, ignore_eos=True)
+        while not engine.rows:
+            next(stream)
+        stream.cancel()
+        assert stream.result().finish_reason == "cancelled" and sum(engine.rows) <= 100
+        assert not drafter._drafts

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pocketlm._core import Engine, Sampler, WeightStore, release_freed_memory
+from pocketlm.checks import flag, integer, shown
 from pocketlm.errors import MissingFileError, ParameterError
 from pocketlm.generate.defaults import GenerationDefaults
 from pocketlm.loading import LoadedModel, open_model
@@ -22,6 +23,7 @@ BUNDLED = Path(__file__).parent / "assets" / "pocketlm-stories"
 DEFAULT_CONTEXT = (
     4096  # tokens; where the model could do more, its cache would often take more than its weights
 )
+_MOST = (1 << 62) - 1  # of a number that the engine is given
 _SMALL_TOKENIZER = (
     4 << 20
 )  # bytes; read at once. One of 128,000 tokens takes half a second, many times the rest
@@ -73,20 +75,23 @@ def load(
         ParameterError: an argument is out of range, or the draft model has another tokenizer.
         MemoryLimitError: ``max_memory``, or the machine's memory, would be exceeded.
     """
-    for name, value in (
-        ("threads", threads),
-        ("context", context),
-        ("max_memory", max_memory),
-        ("cache_tokens", cache_tokens),
-    ):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 62
-        ):
-            raise ParameterError(f"{name}: must be a positive integer, not {value!r:.60}")
+    threads, context, max_memory, cache_tokens = (
+        None if value is None else integer(name, value, 1, _MOST)
+        for name, value in (
+            ("threads", threads),
+            ("context", context),
+            ("max_memory", max_memory),
+            ("cache_tokens", cache_tokens),
+        )
+    )
+    for name, switch in (("precise", precise), ("check_values", check_values), ("prewarm", prewarm)):
+        flag(name, switch)
     if draft is not None and not isinstance(draft, str | PathLike | LM):
-        raise ParameterError(f"draft: must be a path, a hub id or a loaded model, not {draft!r:.60}")
-    if kv_dtype not in ("f16", "int8"):
-        raise ParameterError(f"kv_dtype: must be 'f16' or 'int8', not {kv_dtype!r:.60}")
+        raise ParameterError(f"draft: must be a path, a hub id or a loaded model, not {shown(draft)}")
+    if not isinstance(kv_dtype, str) or kv_dtype not in ("f16", "int8"):
+        raise ParameterError(f"kv_dtype: must be 'f16' or 'int8', not {shown(kv_dtype)}")
+    if revision is not None and not isinstance(revision, str):
+        raise ParameterError(f"revision: must be a string, not {shown(revision)}")
     if path_or_id is None and not BUNDLED.is_dir():
         raise MissingFileError(f"{BUNDLED}: the bundled model is not part of this installation; name a model")
     place = BUNDLED if path_or_id is None else path_or_id
@@ -132,6 +137,7 @@ def load(
         name=model.path.name,
         loaded=model,
         precise=precise,
+        max_memory=max_memory,
     )
     release_freed_memory()
     if prewarm:

@@ -9,8 +9,10 @@ from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
+from pocketlm.checks import integer
 from pocketlm.errors import ParameterError
 from pocketlm.generate import samples
+from pocketlm.generate.batch import logit_rows
 from pocketlm.generate.defaults import GenerationDefaults
 from pocketlm.generate.draft import Drafter
 from pocketlm.generate.engine import Engine, SamplerFactory
@@ -23,6 +25,7 @@ from pocketlm.generate.session import Session
 from pocketlm.generate.stream import Stream
 from pocketlm.loading.files import as_path
 from pocketlm.loading.model import LoadedModel
+from pocketlm.memory import empty_logits
 from pocketlm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
     from pocketlm.scores import Score
 
     Prompt = str | Sequence[int] | NDArray[Any]
+
+
+_MOST = (1 << 62) - 1  # of a position
 
 
 class LM:
@@ -63,6 +69,7 @@ class LM:
         name: str = "",
         loaded: LoadedModel | None = None,
         precise: bool = False,
+        max_memory: int | None = None,
     ) -> None:
         self.engine, self.name, self.loaded, self.precise = engine, name, loaded, precise
         self.context = min(context or engine.context_length, engine.context_length, engine.cache_tokens)
@@ -79,7 +86,7 @@ class LM:
             vocab_size=engine.vocab_size,
         )
         self._identify, self._identity = identify, None if identify is not None else "unknown"
-        self._again, self._draft = again, draft
+        self._again, self._draft, self._max_memory = again, draft, max_memory
         self._scheduler = Scheduler(engine, None if draft is None else Drafter(draft))
 
     @property
@@ -176,11 +183,15 @@ class LM:
         Raises:
             ParameterError: an id is unknown, or there are none.
             ContextLengthError: there are more than the context holds.
+            MemoryLimitError: the result, 4 bytes for each token and vocabulary entry, exceeds what the model
+                leaves of ``max_memory`` or of the machine's memory. :meth:`iter_logits` needs little.
         """
         import numpy as np
 
-        tokens = self._requests.ids(np.asarray(ids).tolist())
-        found = np.empty((len(tokens), self.engine.vocab_size), np.float32)
+        # Arrays of other libraries become NumPy's; anything else may have no end.
+        tokens = self._requests.ids(np.asarray(ids) if hasattr(ids, "__array__") else ids)
+        engines = [self.engine] if self._draft is None else [self.engine, self._draft]
+        found = empty_logits(len(tokens), engines, self._max_memory)
 
         def receive(start: int, rows: NDArray[np.float32]) -> None:
             found[start : start + len(rows)] = rows
@@ -226,35 +237,46 @@ class LM:
         """Runs sequences of token ids together and hands each one's logits on, a few rows at a time, in
         order: ``receiver(position of the first row, rows [n, vocabulary])``. ``first`` are the positions from
         which on logits are wanted, which saves computing the others. What a receiver raises is raised
-        here."""
+        here.
+
+        Raises:
+            ParameterError: numbers of sequences, receivers and ``first`` differ, or a position is negative; a
+                receiver uses the model.
+            As :meth:`logits`.
+        """
         starts = [0] * len(sequences) if first is None else first
+        for name, found in (("receivers", receivers), ("first", starts)):
+            if len(found) != len(sequences):
+                raise ParameterError(f"{name}: {len(found)} for {len(sequences)} sequences")
         jobs = [
-            Evaluation(self._requests.ids(ids), receiver, start)
+            Evaluation(self._requests.ids(ids), receiver, integer("first", start, 0, _MOST))
             for ids, receiver, start in zip(sequences, receivers, starts, strict=True)
         ]
         samples.finish(self._scheduler, jobs)
 
     def iter_logits(self, ids: Sequence[int], first: int = 0) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Logits of a sequence of token ids from position ``first`` on, as ``(position of the first row, rows
-        [n, vocabulary])``, computed as they are asked for: no more than a few rows need be in memory.
+        [n, vocabulary])``, computed as they are asked for: no more than a few rows (64 MB) are in memory.
 
         Raises:
             As :meth:`logits`.
         """
-        ready: deque[tuple[int, NDArray[np.float32]]] = deque()
-        job = Evaluation(self._requests.ids(ids), lambda start, rows: ready.append((start, rows)), first)
-        self._scheduler.submit(job)
+        tokens, start = self._requests.ids(ids), integer("first", first, 0, _MOST)
+        rows = min(self.engine.max_rows, logit_rows(self.engine))
+        found: deque[tuple[int, NDArray[np.float32]]] = deque()
+        # Each part is a job of its own, so that none is computed before it is asked for, whoever leads. Its
+        # sequence is kept for the next one, and computed again should others need the room in between.
+        owner = object()
         try:
-            while True:
-                self._scheduler.wait(lambda: bool(ready) or job.finished)
-                if not ready:
-                    break
-                yield ready.popleft()
+            while start < len(tokens):
+                end = min(start + rows, len(tokens))
+                job = Evaluation(tokens[:end], lambda at, part: found.append((at, part)), start, owner)
+                samples.finish(self._scheduler, [job])
+                start = end
+                while found:
+                    yield found.popleft()
         finally:
-            if not job.finished:
-                self._scheduler.cancel(job)
-        if job.error is not None:
-            raise job.error
+            self._forget(owner)
 
     def perplexity(self, path: str | PathLike[str], *, context: int = 512, **options: Any) -> Perplexity:
         """How well the model predicts a text file; see :func:`pocketlm.evaluate.perplexity.measure`."""

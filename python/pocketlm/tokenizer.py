@@ -158,7 +158,7 @@ class Tokenizer:
         """
         try:
             values = [int(i) for i in ids]
-        except (TypeError, ValueError) as problem:
+        except (TypeError, ValueError, OverflowError) as problem:
             raise ParameterError("ids: expected a sequence of integers") from problem
         if any(not 0 <= i < 1 << 32 for i in values):
             raise ParameterError("ids: token ids cannot be negative")

@@ -92,7 +92,7 @@ def compare(
         FileFormatError: it is not UTF-8.
         WeightError: a model gives numbers that are not finite.
     """
-    check_context(context, stride, limit, min(lm.context, source.context))
+    context, stride, limit = check_context(context, stride, limit, min(lm.context, source.context))
     _check_vocabularies(lm, source)
     found: list[tuple[int, float, float, float, int, int]] = []
     divergences: list[NDArray[np.float64]] = []

@@ -89,7 +89,7 @@ def measure(
         FileFormatError: it is not UTF-8.
         WeightError: the model gives numbers that are not finite.
     """
-    check_context(context, stride, limit, lm.context)
+    context, stride, limit = check_context(context, stride, limit, lm.context)
     nll: list[float] = []
     counts: list[int] = []
     sizes: list[int] = []

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from pocketlm.errors import FileFormatError, MissingFileError, ParameterError, StorageError, TokenizerError
+from pocketlm.checks import integer
+from pocketlm.errors import FileFormatError, MissingFileError, StorageError, TokenizerError
 from pocketlm.loading.files import as_path, require_file
 from pocketlm.tokenizer import Tokenizer
 
+Cut = tuple[int, int | None, int | None]  # context, stride, limit
+
+_MOST_TOKENS = 1 << 62
 _PIECE = 1 << 20  # characters tokenized at a time
 
 
@@ -28,18 +32,19 @@ class Window:
         return len(self.ids) - self.first
 
 
-def check_context(context: int, stride: int | None, limit: int | None, most: int) -> None:
-    """Checks what :func:`windows` is asked for, for a model of a context of ``most`` tokens.
+def check_context(context: int, stride: int | None, limit: int | None, most: int) -> Cut:
+    """Checks what :func:`windows` is asked for, for a model of a context of ``most`` tokens. Returns it as
+    Python's own integers.
 
     Raises:
         ParameterError: a number is out of range.
     """
-    if not 2 <= context <= most:
-        raise ParameterError(f"context: must be from 2 to the model's {most}, not {context}")
-    if stride is not None and not 1 <= stride < context:
-        raise ParameterError(f"stride: must be from 1 to {context - 1}, not {stride}")
-    if limit is not None and limit < 1:
-        raise ParameterError(f"limit: must be positive, not {limit}")
+    context = integer("context", context, 2, most)
+    return (
+        context,
+        None if stride is None else integer("stride", stride, 1, context - 1),
+        None if limit is None else integer("limit", limit, 1, _MOST_TOKENS),
+    )
 
 
 def windows(

@@ -10,7 +10,8 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pocketlm.families.config import Config, shown
+from pocketlm.checks import shown
+from pocketlm.families.config import Config
 from pocketlm.graph import Graph
 
 Builder = Callable[[Config], Graph]

@@ -7,11 +7,11 @@ could change the numerics in silence and is refused (:class:`pocketlm.errors.Con
 from __future__ import annotations
 
 import math
-import reprlib
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+from pocketlm.checks import shown
 from pocketlm.errors import ConfigError
 
 # Keys that do not change the logits of a causal language model at inference.
@@ -36,19 +36,6 @@ MAX_LAYERS = 1 << 10
 MAX_HEAD_DIM = 1 << 10
 
 _MISSING = object()
-
-
-_repr = reprlib.Repr()
-_repr.maxlist = _repr.maxdict = 12
-_repr.maxstring = _repr.maxlong = _repr.maxother = 60
-
-
-def shown(value: Any) -> str:
-    """A value as an error message shows it: its representation, shortened."""
-    try:
-        return _repr.repr(value)
-    except ValueError:  # an integer of more digits than Python converts
-        return f"a {type(value).__name__} that is too large to show"
 
 
 class Config:

@@ -8,8 +8,9 @@ the embedding is the head.
 from __future__ import annotations
 
 from pocketlm.builder import GraphBuilder
+from pocketlm.checks import shown
 from pocketlm.families import family
-from pocketlm.families.config import ACTIVATIONS, MAX_HEAD_DIM, MAX_LAYERS, MAX_SIZE, Config, shown
+from pocketlm.families.config import ACTIVATIONS, MAX_HEAD_DIM, MAX_LAYERS, MAX_SIZE, Config
 from pocketlm.families.rope import rotary
 from pocketlm.graph import Graph, Weight
 

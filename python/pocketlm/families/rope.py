@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from pocketlm.families.config import Config, shown
+from pocketlm.checks import shown
+from pocketlm.families.config import Config
 from pocketlm.graph import Rotary
 
 

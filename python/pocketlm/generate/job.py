@@ -49,6 +49,10 @@ class Job(ABC):
         """Tokens of the prompt still to compute."""
         return len(self.prompt) - self.done
 
+    def known(self) -> list[int]:
+        """What of the prompt may be known already: all but the last token of this."""
+        return self.prompt
+
     def begin(self, sequence: CacheSequence) -> None:
         """The job is admitted; ``sequence`` may hold a beginning of the prompt already."""
         self.sequence, self.done = sequence, sequence.length
@@ -76,15 +80,24 @@ class Job(ABC):
 
 class Evaluation(Job):
     """Runs tokens and hands the logits of each, from the token ``first`` on, to ``receive(first position,
-    logits [rows, vocabulary])``."""
+    logits [rows, vocabulary])``. With an owner the sequence is taken up and kept."""
 
     logits: Logits = "all"
 
     def __init__(
-        self, ids: Sequence[int], receive: Callable[[int, NDArray[np.float32]], None], first: int = 0
+        self,
+        ids: Sequence[int],
+        receive: Callable[[int, NDArray[np.float32]], None],
+        first: int = 0,
+        owner: Hashable | None = None,
     ) -> None:
-        super().__init__(ids, len(ids))
+        super().__init__(ids, len(ids), owner)
+        self.keeps = owner is not None
         self._receive, self._first = receive, first
+
+    def known(self) -> list[int]:
+        # What is taken up gives no logits, so it must end before the token ``first``.
+        return self.prompt[: self._first + 1]
 
     def item(self, rows: int) -> Item:
         if self.done >= self._first:
@@ -199,7 +212,10 @@ class Generation(Job):
 
     def end(self, error: BaseException | None = None) -> None:
         if not self.finished and error is None:
-            self._finish("cancelled", None)
+            try:
+                self._finish("cancelled", None)
+            except Exception as problem:  # who waits must learn of the end all the same
+                error = problem
         super().end(error)
 
     def _finish(self, reason: FinishReason, stop: str | int | None) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pocketlm.checks import first_of, flag, integer, number, shown
 from pocketlm.errors import ParameterError
 
 DEFAULT_MAX_TOKENS = 1024  # where neither caller nor model says; less where the context ends sooner
@@ -70,7 +69,9 @@ class SamplingParams:
         put = object.__setattr__
         put(self, "max_tokens", _integer("max_tokens", self.max_tokens, 1, 1 << 31))
         put(self, "temperature", _number("temperature", self.temperature, 0, 1000))
-        put(self, "top_k", _integer("top_k", self.top_k, -1, 1 << 31))
+        # vLLM and mlx-lm write "all tokens" as -1.
+        top_k = _integer("top_k", self.top_k, -1, 1 << 31)
+        put(self, "top_k", 0 if top_k == -1 else top_k)
         put(self, "top_p", _number("top_p", self.top_p, 0, 1))
         put(self, "min_p", _number("min_p", self.min_p, 0, 1))
         put(self, "repetition_penalty", _number("repetition_penalty", self.repetition_penalty, 0, 1000))
@@ -87,8 +88,7 @@ class SamplingParams:
         guesses = _integer("num_speculative_tokens", self.num_speculative_tokens, 0, MAX_GUESSES)
         put(self, "num_speculative_tokens", guesses)
         put(self, "n", _integer("n", self.n, 1, MAX_SAMPLES))
-        if not isinstance(self.ignore_eos, bool):
-            raise ParameterError(f"ignore_eos: must be true or false, not {self.ignore_eos!r:.60}")
+        flag("ignore_eos", self.ignore_eos)
 
     def __hash__(self) -> int:
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
@@ -117,50 +117,38 @@ class SamplingParams:
         return dataclasses.replace(self, **open_ones)
 
 
+def checked(params: Any) -> SamplingParams:
+    """What a caller gives as ``params``; ``None`` leaves all open.
+
+    Raises:
+        ParameterError: it is something else.
+    """
+    if params is not None and not isinstance(params, SamplingParams):
+        raise ParameterError(f"params: expected SamplingParams, not {type(params).__name__}")
+    return params or SamplingParams()
+
+
 def _integer(name: str, value: Any, least: int, most: int) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ParameterError(f"{name}: must be an integer, not {value!r:.60}")
-    number = int(value)
-    if not least <= number <= most:
-        raise ParameterError(f"{name}: must be from {least} to {most}")
-    # vLLM and mlx-lm write "all tokens" as -1.
-    return 0 if name == "top_k" and number == -1 else number
+    return None if value is None else integer(name, value, least, most)
 
 
 def _number(name: str, value: Any, least: float, most: float) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ParameterError(f"{name}: must be a number, not {value!r:.60}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    # Written so that NaN fails.
-    if not (math.isfinite(number) and least <= number <= most):
-        raise ParameterError(f"{name}: must be from {least:g} to {most:g}, not {number}")
-    return number
+    return None if value is None else number(name, value, least, most)
 
 
 def _stops(value: Any) -> tuple[str, ...]:
-    strings = (value,) if isinstance(value, str) else _sequence("stop", value)
-    if len(strings) > MAX_STOPS:
-        raise ParameterError(f"stop: at most {MAX_STOPS} strings")
+    strings = [value] if isinstance(value, str) else _items("stop", value, MAX_STOPS)
     for text in strings:
         if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:
             raise ParameterError(
-                f"stop: each must be a string of 1 to {MAX_STOP_LENGTH} characters, not {text!r:.60}"
+                f"stop: each must be a string of 1 to {MAX_STOP_LENGTH} characters, not {shown(text)}"
             )
     return tuple(strings)
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:
-    ids = tuple(_integer("stop_token_ids", i, 0, (1 << 32) - 1) for i in _sequence("stop_token_ids", value))
-    if len(ids) > MAX_BIASES or None in ids:
-        raise ParameterError(f"stop_token_ids: must be at most {MAX_BIASES} token ids")
-    return tuple(i for i in ids if i is not None)
+    ids = _items("stop_token_ids", value, MAX_BIASES)
+    return tuple(integer("stop_token_ids", i, 0, (1 << 32) - 1) for i in ids)
 
 
 def _biases(value: Any) -> dict[int, float] | None:
@@ -171,28 +159,23 @@ def _biases(value: Any) -> dict[int, float] | None:
     biases = {}
     for token, bias in value.items():
         # JSON, and so OpenAI's form, has only strings for keys.
-        key = _integer(
-            "logit_bias",
-            int(token) if isinstance(token, str) and token.isdecimal() else token,
-            0,
-            (1 << 32) - 1,
-        )
-        number = _number("logit_bias", bias, -100, 100)
-        if key is None or number is None:
-            raise ParameterError("logit_bias: must map token ids to numbers, not None")
-        biases[key] = number
+        key = int(token) if isinstance(token, str) and token.isdecimal() and len(token) < 20 else token
+        biases[integer("logit_bias", key, 0, (1 << 32) - 1)] = number("logit_bias", bias, -100, 100)
     return biases
 
 
-def _sequence(name: str, value: Any) -> tuple[Any, ...]:
+def _items(name: str, value: Any, most: int) -> list[Any]:
     if value is None:
-        return ()
+        return []
     if isinstance(value, str | bytes | Mapping):
-        raise ParameterError(f"{name}: must be a sequence, not {value!r:.60}")
+        raise ParameterError(f"{name}: must be a sequence, not {shown(value)}")
     try:
-        return tuple(value)
+        items = first_of(value, most)
     except TypeError as problem:
-        raise ParameterError(f"{name}: must be a sequence, not {value!r:.60}") from problem
+        raise ParameterError(f"{name}: must be a sequence, not {shown(value)}") from problem
+    if len(items) > most:
+        raise ParameterError(f"{name}: must be at most {most}")
+    return items
 
 
 # What remains open after the caller and the model have spoken. max_tokens depends on the context.

@@ -8,10 +8,11 @@ import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+from pocketlm.checks import first_of, shown
 from pocketlm.errors import ContextLengthError, ParameterError
 from pocketlm.generate.engine import Continuation, SamplerFactory
 from pocketlm.generate.job import Generation
-from pocketlm.generate.params import DEFAULT_MAX_TOKENS, NEUTRAL, SamplingParams
+from pocketlm.generate.params import DEFAULT_MAX_TOKENS, NEUTRAL, SamplingParams, checked
 from pocketlm.tokenizer import Tokenizer
 
 _SAMPLED = (
@@ -62,7 +63,7 @@ class Requests:
             if not ids:
                 raise ParameterError("prompt: is empty, and this model has no token that begins a text")
         else:
-            ids = _token_ids(prompt, self._vocab_size)
+            ids = _token_ids("prompt", prompt, self._vocab_size, self._context)
         if len(ids) > self._context:
             raise ContextLengthError(f"the prompt has {len(ids)} tokens; the context holds {self._context}")
         return ids
@@ -78,7 +79,7 @@ class Requests:
         if isinstance(continuation, str):
             rest = self._tokenizer().encode(continuation, bos=False, limit=self._context)
         else:
-            rest = _token_ids(continuation, self._vocab_size)
+            rest = _token_ids("continuation", continuation, self._vocab_size, self._context)
         if not rest:
             raise ParameterError("continuation: is empty")
         return self.ids([*ids, *rest]), len(ids)
@@ -113,9 +114,7 @@ class Requests:
             ParameterError: a parameter is unknown or out of range.
             ContextLengthError: the tokens asked for do not fit the context.
         """
-        if params is not None and not isinstance(params, SamplingParams):
-            raise ParameterError(f"params: expected SamplingParams, not {type(params).__name__}")
-        given = (params or SamplingParams()).replace(**overrides)
+        given = checked(params).replace(**overrides)
         chosen = given.over(self._defaults).over(NEUTRAL)
         room = self._context - len(prompt)
         # What the model or we would like is cut to what fits; what the caller asks for is not.
@@ -172,16 +171,18 @@ def is_batch(prompt: Any) -> bool:
     return not prompt or not isinstance(prompt[0], numbers.Integral)
 
 
-def _token_ids(ids: Iterable[Any], vocab_size: int) -> list[int]:
+def _token_ids(name: str, ids: Iterable[Any], vocab_size: int, most: int) -> list[int]:
     try:
-        values = list(ids)
+        values = first_of(ids, most)
     except TypeError as problem:
-        raise ParameterError(f"prompt: expected a string or token ids, not {type(ids).__name__}") from problem
+        raise ParameterError(f"{name}: expected a string or token ids, not {type(ids).__name__}") from problem
+    if len(values) > most:
+        raise ContextLengthError(f"{name}: has more than {most} tokens; the context holds {most}")
+    if not values:
+        raise ParameterError(f"{name}: holds no tokens")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise ParameterError(f"prompt: token ids must be integers, not {value!r:.60}")
+            raise ParameterError(f"{name}: token ids must be integers, not {shown(value)}")
         if not 0 <= int(value) < vocab_size:
-            raise ParameterError(f"prompt: token id {value} is not from 0 to {vocab_size - 1}")
-    if not values:
-        raise ParameterError("prompt: holds no tokens")
+            raise ParameterError(f"{name}: token id {shown(value)} is not from 0 to {vocab_size - 1}")
     return [int(value) for value in values]

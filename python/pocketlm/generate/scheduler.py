@@ -5,7 +5,8 @@ Whoever waits for a result leads: one waiting thread at a time composes steps an
 and when its own result is there, another waiting thread takes the lead. Against a thread that serves a queue
 this saves two thread switches for each token, leaves nothing behind at ``fork`` or at exit, and Ctrl-C
 reaches the caller between two steps. A caller that cannot wait (an event loop) leaves a listener; a thread
-leads while there are listeners.
+leads while there are listeners. Only who leads uses the engine and the kept sequences: what else needs them
+takes the lead between two steps. The lock is never held while the engine runs.
 
 A job is admitted when the cache has room for all that it may come to hold, so an admitted job never fails for
 memory; jobs are admitted in the order in which they came. Each step takes one token of every job that is
@@ -15,31 +16,24 @@ neither the running nor the waiting.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
 
 from pocketlm.errors import CancelledError, ContextLengthError, InternalError, ParameterError
+from pocketlm.generate.batch import blocks, blocks_needed, compose, limits
 from pocketlm.generate.draft import Drafter
 from pocketlm.generate.engine import BLOCK, Engine
-from pocketlm.generate.job import Evaluation, Generation, Job
+from pocketlm.generate.job import Generation, Job
 from pocketlm.generate.pace import Pace
-from pocketlm.generate.params import MAX_GUESSES
 from pocketlm.generate.prefixes import PrefixCache
 from pocketlm.generate.result import Chunk
 
 MAX_RUNNING = 64
-LOGIT_BYTES = 64 << 20  # most memory for the logits of a step
-# How long the engine may go on by itself while every job generates. A stream's pieces then come at most this
-# far apart, beside the time of a step; who waits for the whole text is spared more of the calls.
-RUN_STEPS = 64
-STREAM_SECONDS = 0.002
-PATIENT_SECONDS = 0.02
-STOP_STRING_STEPS = 4  # what is computed behind a stop string is lost
 
 
 class Scheduler:
@@ -52,13 +46,15 @@ class Scheduler:
         self._running: list[Job] = []
         self._prefixes = PrefixCache()
         self._pace = Pace()
+        self._forgotten: list[Hashable] = []  # owners whose sequences are to be freed
         self._closed = False
         self._reset()
         _live.add(self)
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
-        self._leading = False
+        self._leader: int | None = None  # the thread that leads
+        self._guests = 0  # threads that want the lead for something else than steps
         self._driver: threading.Thread | None = None
 
     def submit(self, *jobs: Job) -> None:
@@ -69,7 +65,7 @@ class Scheduler:
             ParameterError: the model is closed.
         """
         for job in jobs:
-            if _blocks(job.total) * BLOCK > self.engine.cache_tokens:
+            if blocks(job.total) * BLOCK > self.engine.cache_tokens:
                 raise ContextLengthError(
                     f"{job.total} tokens do not fit the cache of {self.engine.cache_tokens} tokens; "
                     "load the model with a larger one"
@@ -82,21 +78,59 @@ class Scheduler:
             self._changed.notify_all()
 
     def wait(self, ready: Callable[[], bool]) -> None:
-        """Runs steps, or waits while another thread does, until ``ready()``."""
+        """Runs steps, or waits while another thread does, until ``ready()``.
+
+        Raises:
+            ParameterError: called by what a step calls, which would wait for itself.
+            InternalError: there is nothing left to run, and still it is not ready.
+        """
         while True:
             with self._changed:
-                while self._leading and not ready():
+                if self._leader == threading.get_ident():
+                    raise ParameterError("the model is at work in this thread already")
+                while (self._leader is not None or self._guests) and not ready():
                     self._changed.wait()
                 if ready():
                     return
-                self._leading = True
+                self._leader = threading.get_ident()
             try:
-                while not ready():
-                    self._step()
+                while not ready() and not self._guests:
+                    if not self._step():
+                        self._check_idle(ready)
             finally:
-                with self._changed:
-                    self._leading = False
-                    self._changed.notify_all()
+                self._yield_lead()
+
+    def _check_idle(self, ready: Callable[[], bool]) -> None:
+        with self._changed:  # others may submit jobs at any time
+            if not (self._running or self._waiting or ready()):
+                raise InternalError("the scheduler has nothing to do, but a caller waits for a result")
+
+    @contextlib.contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """Leads without running steps: nobody else uses the engine or the kept sequences meanwhile."""
+        if self._leader == threading.get_ident():  # called by what a step calls
+            yield
+            return
+        with self._changed:
+            self._guests += 1
+            self.engine.interrupt()
+            try:
+                while self._leader is not None:
+                    self._changed.wait()
+                self._leader = threading.get_ident()
+            finally:
+                self._guests -= 1
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            self._yield_lead()
+
+    def _yield_lead(self) -> None:
+        with self._changed:
+            self._leader = None
+            self._changed.notify_all()
+            self._retire()  # what was cancelled or forgotten meanwhile
 
     def take(self, job: Generation) -> Chunk | None:
         """What is new of a text (see :meth:`Generation.take`)."""
@@ -132,34 +166,45 @@ class Scheduler:
             for job in jobs:
                 job.cancelled = True
             self.engine.interrupt()
-            if not self._leading:
+            if self._leader is None:
                 self._retire()
 
     def forget(self, owner: Hashable) -> None:
-        """Frees what is kept for an owner."""
+        """Frees what is kept for an owner: at once if nothing runs, otherwise after the step that is
+        running."""
         with self._changed:
-            self._prefixes.forget(owner)
+            self._forgotten.append(owner)
+            if self._leader is None:
+                self._retire()
 
     def kept(self, owner: Hashable) -> tuple[list[int], bytes]:
-        """The tokens that are kept for an owner, and their keys and values; nothing if memory had no room."""
-        with self._changed:
+        """The tokens that are kept for an owner, and their keys and values; nothing if memory had no room.
+        Waits for the step that is running."""
+        with self._between_steps():
             found = self._prefixes.fork(owner)
-        if found is None:
-            return [], b""
-        ids, sequence = found
-        try:
-            return ids, self.engine.export(sequence)
-        finally:
-            sequence.free()
+            if found is None:
+                return [], b""
+            ids, sequence = found
+            try:
+                return ids, self.engine.export(sequence)
+            finally:
+                sequence.free()
 
     def keep(self, owner: Hashable, ids: list[int], data: bytes) -> None:
-        """Keeps tokens for an owner, if there is room, as if they had just been computed."""
-        with self._changed:
-            while self.engine.cache_tokens_free < _blocks(len(ids)) * BLOCK and self._prefixes.evict():
-                pass
-            running = sum(_blocks(job.total) for job in self._running)
-            if (running + _blocks(len(ids))) * BLOCK <= self.engine.cache_tokens:
-                self._prefixes.keep(ids, self.engine.restore(len(ids), data), owner)
+        """Keeps tokens for an owner, if there is room beside the running jobs, as if they had just been
+        computed. Waits for the step that is running, whose room is not to be taken.
+
+        Raises:
+            ParameterError: the model is closed.
+        """
+        with self._between_steps():
+            if self._closed:
+                raise ParameterError("the model is closed")
+            needed = blocks(len(ids))
+            if (sum(blocks(job.total) for job in self._running) + needed) * BLOCK > self.engine.cache_tokens:
+                return
+            self._free_blocks(needed)
+            self._prefixes.keep(ids, self.engine.restore(len(ids), data), owner)
 
     def close(self) -> None:
         """Ends all jobs and frees the cache. Waits for the step that is running."""
@@ -168,21 +213,22 @@ class Scheduler:
             for job in (*self._waiting, *self._running):
                 job.cancelled = True
         self.wait(lambda: not self._running and not self._waiting)
-        with self._changed:
+        with self._between_steps():
             self._prefixes.clear()
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """Whether there was anything to run."""
         with self._changed:
             self._retire()
             self._admit()
-            batch = self._compose()
+            batch = compose(self._running, self.engine, self._pace)
             if not batch:
                 if self._waiting:
                     raise InternalError("the scheduler has jobs but cannot run any")
-                return
-            self._make_room(batch)
+                return False
+            self._free_blocks(blocks_needed(batch))
         try:
-            steps, seconds = self._limits(batch)
+            steps, seconds = limits(batch)
             if self._drafter is not None:
                 jobs = [job for job, _ in batch if isinstance(job, Generation) and not job.left]
                 # Further steps would be without the draft model.
@@ -209,6 +255,11 @@ class Scheduler:
                 self._changed.notify_all()
             if not failed:
                 raise
+        return True
+
+    def _free_blocks(self, needed: int) -> None:
+        while self.engine.cache_tokens_free < needed * BLOCK and self._prefixes.evict():
+            pass
 
     def _retire(self) -> None:
         for job in [j for j in self._waiting if j.cancelled]:
@@ -217,6 +268,8 @@ class Scheduler:
             _notify(job)
         for job in [j for j in self._running if j.cancelled or j.finished]:
             self._finish(job)
+        while self._forgotten:
+            self._prefixes.forget(self._forgotten.pop())
         for job in self._running:
             _notify(job)
 
@@ -241,55 +294,15 @@ class Scheduler:
 
     def _admit(self) -> None:
         most = min(MAX_RUNNING, self.engine.max_rows)
-        reserved = sum(_blocks(job.total) for job in self._running)
+        reserved = sum(blocks(job.total) for job in self._running)
         while self._waiting and len(self._running) < most:
             job = self._waiting[0]
-            reserved += _blocks(job.total)
+            reserved += blocks(job.total)
             if reserved * BLOCK > self.engine.cache_tokens:
                 return
-            kept = self._prefixes.take(job.prompt, job.owner) if job.keeps else None
+            kept = self._prefixes.take(job.known(), job.owner) if job.keeps else None
             job.begin(kept if kept is not None else self.engine.sequence())
             self._running.append(self._waiting.popleft())
-
-    def _compose(self) -> list[tuple[Job, Any]]:
-        batch = [(job, job.item(1)) for job in self._running if not job.left]
-        prompts = [job for job in self._running if job.left]
-        rows = self._pace.rows(self.engine.max_rows - len(batch), shared=bool(batch))
-        with_logits = max(1, LOGIT_BYTES // (4 * self.engine.vocab_size))
-        for index, job in enumerate(prompts):
-            share = max(rows // (len(prompts) - index), min(16, rows))
-            count = min(job.left, share, with_logits if isinstance(job, Evaluation) else share)
-            if count < 1:
-                continue
-            if isinstance(job, Evaluation):
-                with_logits -= count
-            rows -= count
-            batch.append((job, job.item(count)))
-        return batch
-
-    def _make_room(self, batch: list[tuple[Job, Any]]) -> None:
-        needed = 0
-        for job, item in batch:
-            length = job.sequence.length if job.sequence is not None else 0
-            end = length + len(item[1])
-            most = max(end, min(end + MAX_GUESSES, job.total))
-            # One more: the last block may be shared and need a copy.
-            needed += _blocks(most) - _blocks(length) + 1
-        while self.engine.cache_tokens_free < needed * BLOCK and self._prefixes.evict():
-            pass
-
-    def _limits(self, batch: list[tuple[Job, Any]]) -> tuple[int, float]:
-        """Steps and seconds for which the engine may go on by itself. It stops anyway where a text ends, and
-        where a job comes or is cancelled."""
-        steps, seconds = RUN_STEPS, PATIENT_SECONDS
-        for job, _ in batch:
-            if not isinstance(job, Generation) or job.left:
-                return 1, 0.0
-            if job.has_stop_strings:
-                steps = STOP_STRING_STEPS
-            if not job.patient:
-                seconds = STREAM_SECONDS
-        return steps, seconds
 
     def _after_fork(self) -> None:
         # Threads that waited are not in the child, and the sequences' owners with them.
@@ -312,10 +325,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def _blocks(tokens: int) -> int:
-    return -(-tokens // BLOCK)
 
 
 def _notify(job: Job) -> None:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from pocketlm.errors import ParameterError
-from pocketlm.generate.params import SamplingParams
+from pocketlm.generate.params import SamplingParams, checked
 from pocketlm.generate.result import Completion
 from pocketlm.generate.stream import Stream
 
@@ -64,7 +64,7 @@ class Session:
         if instructions is not None and not isinstance(instructions, str):
             raise ParameterError(f"instructions: expected a string, not {type(instructions).__name__}")
         self._model = model
-        self._params = (params or SamplingParams()).replace(**overrides)
+        self._params = checked(params).replace(**overrides)
         if instructions is not None and restore is not None:
             raise ParameterError("instructions: are part of the session that is restored")
         self._messages = [Message("system", instructions)] if instructions else []
@@ -110,7 +110,7 @@ class Session:
                 self._messages = [*turn, Message("assistant", completion.text)]
 
         ids = self._model._render([{"role": m.role, "content": m.content} for m in turn])
-        chosen = params.over(self._params) if params is not None else self._params
+        chosen = self._params if params is None else checked(params).over(self._params)
         self._busy = self._model._start(ids, chosen, overrides, self._key, on_end)
         return self._busy
 

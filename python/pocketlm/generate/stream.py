@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -143,6 +144,6 @@ def _wake(loop: asyncio.AbstractEventLoop, news: asyncio.Future[None]) -> None:
         if not news.done():
             news.set_result(None)
 
-    # The loop may have ended while the text was being made.
-    if not loop.is_closed():
+    # The loop may have ended while the text was being made, or end right now.
+    with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(resolve)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pocketlm._core import WeightStore
 from pocketlm.adapters.attach import attach
+from pocketlm.checks import shown
 from pocketlm.errors import ConfigError, ParameterError, TemplateError
 from pocketlm.families import build_graph
 from pocketlm.graph import Graph
@@ -105,8 +106,8 @@ def open_model(
         TemplateError: the chat template cannot be read.
         ParameterError: ``adapter`` is neither ``"recovery"`` nor ``None``.
     """
-    if adapter not in (RECOVERY, None):
-        raise ParameterError(f"adapter: must be {RECOVERY!r} or None, not {adapter!r:.60}")
+    if adapter is not None and (not isinstance(adapter, str) or adapter != RECOVERY):
+        raise ParameterError(f"adapter: must be {RECOVERY!r} or None, not {shown(adapter)}")
     path = locate(path_or_id, revision)
     config_path = path / "config.json"
     config = read_json(config_path, ConfigError)

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from pathlib import Path
-
 from pocketlm.graph import Graph
+from pocketlm.memory import installed
 
 _SHARE = 0.7  # of the memory, for training
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def memory_limit() -> int | None:
     """Bytes that training may take, or ``None`` if the system does not say what it has. It is a share of all
     memory, not of what is free now, so that the same work is done in the same way at any time."""
-    found = []
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with contextlib.suppress(ValueError, OSError):  # there is no group, or it has no limit ("max")
-        found.append(int(_CGROUP.read_text()))
-    return int(_SHARE * min(found)) if found else None
+    found = installed()
+    return None if found is None else int(_SHARE * found)
 
 
 def end_to_end_bytes(graph: Graph, tokens: int) -> int:

@@ -1,0 +1,79 @@
+"""Checks of arguments. A wrong one is a :class:`~pocketlm.errors.ParameterError` that names it, however odd
+the value: of any type, not a number, or beyond every machine word."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import numbers
+import reprlib
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from pocketlm.errors import ParameterError
+
+T = TypeVar("T")
+
+_repr = reprlib.Repr()
+_repr.maxlist = _repr.maxdict = 12
+_repr.maxstring = _repr.maxlong = _repr.maxother = 60
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: its representation, shortened."""
+    try:
+        return _repr.repr(value)
+    except ValueError:  # an integer of more digits than Python converts
+        return f"a {type(value).__name__} that is too large to show"
+
+
+def integer(name: str, value: Any, least: int, most: int) -> int:
+    """An integer of any type (not a boolean) from ``least`` to ``most``, as Python's own.
+
+    Raises:
+        ParameterError: it is none, or out of its range.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ParameterError(f"{name}: must be an integer, not {shown(value)}")
+    found = int(value)
+    if not least <= found <= most:
+        raise ParameterError(f"{name}: must be from {least} to {most}, not {shown(found)}")
+    return found
+
+
+def number(name: str, value: Any, least: float, most: float) -> float:
+    """A finite number of any type (not a boolean) from ``least`` to ``most``, as Python's own.
+
+    Raises:
+        ParameterError: it is none, or out of its range.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ParameterError(f"{name}: must be a number, not {shown(value)}")
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    # Written so that NaN fails.
+    if not (math.isfinite(found) and least <= found <= most):
+        raise ParameterError(f"{name}: must be from {least:g} to {most:g}, not {found}")
+    return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """A boolean, and nothing that merely counts as one.
+
+    Raises:
+        ParameterError: it is none.
+    """
+    if not isinstance(value, bool):
+        raise ParameterError(f"{name}: must be true or false, not {shown(value)}")
+    return value
+
+
+def first_of(values: Iterable[T], count: int) -> list[T]:
+    """At most ``count + 1`` of some values: enough to see that there are too many, even where they never end.
+
+    Raises:
+        TypeError: they are not iterable.
+    """
+    return list(itertools.islice(values, count + 1))

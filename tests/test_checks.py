@@ -1,0 +1,191 @@
+"""Whatever a caller gives as a number: it is taken as it is meant, or refused by the parameter's name."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pocketlm
+from checkpoints import write_checkpoint
+from independent.cases import llama
+from pocketlm.errors import ContextLengthError, MemoryLimitError, ParameterError
+from pocketlm.generate.params import SamplingParams
+from tokenizer_files import byte_level, save
+
+BEYOND = st.one_of(
+    st.integers(min_value=1 << 31), st.integers(max_value=-1), st.sampled_from([1 << 70, -(1 << 70)])
+)
+SMALL = st.integers(0, 3)
+ODD: st.SearchStrategy[Any] = st.one_of(
+    BEYOND,
+    SMALL,
+    SMALL.map(np.int64),
+    st.integers(0, 255).map(np.uint8),
+    st.just(np.int64(-1)),
+    st.floats(),
+    st.floats(width=32).map(np.float32),
+    st.booleans(),
+    st.booleans().map(np.bool_),
+    st.text(max_size=3),
+    st.sampled_from([b"1", 1j, object(), [], {}, np.zeros(2), np.asarray(3)]),
+)
+LISTS = st.one_of(
+    st.lists(ODD, max_size=3), st.dictionaries(st.one_of(BEYOND, SMALL, st.text()), ODD, max_size=2)
+)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path, tokenizer = tmp_path_factory.mktemp("models") / "tiny", byte_level()
+    write_checkpoint(path, llama(vocab_size=tokenizer.get_vocab_size() + 3, eos_token_id=1))
+    (path / "text.txt").write_text("once upon a time the cat sat on the mat")
+    return save(path, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def lm(directory: Path) -> Iterator[pocketlm.LM]:
+    with pocketlm.load(directory) as model:
+        yield model
+
+
+def taken(name: str, call: Callable[[], Any], *also: type[Exception]) -> bool:
+    """Whether a call takes an argument. If not, it says so by the argument's name."""
+    try:
+        call()
+    except also:
+        return False
+    except ParameterError as problem:
+        assert str(problem).startswith(f"{name}: ")
+        return False
+    return True
+
+
+@settings(max_examples=400)
+@given(
+    name=st.sampled_from([f.name for f in dataclasses.fields(SamplingParams)]), value=st.one_of(ODD, LISTS)
+)
+def test_sampling_parameters(lm: pocketlm.LM, name: str, value: Any) -> None:
+    changes = {"max_tokens": 2, name: value}
+    if taken(name, lambda: lm.generate([5, 6], **changes), ContextLengthError):
+        for call in (lm.stream, lm.session().stream_response):
+            with call("a", SamplingParams(**changes | {"n": 1})) as stream:
+                next(stream)
+
+
+@settings(max_examples=150)
+@given(
+    name=st.sampled_from(
+        ["threads", "context", "max_memory", "cache_tokens", "precise", "check_values", "prewarm", "kv_dtype",
+         "revision", "adapter"]
+    ),
+    value=ODD,
+)  # fmt: skip
+def test_loading(directory: Path, name: str, value: Any) -> None:
+    def call() -> None:
+        with pocketlm.load(directory, **{name: value}) as model:
+            assert model.context >= 1
+
+    taken(name, call, MemoryLimitError)
+
+
+@pytest.mark.parametrize("name", ["threads", "context", "cache_tokens", "max_memory"])
+@pytest.mark.parametrize("value", [1 << 70, -1, 0, math.nan, True, "4", np.float64(2)])
+def test_numbers_of_the_engine(directory: Path, name: str, value: Any) -> None:
+    assert not taken(name, lambda: pocketlm.load(directory, **{name: value}))
+
+
+def test_numpy_integers_are_numbers(directory: Path) -> None:
+    sizes = {"context": np.int64(64), "cache_tokens": np.uint16(256), "threads": np.int8(1)}
+    with pocketlm.load(directory, **sizes) as model:  # type: ignore[arg-type]
+        assert (model.context, model.engine.cache_tokens, model.engine.threads) == (64, 256, 1)
+        assert (
+            len(model.generate([5], max_tokens=np.int32(3), seed=np.uint64(5), ignore_eos=True).tokens) == 3
+        )
+
+
+@settings(max_examples=150)
+@given(value=ODD)
+def test_the_other_ways_in(lm: pocketlm.LM, directory: Path, value: Any) -> None:
+    text = directory / "text.txt"
+    taken("first", lambda: list(lm.iter_logits([5, 6, 7], value)))
+    taken("first", lambda: lm.evaluate([[5, 6, 7]], [lambda *_: None], [value]))
+    for name in ("context", "stride", "limit"):
+        taken(name, lambda name=name: lm.perplexity(text, **{name: value}))  # type: ignore[misc]
+    for call in (lm.generate, lm.stream, lm.session().respond):
+        assert not taken("params", lambda call=call: call("a", [value], max_tokens=1))  # type: ignore[misc]
+        assert not taken("params", lambda call=call: call("a", value, max_tokens=1))  # type: ignore[misc]
+    assert not taken("params", lambda: lm.session(params=value))
+    for ids in ([5, value], itertools.chain([5], [value])):
+        for call in (lm.logits, lm.score, lambda ids: lm.generate(ids, max_tokens=1)):
+            taken("prompt", lambda call=call, ids=ids: call(ids))  # type: ignore[misc]
+    taken("continuation", lambda: lm.score("a", [value]))
+    taken("ids", lambda: lm.tokenizer.decode([5, value]))
+
+
+ENDLESS: list[Callable[[], Any]] = [
+    lambda: itertools.repeat(5),
+    lambda: itertools.count(),
+    lambda: range(10**12),
+    lambda: range(10**30),
+    lambda: np.broadcast_to(np.int64(5), 10**12),
+]
+
+
+@pytest.mark.parametrize("values", ENDLESS)
+def test_what_never_ends_is_too_long(lm: pocketlm.LM, values: Callable[[], Any]) -> None:
+    for call in (
+        lambda: lm.generate(values()),
+        lambda: lm.stream(values()),
+        lambda: lm.logits(values()),
+        lambda: lm.score(values()),
+        lambda: lm.score("a", values()),
+        lambda: list(lm.iter_logits(values())),
+        lambda: lm.evaluate([values()], [lambda *_: None]),
+    ):
+        with pytest.raises(ContextLengthError, match="context holds"):
+            call()
+    for name in ("stop", "stop_token_ids"):
+        with pytest.raises(ParameterError, match=f"{name}: .*at most"):
+            lm.generate("a", **{name: values()})
+    with pytest.raises(ParameterError, match="logit_bias"):
+        lm.generate("a", logit_bias=values())
+
+
+def test_sequences_and_receivers_must_match(lm: pocketlm.LM) -> None:
+    for sequences, receivers, first in (
+        ([[5]], [], None),
+        ([], [print], None),
+        ([[5]], [print], [0, 0]),
+        ([[5]], [print], []),
+    ):
+        with pytest.raises(ParameterError, match=r"for [01] sequences"):
+            lm.evaluate(sequences, receivers, first)  # type: ignore[arg-type]
+
+
+def test_numbers_too_large_to_print(lm: pocketlm.LM, directory: Path) -> None:
+    huge = 10**5000
+    for field in dataclasses.fields(SamplingParams):
+        assert not taken(field.name, lambda name=field.name: lm.generate("a", **{name: huge}))  # type: ignore[misc]
+    for name in (
+        "threads",
+        "context",
+        "max_memory",
+        "cache_tokens",
+        "kv_dtype",
+        "revision",
+        "adapter",
+        "draft",
+    ):
+        assert not taken(name, lambda name=name: pocketlm.load(directory, **{name: huge}))  # type: ignore[misc]
+    assert not taken("prompt", lambda: lm.generate([huge]))
+    assert not taken("logit_bias", lambda: lm.generate("a", logit_bias={"9" * 5000: 1.0}))
+    assert not taken("context", lambda: lm.perplexity(directory / "text.txt", context=huge))
