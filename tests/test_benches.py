@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benches import adapters, allocation, environment, performance, prediction, published, report
+from benches import adapters, allocation, environment, peers, performance, prediction, published, report
 from benches.adapters.base import group, whole
 from benches.adapters.worker import rate
 from benches.results import Results
@@ -43,6 +43,93 @@ def test_runs_are_found_again_unless_anything_differs(tmp_path: Path) -> None:
     assert other.find("check", "a:4", "1.0")  # outputs do not depend on the settings
     assert Results(path, SETTINGS, again=True).runs("a:4", "1.0") == []
     assert len(path.read_text().splitlines()) == 4
+
+
+def test_why_something_did_not_run_is_kept_until_it_does(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    kept = Results(path, SETTINGS, again=False)
+    for name in "abcd":
+        kept.add("refused", name, "1.0", {"reason": f"{name} is no such model"})
+    kept.add("check", "b", "1.0", {"found": {}})
+    kept.add("failed", "b", "1.0", {"reason": "b stopped"})
+    kept.add("check", "b", "1.0", {"found": {}})  # says nothing of what happens later
+    kept.add("failed", "c", "1.0", {"reason": "c stopped"})
+    kept.add("run", "c", "1.1", run(0, 1.0), 0)
+    kept.add("check", "d", "1.0", {"found": {}})
+    expected = {"a": "a is no such model", "b": "b stopped"}
+    assert kept.reasons() == Results(path, SETTINGS, again=False).reasons() == expected
+    assert Results(path, {"threads": 1}, again=False).reasons().keys() == {"a", "c"}
+    assert Results(path, SETTINGS, again=True).reasons() == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "isa", "more"),
+    [
+        ("", "", ""),
+        ("--repeats 7 --again --threads 2 --prompt 512 2048", "", ""),
+        ("--only-load", "", "-load"),
+        ("--batch 2 8", "", "-batch-2-8"),
+        ("--prompt 512 --after 2048 16384", "", "-prompt-512-after-2048-16384"),
+        ("--threads 1 --generate 32 --after", "avx2", "-threads-1-after-generate-32-held-avx2"),
+    ],
+)
+def test_files_are_named_after_what_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, options: str, isa: str, more: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["peers.py", "pocketlm:4", *options.split()])
+    assert peers.stem("tiny-8192", peers.parse(), isa) == f"peers-tiny-8192{more}"
+
+
+@pytest.mark.parametrize(
+    ("variants", "variable", "isa"),
+    [
+        ("pocketlm:4 llama_cpp_avx2:Q4_0", "", ""),
+        ("pocketlm_avx2:4 llama_cpp_avx2:Q4_0", "", "avx2"),
+        ("pocketlm:4 llama_cpp:Q4_0", "avx512", "avx512"),
+        ("pocketlm:4 pocketlm_avx2:4", "", "best-avx2"),
+        ("llama_cpp:Q4_0", "avx2", ""),
+    ],
+)
+def test_what_holds_pocketlm_back_is_in_the_name(
+    monkeypatch: pytest.MonkeyPatch, variants: str, variable: str, isa: str
+) -> None:
+    monkeypatch.setenv("POCKETLM_ISA", variable)
+    made = [peers.Variant(spec, argparse.Namespace()) for spec in variants.split()]
+    assert peers.held(made) == isa
+
+
+def test_reasons_reach_the_published_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Some(peers.Variant):
+        def prepare(self, checkpoint: Path) -> None:
+            self.version = "1"
+
+        def check(self, expected: object) -> dict[str, float]:
+            if self.name == "mlx_lm":
+                raise environment.CannotRunError("wrong logits")
+            return {"cosine": 1.0}
+
+        def measure(self, seed: int) -> dict[str, Any]:
+            if self.name == "torchao":
+                raise environment.CannotRunError("measure failed")
+            return run(seed, 0.0, decode=9.0) | {"bandwidth": [1.0, 2.0], "others_cpu": 0.0}
+
+    def found(line: str) -> dict[str, Any]:
+        monkeypatch.setattr(
+            sys, "argv", ["peers.py", "--out", str(tmp_path), "--repeats", "1", *line.split()]
+        )
+        peers.main()
+        values = json.loads((tmp_path / f"peers-{tmp_path.name}.json").read_text())
+        assert values["results"].keys() == {"pocketlm 4"}
+        return dict(values["not_run"])
+
+    monkeypatch.setattr(peers, "Variant", Some)
+    monkeypatch.setattr(peers, "make_checkpoint", lambda args: tmp_path)
+    monkeypatch.setattr(peers, "oracle", lambda checkpoint: None)
+    monkeypatch.setattr(report, "picture", lambda *_: None)
+    everything = {"mlx-lm 4": "wrong logits", "torch + torchao int4": "measure failed"}
+    assert found("pocketlm:4 mlx_lm:4 torchao:int4") == everything
+    for line in ("pocketlm:4", "--kept --no-check pocketlm:4 torchao:int4 mlx_lm:4", "--kept pocketlm:4"):
+        assert found(line) == everything, line
 
 
 def test_predictions_of_another_build_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
