@@ -14,8 +14,8 @@ class Results:
     """The runs of one checkpoint.
 
     A run is known by the variant, its version, the settings and the number of its round; of several of the
-    same, the last counts. Why a variant was ``refused`` before any run, as by a check, or ``failed`` in one, is
-    kept until it passes a check, or has a run.
+    same, the last counts. Why a variant was ``refused`` before any run, as by a check, or ``failed`` in one
+    is kept until it passes a check, or has a run.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], again: bool) -> None:

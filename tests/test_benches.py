@@ -12,7 +12,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benches import adapters, allocation, environment, peers, performance, prediction, published, report
+from benches import (
+    adapters,
+    allocation,
+    environment,
+    peers,
+    performance,
+    prediction,
+    published,
+    report,
+    speculation,
+)
 from benches.adapters.base import group, whole
 from benches.adapters.worker import rate
 from benches.results import Results
@@ -383,6 +393,26 @@ def test_results_replace_those_of_the_same_section(tmp_path: Path) -> None:
     (tmp_path / "avx2" / "something.json").write_text("{}")
     with pytest.raises(ValueError, match="something"):
         published.everything(tmp_path)
+
+
+def test_what_guesses_gain_is_measured_and_published(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, options = tmp_path / "found.json", ["--rounds=1", "--tokens=12", "--threads=1", "--name=a.b-1"]
+    monkeypatch.setattr(sys, "argv", ["speculation.py", str(source), f"--json={file}", *options])
+    speculation.main()
+    assert "4 texts of 12 tokens" in capsys.readouterr().out
+    values = json.loads(file.read_text())
+    where = published.Section.of(values)
+    assert (where.subject, where.kind) == ("a.b-1", "speculation")
+    path = published.add(tmp_path / "docs", values, note="Said of it.")
+    assert published.Section.at(path) == where
+    figures = {"ratio": 1.5, "quartiles": [1.25, 2.0], "tokens_per_second": [100.0, 150.0], "proposed": 10}
+    values["workloads"] = {"edit": figures | {"accepted": 9, "texts": 4, "others_cpu": 0.25}}
+    published.add(tmp_path / "docs", values, note="Said of it.")
+    text = performance.sections(tmp_path / "docs")["speculation"]
+    row = f"| a.b-1 | {where.processor} | edit | 100.0 | 150.0 | 1.50 (1.25 to 2.00) | 9 of 10 | 4 | 25% |"
+    assert row in text and "rounds: 1, tokens: 12, guesses: 8" in text and text.endswith("Said of it.")
 
 
 def test_the_page_is_what_the_committed_results_give() -> None:
