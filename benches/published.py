@@ -97,7 +97,8 @@ class Section:
 
 
 def _longest(arguments: Mapping[str, Any]) -> int:
-    return max([0, *arguments.get("prompt", []), *arguments.get("after", [])])
+    lengths: list[int] = [0, *arguments.get("prompt", []), *arguments.get("after", [])]
+    return max(lengths)
 
 
 def _kind(arguments: Mapping[str, Any]) -> str:
