@@ -5,8 +5,9 @@
 Prints instructions per 64-byte line of codes for every kind and instruction set, and what differs from
 ``tests/instructions.json`` by more than 2 %. Counts do not depend on who else uses the machine, so a test may
 compare them; they are no times, and say nothing of memory. The pieces are those of
-``rust/engine/examples/instruction_work.rs``. AVX-512's products are counted on processors without it too,
-where its instructions are passed over. NEON's are counted under qemu, an instruction at a time.
+``rust/engine/examples/instruction_work.rs``. Products of AVX-512 and AVX-VNNI are counted on processors
+without them too, where their instructions are passed over. NEON's are counted under qemu, an instruction at a
+time.
 """
 
 from __future__ import annotations
@@ -30,9 +31,15 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "tests" / "instructions.json"
 TOLERANCE = 0.02
 EXAMPLE = ["build", "--release", "--quiet", "-p", "pocketlm-engine", "--example", "instruction_work"]
-FOREIGN = ("avx512", "avx512vbmi")  # levels whose products are counted where the processor lacks them
+LEVELS = ("avx2", "avx2vnni", "avx512", "avx512vbmi", "avx512amx", "neon", "neon-dotprod", "neon-i8mm")
+FOREIGN = (
+    "avx2vnni",
+    "avx512",
+    "avx512vbmi",
+)  # levels whose products are counted where the processor lacks them
 ARM = str(ROOT / "tools" / "arm.sh")
-ARM_LEVELS = {"neon": "cortex-a72", "neon-dotprod": "neoverse-n1"}  # and a processor that has no more
+# And a processor that has no more; none of its name has int8 matrix products and no SVE.
+ARM_LEVELS = {"neon": "cortex-a72", "neon-dotprod": "neoverse-n1", "neon-i8mm": "max,sve=off"}
 PC = re.compile(rb"^Trace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/")
 
 Counts = dict[str, int]  # by name of the piece
@@ -131,7 +138,8 @@ def count_arm(level: str) -> tuple[Counts, Lines]:
         CannotCountError: they cannot be installed here, or the program fails.
     """
     target = "aarch64-unknown-linux-gnu"
-    program = ROOT / "target" / "arm64" / target / "release" / "examples" / "instruction_work"
+    folder = ROOT / os.environ.get("CARGO_TARGET_DIR", "target/arm64")
+    program = folder / target / "release" / "examples" / "instruction_work"
     try:
         subprocess.run([ARM, "cargo", *EXAMPLE, "--target", target], cwd=ROOT, check=True)
     except subprocess.CalledProcessError as error:
@@ -231,7 +239,8 @@ def main() -> None:
             if values["foreign"] and before["compiler"] == values["compiler"]:
                 values["counts"] |= {name: n for name, n in before["counts"].items() if "step" in name}
             kept[level] = {key: values[key] for key in ("compiler", "counts")}
-        RECORD.write_text(json.dumps({"lines": lines, "levels": kept}, indent=1) + "\n")
+        levels_in_order = {level: kept[level] for level in sorted(kept, key=LEVELS.index)}
+        RECORD.write_text(json.dumps({"lines": lines, "levels": levels_in_order}, indent=1) + "\n")
         print(f"{RECORD.relative_to(ROOT)}: {', '.join(found)} recorded")
         return
     said = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ TABLE = """
     llama_cpp:Q8_0 openvino_genai:int4 openvino_genai:int8 onnxruntime_genai:int4 ctranslate2:int8
     torchao:int4 mistralrs:Q4K mlx_lm:4
 """
+SETTINGS = ("threads", "prompt", "after", "batch", "generate", "only_load")  # runs of others are not reused
 
 
 def make_checkpoint(args: argparse.Namespace) -> Path:
@@ -65,8 +67,8 @@ def oracle(checkpoint: Path) -> NDArray[np.float32]:
     return values
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
+def command_line() -> argparse.ArgumentParser:
+    """Its options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -98,6 +100,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-check", action="store_true", help="do not compare outputs first")
     parser.add_argument("--timeout", type=int, default=3600, help="seconds for one task (3600)")
     parser.add_argument("--out", type=Path, default=ROOT / "benches" / "out")
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = command_line()
     args = parser.parse_args()
     args.out = args.out.resolve()
     args.variants = [v for w in args.variants for v in (TABLE.split() if w == "all" else [w])]
@@ -112,8 +120,7 @@ def main() -> None:
     args = parse()
     checkpoint = make_checkpoint(args)
     variants = [Variant(spec, args) for spec in args.variants]
-    keys = ("threads", "prompt", "after", "batch", "generate", "only_load")
-    settings = {key: getattr(args, key) for key in keys}
+    settings = {key: getattr(args, key) for key in SETTINGS}
     kept = Results(args.out / f"runs-{checkpoint.name}.jsonl", settings, args.again)
     absent: dict[str, str] = {}
     checks: dict[str, Any] = {}
@@ -123,7 +130,7 @@ def main() -> None:
             if not args.no_check:
                 checks[variant.title] = check(variant, checkpoint, kept)
         except CannotRunError as error:
-            give_up(variant, error, absent)
+            give_up(variant, error, absent, kept, "refused")
     for i in range(args.repeats):
         # Forth and back, so that a drift of the machine meets everyone alike.
         for variant in variants if i % 2 == 0 else variants[::-1]:
@@ -132,7 +139,7 @@ def main() -> None:
             try:
                 run = kept.add("run", variant.spec, variant.version, variant.measure(seed=i), i)
             except CannotRunError as error:
-                give_up(variant, error, absent)
+                give_up(variant, error, absent, kept, "failed")
                 continue
             figures, (low, high) = run["figures"], sorted(run["bandwidth"])
             key = "decode" if "decode" in figures else "load_to_first_token_seconds"
@@ -141,9 +148,12 @@ def main() -> None:
                 f"bandwidth {low / 1e9:.1f} to {high / 1e9:.1f} GB/s, others' CPU {run['others_cpu']:.0%}",
                 flush=True,
             )
+    reasons = kept.reasons()
     for variant in variants:
         if args.repeats and variant.title not in absent and not kept.runs(variant.spec, variant.version):
-            absent[variant.title] = "no run was kept"
+            absent[variant.title] = reasons.get(variant.spec, "no run was kept")
+    asked = [variant.spec for variant in variants]
+    absent |= {Variant(spec, args).title: why for spec, why in reasons.items() if spec not in asked}
     present = [variant for variant in variants if variant.title not in absent]
     if args.repeats and present:
         publish(args, checkpoint, present, kept, {"checks": checks, "not_run": absent})
@@ -156,16 +166,40 @@ def check(variant: Variant, checkpoint: Path, kept: Results) -> dict[str, float]
     done = kept.find("check", variant.spec, variant.version)
     if done is None:
         done = kept.add("check", variant.spec, variant.version, {"found": variant.check(oracle(checkpoint))})
+    elif variant.spec in kept.reasons():  # what refused it before has passed
+        done = kept.add("check", variant.spec, variant.version, {"found": done["found"]})
     found: dict[str, float] = done["found"]
     said = ", ".join(f"{key.replace('_', ' ')} {value:.4f}" for key, value in found.items())
     print(f"{variant.title} ({variant.version}): output agrees, {said}", flush=True)
     return found
 
 
-def give_up(variant: Variant, error: CannotRunError, absent: dict[str, str]) -> None:
-    """Notes why a variant takes no further part."""
+def give_up(
+    variant: Variant, error: CannotRunError, absent: dict[str, str], kept: Results, kind: str
+) -> None:
+    """Notes why a variant takes no further part, for those who ask for the others alone too."""
     absent[variant.title] = str(error)
+    kept.add(kind, variant.spec, variant.version, {"reason": str(error)})
     print(f"{variant.title}: not run: {error}", flush=True)
+
+
+def held(variants: list[Variant]) -> str:
+    """The instruction sets that ``POCKETLM_ISA`` holds pocketlm's variants to; nothing if it does not."""
+    here = os.environ.get("POCKETLM_ISA", "")
+    ours = [v.peer.run_variables.get("POCKETLM_ISA", here) for v in variants if v.name.startswith("pocketlm")]
+    return "-".join(isa or "best" for isa in sorted(set(ours))) if any(ours) else ""
+
+
+def stem(checkpoint: str, args: argparse.Namespace, isa: str) -> str:
+    """The name of a comparison's files: all that is not the default is in it, so that none overwrites
+    another's. Runs are kept by their settings, in one file for each checkpoint."""
+    parts, defaults = [f"peers-{checkpoint}"], command_line()
+    for key in SETTINGS:
+        value = getattr(args, key)
+        if value != defaults.get_default(key):
+            numbers = value if isinstance(value, list) else [value]
+            parts.append("load" if key == "only_load" else "-".join(map(str, [key, *numbers])))
+    return "-".join([*parts, *(["held", isa] if isa else [])])
 
 
 def publish(
@@ -173,18 +207,19 @@ def publish(
 ) -> None:
     """Writes the JSON and the picture, prints the tables."""
     results = {v.title: kept.runs(v.spec, v.version)[: args.repeats] for v in variants}
-    stem = f"peers-{checkpoint.name}{'-load' if args.only_load else ''}"
+    isa = held(variants)
+    name = stem(checkpoint.name, args, isa)
     values = {
-        "shape": args.shape, "arguments": vars(args) | {"out": ""}, "machine": machine.describe(),
+        "shape": args.shape, "isa": isa, "arguments": vars(args) | {"out": ""}, "machine": machine.describe(),
         "date": time.strftime("%Y-%m-%d"), "results": results,
         "versions": {variant.title: variant.version for variant in variants},
     } | more  # fmt: skip
-    (args.out / f"{stem}.json").write_text(json.dumps(values, indent=1, default=str) + "\n")
+    (args.out / f"{name}.json").write_text(json.dumps(values, indent=1, default=str) + "\n")
     print("\n" + report.text(results, baseline="pocketlm"))
-    print(f"\n{args.out / stem}.json")
+    print(f"\n{args.out / name}.json")
     try:
-        report.picture(results, f"{args.shape}, {args.threads} threads", args.out / f"{stem}.png")
-        print(f"{args.out / stem}.png")
+        report.picture(results, f"{args.shape}, {args.threads} threads", args.out / f"{name}.png")
+        print(f"{args.out / name}.png")
     except ImportError:
         print("no picture: matplotlib is not installed")
 

@@ -1,9 +1,11 @@
 """Writes measured figures into docs/performance.md, between its marks.
 
-    python -m benches.performance [benches/out/peers-*.json ...]
+    python -m benches.performance
+    python -m benches.performance --add benches/out/peers-llama-tiny-4096-8192.json --note "Two rounds."
 
-Takes the files that ``benches/peers.py`` wrote, and ``tests/instructions.json``. Nothing is typed by hand: a
-figure on that page was measured, or is not there.
+Takes all that lies in ``docs/performance`` and ``tests/instructions.json``. ``--add`` puts a file there that
+``benches/peers.py`` or ``benches/speculation.py`` wrote, instead of the one of the same model, kind and class
+of processor. Nothing between the marks is typed by hand: a figure was measured, or is not there.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benches import instructions, report
+from benches import adapters, instructions, published, report
+from benches.shapes import SHAPES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 BASELINE = "pocketlm"
 BATCH = "decode_batch_"
+PEAK = "int8_peak_share_"
+OLDER = "Figures of an older build, kept as they were written."
 
 
 def conditions(values: Mapping[str, Any]) -> str:
@@ -89,20 +94,111 @@ def together(results: Mapping[str, Sequence[report.Run]]) -> str:
     return report.table(["times one text", *(f"{count} texts" for count in counts)], rows) if counts else ""
 
 
+def unpeaked(results: Mapping[str, Sequence[report.Run]]) -> str:
+    """What lies between our reading of prompts and the int8 products that the cores could do meanwhile.
+
+    Of two lengths L < M that take s and t for a token, what grows with the length takes (t - s) / (M - L) for
+    each token of it: attention, which for every token goes through all before it.
+    """
+    rows = []
+    for name, runs in results.items():
+        keys = (key for key in runs[0]["figures"] if key.startswith(PEAK))
+        lengths = sorted(int(key.removeprefix(PEAK)) for key in keys)
+        times = {n: [1e6 / run["figures"][f"prefill_{n}"] for run in runs] for n in lengths}
+        for n in lengths:
+            shares = [run["figures"][f"{PEAK}{n}"] for run in runs]
+            grows = [
+                (much - few) / (lengths[-1] - lengths[0]) * n
+                for few, much in zip(times[lengths[0]], times[lengths[-1]], strict=True)
+                if lengths[-1] > lengths[0]
+            ]
+            least = [share * taken for share, taken in zip(shares, times[n], strict=True)]
+            parts = zip(times[n], least, grows or [0.0] * len(runs), strict=True)
+            found = (times[n], least, grows, [whole - part - more for whole, part, more in parts])
+            cells = [f"{statistics.median(column):,.1f}" if column else "-" for column in found]
+            rows.append([name, f"{n:,}", *cells, f"{statistics.median(shares):.0%}"])
+    columns = ["prefill", "tokens", "us taken for a token", "us of products at the peak"]
+    columns += ["us that grow with the length", "us of the rest", "share"]
+    return report.table(columns, rows) if rows else ""
+
+
+def absent(values: Mapping[str, Any]) -> list[str]:
+    """The runtimes that have no row, in a sentence for each reason."""
+    asked = {spec.partition(":")[0] for spec in values["arguments"]["variants"]}
+    family = SHAPES[values["shape"]]["model_type"]
+    named = [title.rpartition(" ")[0] for title in values["not_run"]]
+    peers = [adapters.adapter(name) for name in adapters.names() if name not in asked]
+    # Those that use another's models are another way to run it, and no runtime of their own.
+    peers = [peer for peer in peers if not peer.forms_of and peer.title not in named]
+    cannot = [peer.title for peer in peers if family not in peer.families]
+    unasked = [peer.title for peer in peers if family in peer.families]
+    parts = [f"Not run: {name}: {reason}." for name, reason in values["not_run"].items()]
+    if cannot:
+        parts.append(f"Without {family} models here: {', '.join(cannot)}.")
+    if unasked:
+        parts.append(f"Not asked for: {', '.join(unasked)}.")
+    return parts
+
+
 def section(values: Mapping[str, Any]) -> str:
     """One comparison."""
-    arguments = values["arguments"]
-    what = "load to first token" if arguments["only_load"] else "batches" if arguments["batch"] else "speed"
-    parts = [f"### {values['shape']}: {what}", conditions(values)]
+    parts = [published.Section.of(values).title(values)]
+    if "note" in values:
+        parts.append(values["note"])
+    parts.append(conditions(values))
     parts.append(report.text(values["results"], BASELINE))
     if left := bound(values["results"]):
         parts += ["What is left to the bandwidth (medians):", left]
+    if left := unpeaked(values["results"]):
+        parts += ["What is left to the int8 peak (medians):", left]
     if batches := together(values["results"]):
         parts.append(batches)
     versions = "; ".join(f"{name}: {version}" for name, version in values["versions"].items())
     parts.append(f"Versions: {versions}.")
-    parts += [f"Not run: {name} ({reason})." for name, reason in values["not_run"].items()]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *absent(values)])
+
+
+def guessed(found: Sequence[tuple[published.Section, Mapping[str, Any]]]) -> str:
+    """What guessing tokens is worth, in a table of all models, and under what that was measured."""
+    rows, said = [], []
+    for where, values in found:
+        machine = values["machine"]
+        said.append(
+            f"{values['model']}, {where.processor}: {values['date']}; {machine['processor']}, "
+            f"{machine['cores']} cores; {', '.join(f'{k}: {v}' for k, v in values['settings'].items())}."
+        )
+        said += [values["note"]] if "note" in values else []
+        for workload, figures in values["workloads"].items():
+            without, having = (f"{rate:,.1f}" for rate in figures["tokens_per_second"])
+            low, high = figures["quartiles"]
+            ratio = f"{figures['ratio']:.2f} ({low:.2f} to {high:.2f})"
+            guesses = f"{figures['accepted']:,} of {figures['proposed']:,}"
+            cells = [without, having, ratio, guesses, str(figures["texts"]), f"{figures['others_cpu']:.0%}"]
+            rows.append([values["model"], where.processor, workload, *cells])
+    columns = [
+        "model",
+        "processor",
+        "workload",
+        "without, tok/s",
+        "with, tok/s",
+        "times the speed (quartiles)",
+    ]
+    columns += ["guesses right", "texts", "others' CPU"]
+    return "\n\n".join([report.table(columns, rows), *said]) if rows else "Nothing was published."
+
+
+def sections(folder: Path) -> dict[str, str]:
+    """All that stands between marks, by their names."""
+    comparisons, speculation = [], []
+    for where, values in published.everything(folder):
+        if isinstance(values, str):
+            comparisons.append("\n\n".join([where.title({}), OLDER, values]))
+        elif where.kind == "speculation":
+            speculation.append((where, values))
+        else:
+            comparisons.append(section(values))
+    written = {"comparisons": "\n\n".join(comparisons), "speculation": guessed(speculation)}
+    return written | {"instructions": counted()}
 
 
 def counted() -> str:
@@ -129,18 +225,22 @@ def filled(page: str, sections: Mapping[str, str]) -> str:
 
 
 def main() -> None:
-    """Writes the page."""
+    """Adds results, if any are given, and writes the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="*", type=Path, metavar="JSON", help="of benches/peers.py, in order")
+    parser.add_argument("--add", type=Path, metavar="JSON", help="results to publish")
+    parser.add_argument("--title", help="the heading's beginning, instead of the model and the kind")
+    parser.add_argument("--note", help="what stands below the heading, until other results replace these")
     args = parser.parse_args()
-    sections = {"instructions": counted()}
-    if args.files:
-        comparisons = [section(json.loads(file.read_text())) for file in args.files]
-        sections["comparisons"] = "\n\n".join(comparisons)
-    PAGE.write_text(filled(PAGE.read_text(), sections))
-    print(f"{PAGE.relative_to(ROOT)}: {', '.join(sections)} written")
+    if not args.add and (args.title or args.note):
+        parser.error("--title and --note are said of what --add names")
+    if args.add:
+        path = published.add(published.FOLDER, json.loads(args.add.read_text()), args.title, args.note)
+        print(f"{path.relative_to(ROOT)}: {args.add} added")
+    written = sections(published.FOLDER)
+    PAGE.write_text(filled(PAGE.read_text(), written))
+    print(f"{PAGE.relative_to(ROOT)}: {', '.join(written)} written")
 
 
 if __name__ == "__main__":

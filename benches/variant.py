@@ -72,9 +72,12 @@ class Variant:
         last = expected[-1]
         cosine = float(found @ last / np.linalg.norm(found) / np.linalg.norm(last))
         error = float(np.abs(found - last).max() / np.abs(last).max())
-        exact = self.form in self.peer.exact
-        if not cosine >= self.peer.variants[self.form] or (exact and not error <= EXACT_TOLERANCE):
-            raise CannotRunError(f"wrong logits (cosine {cosine:.4f}, largest error {error:.3f})")
+        exact, least = self.form in self.peer.exact, self.peer.variants[self.form]
+        if not cosine >= least or (exact and not error <= EXACT_TOLERANCE):
+            limit = f", limit {EXACT_TOLERANCE}" if exact else ""
+            raise CannotRunError(
+                f"wrong logits (cosine {cosine:.4f}, limit {least}; largest error {error:.3f}{limit})"
+            )
         return {"cosine": cosine, "largest_error": error}
 
     def _check_tokens(self, expected: NDArray[np.float32]) -> dict[str, float]:

@@ -12,7 +12,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benches import adapters, allocation, environment, performance, prediction, report
+from benches import (
+    adapters,
+    allocation,
+    environment,
+    norm,
+    peers,
+    performance,
+    prediction,
+    published,
+    report,
+    speculation,
+)
 from benches.adapters.base import group, whole
 from benches.adapters.worker import rate
 from benches.results import Results
@@ -43,6 +54,93 @@ def test_runs_are_found_again_unless_anything_differs(tmp_path: Path) -> None:
     assert other.find("check", "a:4", "1.0")  # outputs do not depend on the settings
     assert Results(path, SETTINGS, again=True).runs("a:4", "1.0") == []
     assert len(path.read_text().splitlines()) == 4
+
+
+def test_why_something_did_not_run_is_kept_until_it_does(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    kept = Results(path, SETTINGS, again=False)
+    for name in "abcd":
+        kept.add("refused", name, "1.0", {"reason": f"{name} is no such model"})
+    kept.add("check", "b", "1.0", {"found": {}})
+    kept.add("failed", "b", "1.0", {"reason": "b stopped"})
+    kept.add("check", "b", "1.0", {"found": {}})  # says nothing of what happens later
+    kept.add("failed", "c", "1.0", {"reason": "c stopped"})
+    kept.add("run", "c", "1.1", run(0, 1.0), 0)
+    kept.add("check", "d", "1.0", {"found": {}})
+    expected = {"a": "a is no such model", "b": "b stopped"}
+    assert kept.reasons() == Results(path, SETTINGS, again=False).reasons() == expected
+    assert Results(path, {"threads": 1}, again=False).reasons().keys() == {"a", "c"}
+    assert Results(path, SETTINGS, again=True).reasons() == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "isa", "more"),
+    [
+        ("", "", ""),
+        ("--repeats 7 --again --threads 2 --prompt 512 2048", "", ""),
+        ("--only-load", "", "-load"),
+        ("--batch 2 8", "", "-batch-2-8"),
+        ("--prompt 512 --after 2048 16384", "", "-prompt-512-after-2048-16384"),
+        ("--threads 1 --generate 32 --after", "avx2", "-threads-1-after-generate-32-held-avx2"),
+    ],
+)
+def test_files_are_named_after_what_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, options: str, isa: str, more: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["peers.py", "pocketlm:4", *options.split()])
+    assert peers.stem("tiny-8192", peers.parse(), isa) == f"peers-tiny-8192{more}"
+
+
+@pytest.mark.parametrize(
+    ("variants", "variable", "isa"),
+    [
+        ("pocketlm:4 llama_cpp_avx2:Q4_0", "", ""),
+        ("pocketlm_avx2:4 llama_cpp_avx2:Q4_0", "", "avx2"),
+        ("pocketlm:4 llama_cpp:Q4_0", "avx512", "avx512"),
+        ("pocketlm:4 pocketlm_avx2:4", "", "best-avx2"),
+        ("llama_cpp:Q4_0", "avx2", ""),
+    ],
+)
+def test_what_holds_pocketlm_back_is_in_the_name(
+    monkeypatch: pytest.MonkeyPatch, variants: str, variable: str, isa: str
+) -> None:
+    monkeypatch.setenv("POCKETLM_ISA", variable)
+    made = [peers.Variant(spec, argparse.Namespace()) for spec in variants.split()]
+    assert peers.held(made) == isa
+
+
+def test_reasons_reach_the_published_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Some(peers.Variant):
+        def prepare(self, checkpoint: Path) -> None:
+            self.version = "1"
+
+        def check(self, expected: object) -> dict[str, float]:
+            if self.name == "mlx_lm":
+                raise environment.CannotRunError("wrong logits")
+            return {"cosine": 1.0}
+
+        def measure(self, seed: int) -> dict[str, Any]:
+            if self.name == "torchao":
+                raise environment.CannotRunError("measure failed")
+            return run(seed, 0.0, decode=9.0) | {"bandwidth": [1.0, 2.0], "others_cpu": 0.0}
+
+    def found(line: str) -> dict[str, Any]:
+        monkeypatch.setattr(
+            sys, "argv", ["peers.py", "--out", str(tmp_path), "--repeats", "1", *line.split()]
+        )
+        peers.main()
+        values = json.loads((tmp_path / f"peers-{tmp_path.name}.json").read_text())
+        assert values["results"].keys() == {"pocketlm 4"}
+        return dict(values["not_run"])
+
+    monkeypatch.setattr(peers, "Variant", Some)
+    monkeypatch.setattr(peers, "make_checkpoint", lambda args: tmp_path)
+    monkeypatch.setattr(peers, "oracle", lambda checkpoint: None)
+    monkeypatch.setattr(report, "picture", lambda *_: None)
+    everything = {"mlx-lm 4": "wrong logits", "torch + torchao int4": "measure failed"}
+    assert found("pocketlm:4 mlx_lm:4 torchao:int4") == everything
+    for line in ("pocketlm:4", "--kept --no-check pocketlm:4 torchao:int4 mlx_lm:4", "--kept pocketlm:4"):
+        assert found(line) == everything, line
 
 
 def test_predictions_of_another_build_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,11 +281,18 @@ def comparison() -> dict[str, Any]:
 
     return {
         "shape": "llama-tiny",
-        "arguments": {"threads": 2, "only_load": False, "batch": []},
+        "arguments": {
+            "variants": ["pocketlm:4", "torchao:int4"],
+            "threads": 2,
+            "only_load": False,
+            "prompt": [512],
+            "after": [2048],
+            "batch": [],
+        },
         "machine": {"processor": "P", "cores": 2, "instruction_sets": ["avx2"]},
         "results": {"pocketlm 4": [measured(100.0, reading=reading)], "other": [measured(50.0)]},
         "versions": {"pocketlm 4": "1", "other": "2"},
-        "not_run": {"third": "failed"},
+        "not_run": {"mlx-lm 4": "wrong logits"},
     }
 
 
@@ -199,8 +304,123 @@ def test_the_page_says_what_was_measured_and_under_what() -> None:
     # Reading takes 5 ms of the 10 that a token took; the other runtime does not say what it reads.
     assert "| pocketlm 4 | 10 | 5.00 | 10.00 | 5.00 | 50% |" in text
     assert "Versions: pocketlm 4: 1; other: 2." in text
-    assert text.endswith("Not run: third (failed).")
-    assert "### llama-tiny: speed" in text and "times one text" not in text
+    assert "\n\nNot run: mlx-lm 4: wrong logits.\n\nNot asked for: ctranslate2, llama-cpp-python, " in text
+    assert "mlx-lm," not in text and "torchao" not in text  # one failed, the other was asked for
+    assert text.startswith("### llama-tiny: speed, on a processor with AVX2 alone\n\nP, 2 cores")
+    assert "times one text" not in text and "int8 peak" not in text
+
+
+def test_the_page_names_runtimes_that_do_not_know_a_family() -> None:
+    text = performance.section(comparison() | {"shape": "openelm-3b", "not_run": {}})
+    assert "Without openelm models here: ctranslate2, " in text
+    assert text.endswith("Not asked for: llama-cpp-python, mlx-lm.")
+
+
+def test_the_page_divides_the_time_of_a_prompt() -> None:
+    # 10 us for each token of work, and 2 us for every 100 tokens before; products would take 8 us.
+    figures = {
+        f"{key}_{n}": value
+        for n in (100, 400)
+        for key, value in (("prefill", 1e6 / (10 + n / 50)), ("int8_peak_share", 8 / (10 + n / 50)))
+    }
+    lines = performance.unpeaked({"pocketlm 4": [run(0, 0.0, **figures)], "other": [run(0, 0.0)]}).split("\n")
+    assert lines[2:] == [
+        "| pocketlm 4 | 100 | 12.0 | 8.0 | 2.0 | 2.0 | 67% |",
+        "| pocketlm 4 | 400 | 18.0 | 8.0 | 8.0 | 2.0 | 44% |",
+    ]
+    del figures["prefill_400"], figures["int8_peak_share_400"]
+    one = performance.unpeaked({"pocketlm 4": [run(0, 0.0, **figures)]})
+    assert one.endswith("| pocketlm 4 | 100 | 12.0 | 8.0 | - | 4.0 | 67% |")
+
+
+@pytest.mark.parametrize(
+    ("flags", "arguments", "more", "path", "title"),
+    [
+        (["avx2"], {}, {}, "avx2/llama-tiny-speed", "llama-tiny: speed, on a processor with AVX2 alone"),
+        (
+            ["avx2", "avx512f", "avx512_vnni", "avx512vbmi"],
+            {"batch": [2]},
+            {"isa": "avx2"},
+            "avx512vbmi/llama-tiny-batches-held-avx2",
+            "llama-tiny: batches, on a processor with AVX-512 VBMI, pocketlm held to avx2",
+        ),
+        (
+            ["asimddp", "i8mm"],
+            {"after": [2048, 16384]},
+            {"title": "Long ago"},
+            "neon-i8mm/llama-tiny-long",
+            "Long ago, on a processor with NEON and int8 matrix products",
+        ),
+        (
+            [],
+            {"only_load": True},
+            {},
+            "other/llama-tiny-load",
+            "llama-tiny: load to first token, on a processor with other instruction sets",
+        ),
+    ],
+)
+def test_sections_are_known_by_facts(
+    flags: list[str], arguments: dict[str, Any], more: dict[str, Any], path: str, title: str
+) -> None:
+    values = comparison() | more
+    values["machine"]["instruction_sets"] = flags
+    values["arguments"] |= arguments
+    where = published.Section.of(values)
+    assert where.path(Path()) == Path(path)
+    assert published.Section.at(Path(f"{path}.json")) == where
+    assert where.title(values) == f"### {title}"
+
+
+def test_results_replace_those_of_the_same_section(tmp_path: Path) -> None:
+    values = comparison()
+    (tmp_path / "avx2").mkdir()
+    (tmp_path / "avx2" / "llama-tiny-speed.md").write_text("Old words.\n")
+    assert performance.sections(tmp_path)["comparisons"] == (
+        "### llama-tiny: speed, on a processor with AVX2 alone\n\n"
+        "Figures of an older build, kept as they were written.\n\nOld words."
+    )
+    first = published.add(tmp_path, values, note="Said of it.")
+    assert "\n\nSaid of it.\n\nP, 2 cores" in performance.sections(tmp_path)["comparisons"]
+    values["machine"]["instruction_sets"] = ["avx2", "avx512_vnni"]
+    other = published.add(tmp_path, values)
+    values["machine"]["instruction_sets"] = ["avx2"]
+    assert published.add(tmp_path, values) == first
+    written = performance.sections(tmp_path)["comparisons"]
+    assert "Said of it" not in written and "Old words" not in written
+    assert [where.processor for where, _ in published.everything(tmp_path)] == ["avx512", "avx2"]
+    assert sorted(tmp_path.rglob("*.*")) == sorted([first, other])
+    assert performance.section(json.loads(first.read_text())) == performance.section(values)
+    (tmp_path / "avx2" / "something.json").write_text("{}")
+    with pytest.raises(ValueError, match="something"):
+        published.everything(tmp_path)
+
+
+def test_what_guesses_gain_is_measured_and_published(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, options = tmp_path / "found.json", ["--rounds=1", "--tokens=12", "--threads=1", "--name=a.b-1"]
+    monkeypatch.setattr(sys, "argv", ["speculation.py", str(source), f"--json={file}", *options])
+    speculation.main()
+    assert "4 texts of 12 tokens" in capsys.readouterr().out
+    values = json.loads(file.read_text())
+    where = published.Section.of(values)
+    assert (where.subject, where.kind) == ("a.b-1", "speculation")
+    path = published.add(tmp_path / "docs", values, note="Said of it.")
+    assert published.Section.at(path) == where
+    figures = {"ratio": 1.5, "quartiles": [1.25, 2.0], "tokens_per_second": [100.0, 150.0], "proposed": 10}
+    values["workloads"] = {"edit": figures | {"accepted": 9, "texts": 4, "others_cpu": 0.25}}
+    published.add(tmp_path / "docs", values, note="Said of it.")
+    text = performance.sections(tmp_path / "docs")["speculation"]
+    row = f"| a.b-1 | {where.processor} | edit | 100.0 | 150.0 | 1.50 (1.25 to 2.00) | 9 of 10 | 4 | 25% |"
+    assert row in text and "rounds: 1, tokens: 12, guesses: 8" in text and text.endswith("Said of it.")
+
+
+def test_the_page_is_what_the_committed_results_give() -> None:
+    page = performance.PAGE.read_text()
+    assert performance.filled(page, performance.sections(published.FOLDER)) == page, (
+        "python -m benches.performance"
+    )
 
 
 def test_the_page_says_what_batches_gain() -> None:
@@ -222,8 +442,16 @@ def test_only_what_stands_between_marks_is_replaced() -> None:
         performance.filled(page, {"y": ""})
 
 
-def test_recorded_instructions_stand_on_the_page() -> None:
-    assert performance.counted() in performance.PAGE.read_text()
+def test_the_share_of_normalisations_says_what_was_measured_and_what_computed() -> None:
+    # A step of 10 ms, of which 1 ms are the engine's norms; 3 ms of naive ones would make it 12.
+    assert norm.text("naive", 0.010, 0.001, 113, 0.003).split("\n") == [
+        "measured: a decode step of the engine, 10.00 ms; its 113 normalisations alone, on one thread with "
+        "data in cache, 1000 us fused, 3000 us naive",
+        "computed: a step with them naive, 12.00 ms, were nothing else changed",
+        "share of the naive normalisations: 25.0%",
+    ]
+    fused = norm.text("fused", 0.010, 0.001, 113, 0.001)
+    assert fused.endswith("us fused\nshare of the fused normalisations: 10.0%")
 
 
 def test_the_allocation_bench_runs_through(source: Path, tmp_path: Path) -> None:

@@ -217,10 +217,11 @@ def test_commands_on_a_real_model(directory: Path, tmp_path: Path) -> None:
         "threads",
         "isa",
     } <= bench.keys()
-    assert all(bench[key] > 0 for key in bench if key not in ("isa", "context", "kv_dtype", "adapter_bytes"))
-    assert (
-        "tokens/s" in command("bench", small, "--prompt", "20", "--generate", "5", "--context", "30").stdout
-    )
+    zero = ("isa", "context", "kv_dtype", "adapter_bytes", "others_cpu")
+    assert all(bench[key] > 0 for key in bench if key not in zero) and bench["agrees"] is True
+    assert bench["others_cpu"] is None or 0 <= bench["others_cpu"] <= 1
+    said = command("bench", small, "--prompt", "20", "--generate", "5", "--context", "30").stdout
+    assert "tokens/s" in said and "same tokens again    yes" in said
     inspected = json.loads(command("inspect", small, "--json").stdout)
     assert {
         "parameters",

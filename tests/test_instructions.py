@@ -42,7 +42,8 @@ def test_counts_are_as_recorded(found: dict[str, Any], level: str) -> None:
 def test_levels_of_this_machine_are_recorded(found: dict[str, Any]) -> None:
     known = json.loads(instructions.RECORD.read_text())
     missing = set(found["levels"]) - set(known["levels"])
-    assert missing <= {"avx2vnni", "avx512amx"}, f"not recorded: {missing}"
+    assert missing <= {"avx512amx"}, f"not recorded: {missing}"  # its tiles are no vectors to be passed over
+    assert set(known["levels"]) <= set(instructions.LEVELS)
     assert found["lines"] == known["lines"]
 
 
@@ -63,6 +64,7 @@ def test_products_of_a_foreign_level_are_compared_and_steps_are_not() -> None:
         ("c4e37d39c101", 6),  # vextracti128 xmm1, ymm0, 1
         ("c5fd6f0511111111", 8),  # vmovdqa ymm0, [rip + ...]
         ("c5fd70c1b1", 5),  # vpshufd ymm0, ymm1, 0xb1
+        ("c4e26d500c01", 6),  # vpdpbusd ymm1, ymm2, [rcx + rax], of AVX-VNNI
         ("62f17c481000", 6),  # vmovups zmm0, [rax]
         ("62f17c48104001", 7),  # vmovups zmm0, [rax + 64]
         ("62f17c4810800a000000", 10),  # vmovups zmm0, [rax + 10]

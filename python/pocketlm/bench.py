@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pocketlm.model import LM
 
 DEFAULT_PROMPT = 512  # tokens
 PROBE_SECONDS = 0.2  # of reading, before and after decoding
+CHECKED = 32  # tokens that are generated once more
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Bench:
         read_bandwidth_bytes_per_second: at which the threads read the weights where they lie, doing nothing
             else; the larger of two measurements, right before and after decoding. What a cache holds is
             read from there.
+        others_cpu: the share of the machine that other processes took meanwhile, from ``/proc/stat``;
+            ``None`` where there is none.
+        agrees: whether the first text's beginning, run once more, alone and without guesses, has the same
+            tokens, as it must.
         threads, isa: threads and instruction set in use.
         kv_dtype: how the cache stores keys and values.
         bits_per_weight_projections, bits_per_weight_all: as ``pocketlm inspect`` counts.
@@ -49,6 +55,8 @@ class Bench:
     weight_bytes: int
     decode_bytes_per_second: float
     read_bandwidth_bytes_per_second: float
+    others_cpu: float | None
+    agrees: bool
     threads: int
     isa: str
     prompt: int
@@ -116,14 +124,17 @@ def run_bench(
             return [int(i) for i in random.integers(0, lm.engine.vocab_size, count)]
 
         _run(lm, [tokens(min(prompt, 64))], 2)  # pages of the weights come in
-        ttft = _run(lm, [tokens(prompt)], 1)
+        clock = _busy()
+        ttft, _ = _run(lm, [tokens(prompt)], 1)
         beginnings = [tokens(first) for _ in range(batch)]
         if context:
             # Leaves the contexts in the cache, from where the texts go on.
             lm.generate(beginnings, max_tokens=1, temperature=0, ignore_eos=True)
         before = lm.engine.read_bandwidth(PROBE_SECONDS)
-        decode = _run(lm, beginnings, generate + 1, num_speculative_tokens, from_first=True)
+        decode, texts = _run(lm, beginnings, generate + 1, num_speculative_tokens, from_first=True)
         after = lm.engine.read_bandwidth(PROBE_SECONDS)
+        others = _others(clock, _busy())
+        again = _run(lm, beginnings[:1], min(generate + 1, CHECKED))[1][0]
         weight_bytes, info = lm.engine.weight_bytes_per_token, lm.info
         return Bench(
             load_seconds=load_seconds,
@@ -134,6 +145,8 @@ def run_bench(
             weight_bytes=weight_bytes,
             decode_bytes_per_second=weight_bytes * generate / decode,
             read_bandwidth_bytes_per_second=max(before, after),
+            others_cpu=others,
+            agrees=again == texts[0][: len(again)],
             threads=lm.engine.threads,
             isa=lm.engine.isa,
             prompt=prompt,
@@ -149,14 +162,37 @@ def run_bench(
 
 def _run(
     lm: LM, prompts: list[list[int]], count: int, guesses: int = 0, *, from_first: bool = False
-) -> float:
-    """Seconds to generate; with ``from_first`` those after the last text's first token."""
+) -> tuple[float, list[list[int]]]:
+    """Seconds to generate, with ``from_first`` those after the last text's first token; and the tokens."""
     began = time.perf_counter()
     found = lm.generate(
         prompts, max_tokens=count, temperature=0, ignore_eos=True, num_speculative_tokens=guesses
     )
     seconds = time.perf_counter() - began
-    return seconds - max(c.timings.ttft_seconds for c in found) if from_first else seconds
+    first = max(c.timings.ttft_seconds for c in found) if from_first else 0.0
+    return seconds - first, [list(c.tokens) for c in found]
+
+
+def _busy() -> tuple[float, float, float] | None:
+    """CPU seconds of the whole machine and of this process, and the time; time that a hypervisor took from us
+    counts as others'."""
+    try:
+        fields = [int(v) for v in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        user, nice, system, _idle, _iowait, irq, softirq, steal = fields
+    except (OSError, IndexError, ValueError):
+        return None
+    machine = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return machine, time.process_time(), time.perf_counter()
+
+
+def _others(
+    before: tuple[float, float, float] | None, after: tuple[float, float, float] | None
+) -> float | None:
+    """The share of all cores that other processes took between two calls of :func:`_busy`."""
+    if before is None or after is None:
+        return None
+    machine, own, seconds = (b - a for a, b in zip(before, after, strict=True))
+    return min(1.0, max(0.0, (machine - own) / (seconds * (os.cpu_count() or 1))))
 
 
 def _rounded(tokens: int) -> int:

@@ -126,4 +126,7 @@ def command(
         f"{found.bits_per_weight_all:.3f} of everything"
     )
     click.echo(f"peak memory          {human(found.peak_memory_bytes)}")
+    if found.others_cpu is not None:
+        click.echo(f"other processes      took {found.others_cpu:.0%} of the machine meanwhile")
+    click.echo(f"same tokens again    {'yes' if found.agrees else 'no: something is wrong here'}")
     click.echo(f"threads, kernels     {found.threads}, {found.isa}; cache {found.kv_dtype}")

@@ -1,9 +1,9 @@
 //! Small fixed pieces of work, for whoever counts their instructions (`benches/instructions.py`): one row and four rows
-//! times one tile of every kind, as many rows as a prompt has times a panel, and one whole step of a tiny model for each kind of
-//! cache, on one thread, at the level of `POCKETLM_ISA`.
+//! times one tile of every kind, as many rows as a prompt has times a panel, one row and four times 16 outputs of 16-bit weights, and
+//! one whole step of a tiny model for each kind of cache, on one thread, at the level of `POCKETLM_ISA`.
 //!
 //! Prints `level NAME`, the address of the function that every piece runs in as `counted ADDRESS`, and before each piece
-//! `work LINES NAME`, where LINES are the 64-byte lines of codes that it reads (0 for a step). With `--levels` it prints
+//! `work LINES NAME`, where LINES are the 64-byte lines of codes or weights that it reads (0 for a step). With `--levels` it prints
 //! the levels of this machine instead. With `--foreign LEVEL` it does the products of a level that this machine lacks, for a
 //! counter that passes over what the processor refuses; without one the first such instruction ends the program.
 
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use pocketlm_engine::store::Kind;
 use pocketlm_engine::{Engine, EngineOptions, KvType, Logits, Sampler, SamplingParams, StepItem};
 use pocketlm_kernels::registry::{KernelFn, Op, find};
-use pocketlm_kernels::{Level, Palette, QuantBuffer, Scratch, TILE, level};
+use pocketlm_kernels::{Dense, DenseType, Level, Palette, QuantBuffer, Scratch, TILE, level};
 use random_model::{Shape, model};
 
 mod random_model;
@@ -23,6 +23,9 @@ mod random_model;
 /// largest piece is one block of rows of every level.
 const PRODUCTS: [(&str, usize, usize, [usize; 2]); 3] =
     [("1", 1, 1, [512, 1024]), ("2-16", 4, 1, [512, 1024]), ("many", 12, 4, [256, 512])];
+/// The same of products with 16-bit weights.
+const DENSE: [(&str, usize); 2] = [("1", 1), ("many", 4)];
+const DENSE_WIDTHS: [usize; 2] = [512, 1024];
 /// Tokens in the cache before the step that is counted: more than one block, the last one part filled.
 const CONTEXT: usize = 100;
 
@@ -55,6 +58,24 @@ fn product(
     // SAFETY: the kernel is of the weight's kind, and all lengths follow from the shapes above. The level is that of this process,
     // so available; or else the caller wants to see its instructions refused.
     counted(&mut || unsafe { kernel(&weights, &acts, 0..tiles, &mut scratch, &mut out) });
+    Ok(())
+}
+
+fn dense(
+    dtype: DenseType,
+    variant: &str,
+    rows: usize,
+    cols: usize,
+    level: Level,
+) -> Result<(), Box<dyn Error>> {
+    let row = find(Op::MatmulDense, dtype.name(), variant, level).ok_or("the registry has a gap")?;
+    let KernelFn::MatmulDense(kernel) = row.func else { return Err("not a product".into()) };
+    let bytes = vec![0u8; TILE * cols * dtype.size()];
+    let weights = Dense::new(dtype, TILE, cols, &bytes)?;
+    let (x, mut out) = (vec![1f32; rows * cols], vec![0f32; rows * TILE]);
+    println!("work {} {} rows={rows} cols={cols}", bytes.len() / 64, dtype.name());
+    // SAFETY: the kernel is of the weight's type, and all lengths follow from the shapes above; of the level as above.
+    counted(&mut || unsafe { kernel(&weights, &x, rows, cols, 0..TILE, &mut out) });
     Ok(())
 }
 
@@ -105,6 +126,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         for (variant, rows, tiles, widths) in PRODUCTS {
             for cols in widths {
                 product(kind, variant, (rows, tiles), cols, level)?;
+            }
+        }
+    }
+    for dtype in [DenseType::Bf16, DenseType::F16] {
+        for (variant, rows) in DENSE {
+            for cols in DENSE_WIDTHS {
+                dense(dtype, variant, rows, cols, level)?;
             }
         }
     }

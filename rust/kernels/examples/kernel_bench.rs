@@ -7,12 +7,14 @@
 //! against the portable kernel.
 
 use std::collections::HashMap;
-use std::hint::black_box;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use pocketlm_kernels::registry::{KernelFn, Op, Row, rows};
 use pocketlm_kernels::{ACT_BLOCK, Kernels, Kind, Level, Palette, QuantBuffer, Scratch, peak};
+use shared::read_rate;
+
+mod shared;
 
 /// Tiles per call: one panel of the kernels for many rows, shorter than a time slice of the scheduler.
 const SLICE: usize = 4;
@@ -65,25 +67,6 @@ fn int8_peak(level: Level) -> f64 {
         best = best.max(count as f64 / start.elapsed().as_secs_f64());
     }
     best
-}
-
-/// Bytes per second of reading, in slices of so many.
-fn read_rate(bytes: &[u8], slice: usize) -> f64 {
-    let mut best = vec![Duration::MAX; bytes.len().div_ceil(slice)];
-    for _ in 0..6 {
-        for (best, slice) in best.iter_mut().zip(bytes.chunks(slice)) {
-            let start = Instant::now();
-            let (words, _) = slice.as_chunks::<256>();
-            // As many independent sums as hide the latency of adding.
-            let mut sums = [0u8; 256];
-            for word in words {
-                sums.iter_mut().zip(word).for_each(|(sum, byte)| *sum = sum.wrapping_add(*byte));
-            }
-            black_box(sums);
-            *best = start.elapsed().min(*best);
-        }
-    }
-    bytes.len() as f64 / best.into_iter().sum::<Duration>().as_secs_f64()
 }
 
 /// What bounds a product of so many bytes and multiply-adds, and how much of the time it takes.

@@ -3,22 +3,20 @@
 //!
 //! `naive` goes over the row once per operation, as a graph of elementary operations does: add the residual, square, sum,
 //! multiply by the reciprocal root, multiply by the weights, quantize. `fused` calls the kernels that the engine calls.
-//! Prints how many there are and the microseconds of a step; `benches/norm.py` sets them beside a whole step.
+//! Both must agree. Prints how many there are and the microseconds of a step; `benches/norm.py` sets them beside a whole step.
 
 use std::hint::black_box;
-use std::time::Instant;
 
 use pocketlm_kernels::{Kernels, Norm, NormKind, QuantBuffer};
+use shared::{fastest, values};
+
+mod shared;
 
 const WIDTH: usize = 2048;
 const HEAD_DIM: usize = 64;
 const EPS: f32 = 1e-6;
 /// Query heads of the layers, as published; a quarter as many heads of keys.
 const HEADS: [(usize, usize); 5] = [(16, 3), (20, 7), (24, 8), (28, 6), (32, 4)];
-
-fn values(n: usize) -> Vec<f32> {
-    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 8_388_608.0 - 1.0).collect()
-}
 
 /// Each statement is a pass of its own over memory; the buffers between are kept, so none is allocated.
 fn naive(x: &[f32], weight: &[f32], squares: &mut [f32], out: &mut [f32]) {
@@ -43,17 +41,16 @@ struct Step<'a> {
     row: QuantBuffer,
 }
 
-impl Step<'_> {
-    fn norm(&self, width: usize) -> Norm<'_> {
-        Norm { kind: NormKind::Rms, eps: EPS, weight: Some(&self.weight[..width]), bias: None, offset: 0.0 }
-    }
+/// The norm that both forms are of.
+fn norm(weight: &[f32]) -> Norm<'_> {
+    Norm { kind: NormKind::Rms, eps: EPS, weight: Some(weight), bias: None, offset: 0.0 }
+}
 
+impl Step<'_> {
     fn wide(&mut self, fused: bool) {
         let mut rows = self.row.as_rows_mut();
         if fused {
-            let norm =
-                Norm { kind: NormKind::Rms, eps: EPS, weight: Some(&self.weight), bias: None, offset: 0.0 };
-            let mut row = rows.row_mut(0);
+            let (norm, mut row) = (norm(&self.weight), rows.row_mut(0));
             let delta = Some(&self.delta[..]);
             self.kernels.add_norm_quantize(&norm, &mut self.x, delta, None, row.as_mut()).expect("fitting");
         } else {
@@ -67,7 +64,7 @@ impl Step<'_> {
         let mut heads = std::mem::take(&mut self.heads);
         let used = &mut heads[..count * HEAD_DIM];
         if fused {
-            self.kernels.norm_heads(&self.norm(HEAD_DIM), used, HEAD_DIM).expect("fitting");
+            self.kernels.norm_heads(&norm(&self.weight[..HEAD_DIM]), used, HEAD_DIM).expect("fitting");
         } else {
             for head in used.chunks_exact_mut(HEAD_DIM) {
                 let (squares, out) = (&mut self.squares[..HEAD_DIM], &mut self.out[..HEAD_DIM]);
@@ -114,12 +111,26 @@ fn main() {
         out: vec![0.0; WIDTH],
         row: QuantBuffer::new(1, WIDTH).expect("a row"),
     };
-    let count = step.run(fused);
-    let (begin, mut best) = (Instant::now(), f64::INFINITY);
-    while begin.elapsed().as_secs_f64() < 0.5 {
-        let start = Instant::now();
-        step.run(fused);
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    println!("{count} {:.2}", best * 1e6);
+    check(&mut step);
+    let mut count = 0;
+    let seconds = fastest(0.5, || count = step.run(fused));
+    println!("{count} {:.2}", seconds * 1e6);
+}
+
+/// Both forms of a norm are the same but for roundings; panics where they are not.
+fn check(step: &mut Step<'_>) {
+    let [fused, naive] = [true, false].map(|fused| {
+        step.x = values(WIDTH);
+        step.heads = values(32 * HEAD_DIM);
+        step.wide(fused);
+        step.heads(32, fused);
+        let row = step.row.as_rows_mut().row_mut(0).expect("a row").values[..WIDTH].to_vec();
+        (row, std::mem::take(&mut step.heads))
+    });
+    step.heads = values(32 * HEAD_DIM);
+    assert!(fused.0.iter().zip(&naive.0).all(|(a, b)| a.abs_diff(*b) <= 1), "rows differ");
+    assert!(
+        fused.1.iter().zip(&naive.1).all(|(a, b)| (a - b).abs() <= 1e-5 * b.abs().max(1.0)),
+        "heads differ"
+    );
 }
