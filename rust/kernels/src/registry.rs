@@ -76,7 +76,6 @@ kernel_ops! {
     /// Activation function times a second input.
     Gated, "gated", GatedFn;
     /// The same, and quantization.
-    GatedQuantize, "gated_quantize", GatedQuantizeFn;
     /// Sum.
     Add, "add", AddFn;
     /// Product with a number.
@@ -129,8 +128,6 @@ pub type RopeFn = unsafe fn(&mut [f32], usize, &[f32], &[f32]);
 pub type ActivateFn = unsafe fn(&mut [f32]);
 /// `(gate, up, out)`.
 pub type GatedFn = unsafe fn(&[f32], &[f32], &mut [f32]);
-/// `(gate, up, row)`.
-pub type GatedQuantizeFn = unsafe fn(&[f32], &[f32], &mut QuantRowMut<'_>);
 /// `(x, y)`.
 pub type AddFn = unsafe fn(&mut [f32], &[f32]);
 /// `(x, factor)`.

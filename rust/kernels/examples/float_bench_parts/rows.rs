@@ -73,9 +73,8 @@ pub fn rows(k: &Kernels, filters: &[String]) {
         k.quantize(&weight, &mut s.buffer.as_rows_mut().row_mut(0).unwrap()).unwrap();
     });
     for a in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
-        report(k, filters, &format!("gated_quantize {}", a.name()), &|k, s| {
-            let mut rows = s.buffer.as_rows_mut();
-            k.gated_quantize(a, &weight, &weight, &mut rows.row_mut(0).unwrap()).unwrap();
+        report(k, filters, &format!("gated {}", a.name()), &|k, s| {
+            k.gated(a, &weight, &weight, &mut s.x).unwrap();
         });
     }
     report(k, filters, "norm_heads of 64,", &|k, s| {

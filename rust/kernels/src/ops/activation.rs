@@ -2,8 +2,6 @@
 
 use super::elementwise::map_in_place;
 use super::math;
-use super::quantize::{clear_padding, quantize_block};
-use crate::quantized::{ACT_BLOCK, QuantRowMut};
 use crate::simd::{LANES, Simd};
 
 /// An elementwise nonlinearity.
@@ -86,18 +84,6 @@ fn gated<S: Simd, A: Function>(s: S, gate: &[f32], up: &[f32], out: &mut [f32]) 
     }
 }
 
-#[inline(always)]
-fn gated_quantize<S: Simd, A: Function>(s: S, gate: &[f32], up: &[f32], row: &mut QuantRowMut<'_>) {
-    let mut buffer = [0.0; ACT_BLOCK];
-    for (b, (g, u)) in gate.chunks(ACT_BLOCK).zip(up.chunks(ACT_BLOCK)).enumerate() {
-        let y = &mut buffer[..g.len()];
-        gated::<S, A>(s, g, u, y);
-        let values = &mut row.values[b * ACT_BLOCK..b * ACT_BLOCK + g.len()];
-        quantize_block(s, y, values, &mut row.scales[b], &mut row.sums[b]);
-    }
-    clear_padding(row);
-}
-
 instantiate! {
     Activate, "silu", "row" => silu = activate::<_, Silu>, (x: &mut [f32]);
     Activate, "gelu", "row" => gelu = activate::<_, Gelu>, (x: &mut [f32]);
@@ -109,14 +95,4 @@ instantiate! {
     Gated, "gelu_tanh", "row" => gated_gelu_tanh = gated::<_, GeluTanh>, (gate: &[f32], up: &[f32], out: &mut [f32]);
     Gated, "relu", "row" => gated_relu = gated::<_, Relu>, (gate: &[f32], up: &[f32], out: &mut [f32]);
     Gated, "relu2", "row" => gated_relu2 = gated::<_, Relu2>, (gate: &[f32], up: &[f32], out: &mut [f32]);
-    GatedQuantize, "silu", "row" => quantized_silu = gated_quantize::<_, Silu>,
-        (gate: &[f32], up: &[f32], row: &mut QuantRowMut<'_>);
-    GatedQuantize, "gelu", "row" => quantized_gelu = gated_quantize::<_, Gelu>,
-        (gate: &[f32], up: &[f32], row: &mut QuantRowMut<'_>);
-    GatedQuantize, "gelu_tanh", "row" => quantized_gelu_tanh = gated_quantize::<_, GeluTanh>,
-        (gate: &[f32], up: &[f32], row: &mut QuantRowMut<'_>);
-    GatedQuantize, "relu", "row" => quantized_relu = gated_quantize::<_, Relu>,
-        (gate: &[f32], up: &[f32], row: &mut QuantRowMut<'_>);
-    GatedQuantize, "relu2", "row" => quantized_relu2 = gated_quantize::<_, Relu2>,
-        (gate: &[f32], up: &[f32], row: &mut QuantRowMut<'_>);
 }

@@ -167,23 +167,6 @@ impl Kernels {
         run!(self.float.gated[activation as usize], gate, up, out)
     }
 
-    /// [`Kernels::gated`] followed by [`Kernels::quantize`], without the float32 result. A row may be written in parts: any run
-    /// of whole blocks is a row of its own.
-    ///
-    /// # Errors
-    /// When the lengths differ.
-    pub fn gated_quantize(
-        &self,
-        activation: Activation,
-        gate: &[f32],
-        up: &[f32],
-        row: &mut QuantRowMut<'_>,
-    ) -> Result<(), KernelError> {
-        expect_len("up of a gated activation", up.len(), gate.len())?;
-        check_quantized(row, gate.len())?;
-        run!(self.float.gated_quantize[activation as usize], gate, up, row)
-    }
-
     /// `x += y`.
     ///
     /// # Errors

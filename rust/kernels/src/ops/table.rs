@@ -6,9 +6,8 @@ use crate::formats::{DenseType, Kind};
 use crate::kernels::by_kind;
 use crate::registry::{
     ActivateFn, AddFn, AddNormQuantizeFn, AddScaledFn, AttentionMergeFn, AttentionSplitFn, ClipFn,
-    EmbedDenseFn, GatedFn, GatedQuantizeFn, KvWriteFn, LogitMaximaFn, LogitTermsFn, MatmulDenseFn,
-    MatmulPaletteF32Fn, NormHeadsFn, OuterF32Fn, OuterF64Fn, QuantizeFn, QuantizeRestFn, RopeFn, ScaleFn,
-    SoftcapFn, pick,
+    EmbedDenseFn, GatedFn, KvWriteFn, LogitMaximaFn, LogitTermsFn, MatmulDenseFn, MatmulPaletteF32Fn,
+    NormHeadsFn, OuterF32Fn, OuterF64Fn, QuantizeFn, QuantizeRestFn, RopeFn, ScaleFn, SoftcapFn, pick,
 };
 
 /// One function pointer for each float operation, kind and variant.
@@ -23,7 +22,6 @@ pub(crate) struct FloatOps {
     /// By [`Activation`].
     pub activate: [ActivateFn; 5],
     pub gated: [GatedFn; 5],
-    pub gated_quantize: [GatedQuantizeFn; 5],
     pub add: AddFn,
     pub scale: ScaleFn,
     pub softcap: SoftcapFn,
@@ -74,7 +72,6 @@ impl FloatOps {
             rope: [pick!(level, Rope, "f32", "halves"), pick!(level, Rope, "f32", "interleaved")],
             activate: by_activation!(level, Activate),
             gated: by_activation!(level, Gated),
-            gated_quantize: by_activation!(level, GatedQuantize),
             add: pick!(level, Add, "f32", "row"),
             scale: pick!(level, Scale, "f32", "row"),
             softcap: pick!(level, Softcap, "f32", "row"),
