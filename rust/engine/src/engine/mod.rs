@@ -4,6 +4,7 @@ mod crew;
 mod facts;
 mod inner;
 mod memory;
+mod room;
 mod saved;
 mod sequence;
 mod step;
