@@ -57,7 +57,7 @@ impl PySecondMoment {
         let values = py
             .detach(|| {
                 let moment = self.inner.lock().unwrap_or_else(PoisonError::into_inner).take();
-                moment.map(|moment| moment.finish(factor)).ok_or_else(finished)
+                moment.ok_or_else(finished)?.finish(factor)
             })
             .map_err(to_python)?;
         Ok(PyArray1::from_vec(py, values).reshape([self.width, self.width])?.into_any().unbind())
