@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import itertools
 import re
 import subprocess
@@ -118,6 +119,13 @@ def test_integers_out_of_range_are_parameter_errors(calls: Calls, function: str,
         given = calls.given(argument, number)
         with pytest.raises(errors.ParameterError, match=argument):
             calls.of(function)(**given)
+
+
+@pytest.mark.parametrize(("function", "argument"), list(integers()))
+def test_the_largest_integers_are_taken_or_refused(calls: Calls, function: str, argument: str) -> None:
+    for number in (2**32 - 1, 2**63, 2**64 - 1):
+        with contextlib.suppress(errors.PocketlmError):
+            calls.of(function)(**calls.given(argument, number))
 
 
 def test_there_are_integers_to_test() -> None:
