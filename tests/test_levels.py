@@ -1,4 +1,4 @@
-"""The same bits on every instruction set that this machine has: logits, text and the cache, through the engine."""
+"""Whole models give the same bits on every instruction set that this machine has: logits and text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The compiled part of pocketlm. Arrays are C-contiguous copies unless said otherwise."""
+"""The compiled part of pocketlm. Arrays are C-contiguous copies unless said otherwise.
+
+Integers of any size and sequences of any length may be given: what is out of range or too long (more than
+2**24 token ids, or 2**20 elements of other sequences) is a ParameterError that names the argument, and an
+array that does not fit in memory a MemoryLimitError.
+"""
 
 from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
@@ -56,7 +61,9 @@ class Engine:
         precise: keep activations in float32 with palettized weights too (slow; for comparison).
         kv_dtype: how the cache stores keys and values: ``"f16"``, or ``"int8"`` with a scale for each token
             and head.
-        max_memory: bytes that weights, cache and scratch may take; else what the machine has.
+        max_memory: bytes that weights, cache and scratch may take; else what the machine has, or what the
+            process's cgroup (a container, a service) allows where that is less. Weights do not count then:
+            they are mapped.
 
     Raises:
         ConfigError: the graph is malformed; names the operation.
@@ -130,9 +137,9 @@ class Engine:
 
         If every item has a sampler and a continuation, the sampled tokens are fed back in further steps:
         until a text ends, ``steps`` are done, ``seconds`` are over, or :meth:`interrupt` is called. Single
-        tokens with a continuation may bring guesses at further ones, where that was measured to pay; guesses
-        are checked in the same step, and change nothing but the speed. The cache then holds all tokens but
-        the last that was sampled.
+        tokens with a continuation may bring guesses at further ones, where that was measured to pay and cache
+        and context have room; guesses are checked in the same step, and change nothing but the speed. The
+        cache then holds all tokens but the last that was sampled.
 
         Raises:
             ParameterError: more than ``max_rows`` tokens, an id that has no embedding, no ids, a sequence or
@@ -288,8 +295,8 @@ def isa_notes() -> list[str]:
     """What a user should know of instruction sets that the processor has and that are not used."""
 
 def prompt_kernels() -> list[tuple[str, str]]:
-    """Each palettized kind, and how the kernel for prompts (more than 16 rows) holds its decoded weights: ``panels``
-    in memory, or ``registers``. The faster one, measured when first used: some milliseconds in all.
+    """Each palettized kind, and how the kernel for prompts (more than 16 rows) holds its decoded weights:
+    ``panels`` in memory, or ``registers``. The faster one, measured when first used: some milliseconds in all.
 
     Raises:
         UnsupportedError: ``POCKETLM_ISA`` names what this machine has not.
@@ -446,7 +453,7 @@ class SecondMoment:
 
     Raises:
         ParameterError: there are no inputs.
-        MemoryLimitError: there is no memory for their products.
+        MemoryLimitError: there is no memory for their products and the finished moment.
     """
 
     def __new__(cls, width: int) -> SecondMoment: ...
@@ -463,7 +470,12 @@ class SecondMoment:
         machine. Raises ParameterError where a shape does not fit, or after :meth:`finish`.
         """
     def finish(self, factor: float) -> NDArray[np.float32]:
-        """The moment [width, width] times ``factor``, symmetric. The object is empty afterwards."""
+        """The moment [width, width] times ``factor``, symmetric. The object is empty afterwards.
+
+        Raises:
+            ParameterError: it is finished already.
+            MemoryLimitError: there is no memory for it.
+        """
 
 @final
 class Hessian:

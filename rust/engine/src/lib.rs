@@ -20,7 +20,7 @@ mod common;
 
 pub use engine::{
     Details, Engine, EngineOptions, Logits, Memory, PhaseInfo, Sequence, StepItem, StepResult, Traced,
-    WriteItem, WriteLimits, Written, default_rows,
+    WriteItem, WriteLimits, Written, default_rows, machine_memory,
 };
 pub use error::EngineError;
 pub use kv::KV_TOKENS;

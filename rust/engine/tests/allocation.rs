@@ -1,13 +1,17 @@
-//! A step allocates nothing: all its memory is reserved when the engine is made.
+//! A step allocates nothing: all its memory is reserved when the engine is made, and that of several when they are asked for.
 
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use common::{Made, everything, ids, llama, openelm, options};
 use pocketlm_engine::store::Kind;
-use pocketlm_engine::{Logits, Sampler, SamplingParams, StepItem};
+use pocketlm_engine::{
+    Continuation, Engine, Logits, Sampler, SamplingParams, Sequence, StepItem, WriteItem, WriteLimits,
+};
 
 /// The system's allocator, counting calls of all threads.
 struct Counting;
@@ -40,8 +44,12 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Held by the test that counts.
+static ALONE: Mutex<()> = Mutex::new(());
+
 #[test]
 fn a_step_allocates_nothing() {
+    let _alone = ALONE.lock().unwrap();
     let models = [llama(Made::Palette(Kind::P4), 2), openelm(Made::Mixed), everything(Made::Mixed)];
     for model in models {
         let engine = model.engine(&options(2));
@@ -63,6 +71,61 @@ fn a_step_allocates_nothing() {
             engine.step(&mut items).unwrap();
             let after = COUNT.load(Ordering::Relaxed);
             assert_eq!(after - before, 0, "allocations in a step of 1 + {chunk} rows");
+        }
+    }
+}
+
+/// Allocations of a call that writes for so many steps.
+fn allocations(
+    engine: &Engine,
+    sequences: &[Sequence],
+    samplers: &mut [Sampler],
+    continuations: &mut [Continuation],
+    steps: usize,
+) -> usize {
+    let mut items: Vec<WriteItem<'_>> = sequences
+        .iter()
+        .zip(samplers)
+        .zip(continuations)
+        .map(|((sequence, sampler), continuation)| WriteItem {
+            sequence,
+            ids: &[1],
+            sampler: Some(sampler),
+            logits: Logits::None,
+            continuation: Some(continuation),
+        })
+        .collect();
+    let limits = WriteLimits { steps, time: Duration::from_secs(60) };
+    let before = COUNT.load(Ordering::Relaxed);
+    let written = engine.write(&mut items, limits).unwrap();
+    let after = COUNT.load(Ordering::Relaxed);
+    assert!(written.iter().all(|written| written.tokens.len() >= steps));
+    after - before
+}
+
+#[test]
+fn steps_of_a_text_allocate_nothing() {
+    let _alone = ALONE.lock().unwrap();
+    let models = [llama(Made::Palette(Kind::P4), 2), openelm(Made::Mixed), everything(Made::Mixed)];
+    for (model, guesses) in models.iter().flat_map(|model| [(model, 0), (model, 8)]) {
+        let engine = model.engine(&options(2));
+        // As above the sampler has seen all tokens, and is used once before.
+        let prompt: Vec<u32> = (0..model.graph.vocab_size as u32).collect();
+        for texts in 1..3 {
+            let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+            let mut samplers = vec![Sampler::new(params, &prompt).unwrap(); texts];
+            let sequences: Vec<Sequence> = samplers.iter().map(|_| engine.sequence().unwrap()).collect();
+            let mut continuations: Vec<Continuation> =
+                samplers.iter().map(|_| Continuation::new(&prompt, 2000, &[], guesses)).collect();
+            let mut count =
+                |steps| allocations(&engine, &sequences, &mut samplers, &mut continuations, steps);
+            count(3);
+            // For the call its three lists, for each text its input, its tokens, and three tables where text is looked up.
+            let most = 3 + texts * if guesses > 0 { 5 } else { 2 };
+            for steps in [1, 10, 30] {
+                let found = count(steps);
+                assert!(found <= most, "{found} allocations in {steps} steps of {texts} texts, not {most}");
+            }
         }
     }
 }

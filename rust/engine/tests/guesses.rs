@@ -215,6 +215,78 @@ fn looking_up_saves_steps_on_a_text_that_repeats() {
     panic!("no guess was right in 20 texts");
 }
 
+/// Tokens one by one until a step fails, and how it fails.
+fn until_full(
+    engine: &Engine,
+    sequence: &Sequence,
+    prompt: &[u32],
+    sampler: &mut Sampler,
+) -> (Vec<u32>, EngineError) {
+    let (mut tokens, mut next) = (Vec::new(), prompt.to_vec());
+    loop {
+        let mut items = [StepItem::new(sequence, &next, Some(&mut *sampler), Logits::None)];
+        if let Err(error) = engine.step(&mut items) {
+            return (tokens, error);
+        }
+        let [result] = items.map(StepItem::into_result);
+        tokens.extend(result.token);
+        next = result.token.into_iter().collect();
+    }
+}
+
+#[test]
+fn guesses_keep_to_the_room_that_is_left() {
+    let mut short = llama(Made::Palette(Kind::P4), 1);
+    short.graph.context_length = 100;
+    // By the cache and by the context; in the last block and before it, with a last block that is shared and that is not.
+    for (cache_tokens, shared) in [(64, false), (128, false), (128, true), (192, true)] {
+        let engine = short.engine(&EngineOptions { cache_tokens, ..options(1) });
+        for length in [40, 57, 62, 63, 64] {
+            let prompt = ids(length, short.graph.vocab_size, 5);
+            let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+            let new = || Sampler::new(greedy.clone(), &prompt).unwrap();
+            let begin = || {
+                let sequence = engine.sequence().unwrap();
+                append(&engine, &sequence, &prompt[..length - 1]);
+                let other = shared.then(|| sequence.fork().unwrap());
+                (sequence, other)
+            };
+            let (expected, failure) = {
+                let (sequence, _other) = begin();
+                until_full(&engine, &sequence, &prompt[length - 1..], &mut new())
+            };
+            for guesses in [1, 3, 16] {
+                let (sequence, _other) = begin();
+                let (mut sampler, mut found) = (new(), Vec::new());
+                let mut continuation = Continuation::new(&prompt, 1000, &[], guesses);
+                let mut next = prompt[length - 1];
+                let error = loop {
+                    // A draft model that is always right, and goes on beyond what fits.
+                    let mut drafted = expected[found.len()..].to_vec();
+                    drafted.resize(guesses, 1);
+                    continuation.draft(&drafted, 0.0);
+                    let mut items = [WriteItem {
+                        sequence: &sequence,
+                        ids: &[next],
+                        sampler: Some(&mut sampler),
+                        logits: Logits::None,
+                        continuation: Some(&mut continuation),
+                    }];
+                    let limits = WriteLimits { steps: 2, time: Duration::from_secs(60) };
+                    match engine.write(&mut items, limits) {
+                        Ok(written) => found.extend(&written[0].tokens),
+                        Err(error) => break error,
+                    }
+                    next = *found.last().unwrap();
+                };
+                assert_eq!(found, expected, "{length} tokens, {guesses} guesses, cache of {cache_tokens}");
+                assert_eq!(error, failure);
+                assert!(continuation.counts().1 > 0 || expected.len() < 3);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_failed_step_leaves_sampler_and_sequence() {
     let model = llama(Made::Palette(Kind::P4), 2);

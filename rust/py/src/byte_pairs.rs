@@ -77,13 +77,13 @@ impl<'de> Visitor<'de> for Object<'_, '_, 'de> {
             match (is_model, key.as_str()) {
                 (true, "vocab") => map.next_value_seed(Vocabulary(tables))?,
                 (true, "merges") => map.next_value_seed(Merges(tables))?,
-                (model_of_model, name) => {
+                (_, name) => {
                     if rest.len() > 1 {
                         rest.push(',');
                     }
                     rest.push_str(&serde_json::to_string(name).map_err(A::Error::custom)?);
                     rest.push(':');
-                    if !model_of_model && name == "model" {
+                    if !is_model && name == "model" {
                         rest.push_str(&map.next_value_seed(Object { tables, is_model: true })?);
                     } else {
                         rest.push_str(map.next_value::<&RawValue>()?.get());

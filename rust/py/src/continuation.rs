@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 use pocketlm_engine::{Continuation, EngineError};
 use pyo3::prelude::*;
 
-use crate::engine::token_ids;
+use crate::arguments::token_ids;
 use crate::errors::{parameter, to_python};
 
 /// How a request goes on after its prompt.
@@ -34,7 +34,7 @@ impl PyContinuation {
 impl PyContinuation {
     /// Guesses of a draft model at the next tokens, which took so many seconds.
     fn draft(&self, ids: &Bound<'_, PyAny>, seconds: f64) -> PyResult<()> {
-        let ids = token_ids(ids)?;
+        let ids = token_ids("ids", ids)?;
         self.lock()?.draft(&ids, seconds);
         Ok(())
     }

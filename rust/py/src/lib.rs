@@ -1,5 +1,6 @@
 //! The Python binding of pocketlm: the module `pocketlm._core`, and nothing else.
 
+mod arguments;
 mod byte_pairs;
 mod continuation;
 mod engine;
@@ -8,6 +9,8 @@ mod machine;
 mod moment;
 mod palettize;
 mod sampler;
+mod sequence;
+mod step;
 mod store;
 
 use pyo3::prelude::*;
@@ -22,7 +25,7 @@ mod _core {
     #[pymodule_export]
     use crate::continuation::PyContinuation;
     #[pymodule_export]
-    use crate::engine::{PyEngine, PySequence, PyStepResult};
+    use crate::engine::PyEngine;
     #[pymodule_export]
     use crate::machine::{
         cpu_count, current_isa, int8_peak, isa_levels, isa_notes, kernel_registry, prompt_kernels,
@@ -34,6 +37,10 @@ mod _core {
     use crate::palettize::{PyPalettized, compensate_tensor, measure_tensor, palettize_tensor};
     #[pymodule_export]
     use crate::sampler::PySampler;
+    #[pymodule_export]
+    use crate::sequence::PySequence;
+    #[pymodule_export]
+    use crate::step::PyStepResult;
     #[pymodule_export]
     use crate::store::{PyTensorInfo, PyWeightStore, palette_kinds};
 

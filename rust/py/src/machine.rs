@@ -9,6 +9,7 @@ use pocketlm_kernels::{KernelError, Kernels, Kind, Level, cpu, level};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::arguments::{Integer, threads as asked};
 use crate::errors::{parameter, to_python};
 
 /// Every level that this build knows, and whether this machine can run it.
@@ -79,18 +80,18 @@ pub(crate) fn release_freed_memory() {
 /// Bytes per second that `threads` threads read from memory together.
 #[pyfunction]
 #[pyo3(signature = (threads, seconds=0.5))]
-pub(crate) fn read_bandwidth(py: Python<'_>, threads: usize, seconds: f64) -> PyResult<f64> {
+pub(crate) fn read_bandwidth(py: Python<'_>, threads: Integer, seconds: f64) -> PyResult<f64> {
     let time = measuring_time(seconds)?;
-    let threads = pool::thread_count(Some(threads)).map_err(to_python)?;
+    let threads = asked(Some(threads))?;
     py.detach(|| pool::read_bandwidth(threads, time)).map_err(to_python)
 }
 
 /// Int8 multiply-adds per second that `threads` threads do together from registers.
 #[pyfunction]
 #[pyo3(signature = (threads, seconds=0.1))]
-pub(crate) fn int8_peak(py: Python<'_>, threads: usize, seconds: f64) -> PyResult<f64> {
+pub(crate) fn int8_peak(py: Python<'_>, threads: Integer, seconds: f64) -> PyResult<f64> {
     let time = measuring_time(seconds)?;
-    let threads = pool::thread_count(Some(threads)).map_err(to_python)?;
+    let threads = asked(Some(threads))?;
     py.detach(|| pool::int8_peak(threads, time)).map_err(to_python)
 }
 

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pocketlm_engine::EngineError;
 use pocketlm_engine::palettize::{Factored, SecondMoment};
-use pocketlm_engine::pool::thread_count;
 use pyo3::prelude::*;
 
+use crate::arguments::{Integer, copied, threads as asked};
 use crate::errors::to_python;
 use crate::store::palette_kind;
 
@@ -21,7 +21,8 @@ pub(crate) struct PySecondMoment {
 #[pymethods]
 impl PySecondMoment {
     #[new]
-    fn new(width: usize) -> PyResult<Self> {
+    fn new(width: Integer) -> PyResult<Self> {
+        let width = width.to("width")?;
         let inner = SecondMoment::new(width).map_err(to_python)?;
         Ok(Self { width, inner: Mutex::new(Some(inner)) })
     }
@@ -33,17 +34,16 @@ impl PySecondMoment {
         py: Python<'_>,
         x: PyReadonlyArray2<'_, f32>,
         weights: Option<PyReadonlyArray1<'_, f32>>,
-        threads: Option<usize>,
+        threads: Option<Integer>,
     ) -> PyResult<()> {
-        let threads = thread_count(threads).map_err(to_python)?;
+        let threads = asked(threads)?;
         let x = x.as_array();
         if x.ncols() != self.width {
             let reason = format!("has {} columns, not {}", x.ncols(), self.width);
             return Err(to_python(EngineError::parameter("x", reason)));
         }
-        // Copies: the arrays' owner may change them while the lock is released.
-        let x: Vec<f32> = x.iter().copied().collect();
-        let weights = weights.map(|weights| weights.as_array().iter().copied().collect::<Vec<f32>>());
+        let x = copied("x", x)?;
+        let weights = weights.map(|weights| copied("weights", weights.as_array())).transpose()?;
         py.detach(|| {
             let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             let moment = inner.as_ref().ok_or_else(finished)?;
@@ -57,7 +57,7 @@ impl PySecondMoment {
         let values = py
             .detach(|| {
                 let moment = self.inner.lock().unwrap_or_else(PoisonError::into_inner).take();
-                moment.map(|moment| moment.finish(factor)).ok_or_else(finished)
+                moment.ok_or_else(finished)?.finish(factor)
             })
             .map_err(to_python)?;
         Ok(PyArray1::from_vec(py, values).reshape([self.width, self.width])?.into_any().unbind())
@@ -83,15 +83,15 @@ impl PyHessian {
         moment: PyReadonlyArray2<'_, f32>,
         kind: &str,
         damping: f64,
-        threads: Option<usize>,
+        threads: Option<Integer>,
     ) -> PyResult<Self> {
-        let (kind, threads) = (palette_kind(kind)?, thread_count(threads).map_err(to_python)?);
+        let (kind, threads) = (palette_kind(kind)?, asked(threads)?);
         let moment = moment.as_array();
         if moment.nrows() != moment.ncols() {
             let reason = format!("has shape [{}, {}], not that of a square", moment.nrows(), moment.ncols());
             return Err(to_python(EngineError::parameter("moment", reason)));
         }
-        let moment: Vec<f32> = moment.iter().copied().collect();
+        let moment = copied("moment", moment)?;
         let inner = py.detach(|| Factored::new(moment, damping, kind, threads)).map_err(to_python)?;
         Ok(Self { inner: Arc::new(inner) })
     }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1};
 use pocketlm_engine::EngineError;
 use pocketlm_engine::palettize::{Palettized, Source, compensate, measure, palettize};
-use pocketlm_engine::pool::thread_count;
 use pocketlm_engine::store::Tensor;
 use pocketlm_kernels::Kind;
 use pyo3::prelude::*;
 
+use crate::arguments::{Integer, MOST_ELEMENTS, copied, elements, threads as asked};
 use crate::errors::to_python;
 use crate::moment::PyHessian;
 use crate::store::{PyWeightStore, palette_kind};
@@ -32,7 +32,9 @@ pub(crate) struct PyPalettized {
 impl PyPalettized {
     /// Parts of consecutive rows as one.
     #[staticmethod]
-    fn join(py: Python<'_>, parts: Vec<PyRef<'_, Self>>) -> PyResult<Self> {
+    fn join(py: Python<'_>, parts: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let parts = elements("parts", parts, MOST_ELEMENTS, |part| Ok(part.cast_into::<Self>()?))?;
+        let parts: Vec<&Self> = parts.iter().map(Bound::get).collect();
         let Some(first) = parts.first() else {
             return Err(to_python(EngineError::parameter("parts", "are none")));
         };
@@ -64,7 +66,7 @@ pub(crate) fn palettize_tensor(
     kind: &str,
     importance: Option<PyReadonlyArray1<'_, f32>>,
     transposed: bool,
-    threads: Option<usize>,
+    threads: Option<Integer>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PyPalettized> {
     let kind = palette_kind(kind)?;
@@ -84,17 +86,18 @@ pub(crate) fn compensate_tensor(
     name: &str,
     kind: &str,
     hessian: &PyHessian,
-    rows: (usize, usize),
+    rows: (Integer, Integer),
     row_weights: PyReadonlyArray1<'_, f32>,
     transposed: bool,
-    threads: Option<usize>,
+    threads: Option<Integer>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PyPalettized> {
     let kind = palette_kind(kind)?;
     let hessian = Arc::clone(&hessian.inner);
-    let row_weights: Vec<f32> = row_weights.as_array().iter().copied().collect();
+    let row_weights = copied("row_weights", row_weights.as_array())?;
+    let rows = rows.0.to("rows")?..rows.1.to("rows")?;
     let result = work(py, store, name, None, transposed, threads, progress, |source, threads, go_on| {
-        compensate(source, kind, rows.0..rows.1, &hessian, &row_weights, threads, go_on)
+        compensate(source, kind, rows, &hessian, &row_weights, threads, go_on)
     })?;
     parts(py, kind, result)
 }
@@ -118,19 +121,24 @@ fn parts(py: Python<'_>, kind: Kind, result: Palettized) -> PyResult<PyPalettize
 
 /// Weighted squared error and weighted energy of tensor `name` in `kind`, on at most `tiles` tiles spread over it.
 #[pyfunction]
-#[pyo3(signature = (store, name, kind, *, tiles=64, importance=None, transposed=false, threads=None, progress=None))]
+#[pyo3(
+    signature = (
+        store, name, kind, *, tiles=Integer::from(64), importance=None, transposed=false, threads=None, progress=None
+    ),
+    text_signature = "(store, name, kind, *, tiles=64, importance=None, transposed=False, threads=None, progress=None)"
+)]
 pub(crate) fn measure_tensor(
     py: Python<'_>,
     store: &PyWeightStore,
     name: &str,
     kind: &str,
-    tiles: usize,
+    tiles: Integer,
     importance: Option<PyReadonlyArray1<'_, f32>>,
     transposed: bool,
-    threads: Option<usize>,
+    threads: Option<Integer>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<(f64, f64)> {
-    let kind = palette_kind(kind)?;
+    let (kind, tiles) = (palette_kind(kind)?, tiles.to("tiles")?);
     let fit = work(py, store, name, importance, transposed, threads, progress, |source, threads, go_on| {
         measure(source, kind, tiles, threads, go_on)
     })?;
@@ -144,15 +152,14 @@ fn work<T: Send>(
     name: &str,
     importance: Option<PyReadonlyArray1<'_, f32>>,
     transposed: bool,
-    threads: Option<usize>,
+    threads: Option<Integer>,
     progress: Option<Py<PyAny>>,
     job: impl Send + FnOnce(&Source<'_>, usize, &mut dyn FnMut(usize) -> bool) -> Result<Option<T>, EngineError>,
 ) -> PyResult<T> {
-    let threads = thread_count(threads).map_err(to_python)?;
+    let threads = asked(threads)?;
     let tensor = store.shared().get(name).cloned().map_err(to_python)?;
     matrix(&tensor)?;
-    // A copy: the array's owner may change it while the lock is released.
-    let importance = importance.map(|array| array.as_array().iter().copied().collect::<Vec<f32>>());
+    let importance = importance.map(|array| copied("importance", array.as_array())).transpose()?;
     let mut raised = None;
     let outcome = py.detach(|| {
         let dense = tensor.dense()?;

@@ -6,8 +6,9 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 use pocketlm_engine::{EngineError, Sampler, SamplingParams};
 use pocketlm_kernels::sample::SampleError;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
-use crate::engine::token_ids;
+use crate::arguments::{Integer, optional, token_ids};
 use crate::errors::{parameter, to_python};
 
 /// Sampling parameters and history of one request.
@@ -31,49 +32,51 @@ impl PySampler {
 #[pymethods]
 impl PySampler {
     #[new]
-    #[pyo3(signature = (
-        *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, presence_penalty=0.0,
-        frequency_penalty=0.0, logit_bias=None, seed=0, logprobs=None, history=None
-    ))]
+    #[pyo3(
+        signature = (
+            *, temperature=1.0, top_k=Integer::from(0), top_p=1.0, min_p=0.0, repetition_penalty=1.0,
+            presence_penalty=0.0, frequency_penalty=0.0, logit_bias=None, seed=Integer::from(0), logprobs=None,
+            history=None
+        ),
+        text_signature = "(*, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, \
+            presence_penalty=0.0, frequency_penalty=0.0, logit_bias=None, seed=0, logprobs=None, history=None)"
+    )]
     fn new(
         temperature: f32,
-        top_k: i64,
+        top_k: Integer,
         top_p: f32,
         min_p: f32,
         repetition_penalty: f32,
         presence_penalty: f32,
         frequency_penalty: f32,
-        logit_bias: Option<BTreeMap<i64, f32>>,
-        seed: i128,
-        logprobs: Option<i64>,
+        logit_bias: Option<&Bound<'_, PyDict>>,
+        seed: Integer,
+        logprobs: Option<Integer>,
         history: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let logit_bias = logit_bias.unwrap_or_default();
+        let bias = |(token, bias): (Bound<'_, PyAny>, Bound<'_, PyAny>)| {
+            Ok((token.extract::<Integer>()?.to("logit_bias")?, bias.extract()?))
+        };
+        let biases: BTreeMap<u32, f32> =
+            logit_bias.into_iter().flat_map(|biases| biases.iter()).map(bias).collect::<PyResult<_>>()?;
         let params = SamplingParams {
             temperature,
             // -1 asks for all, as in vLLM.
-            top_k: if top_k == -1 { 0 } else { count("top_k", top_k)? },
+            top_k: if top_k.signed("top_k")? == -1 { 0 } else { top_k.to("top_k")? },
             top_p,
             min_p,
             repetition_penalty,
             presence_penalty,
             frequency_penalty,
-            logit_bias: logit_bias
-                .into_iter()
-                .map(|(token, bias)| Ok((count("logit_bias", token)?, bias)))
-                .collect::<PyResult<_>>()?,
+            logit_bias: biases.into_iter().collect(),
             // The low 64 bits: negative seeds are seeds too.
-            seed: seed as u64,
-            logprobs: logprobs.map(|number| count("logprobs", number)).transpose()?,
+            seed: seed.signed("seed")? as u64,
+            logprobs: optional("logprobs", logprobs)?,
         };
-        let history = history.map(token_ids).transpose()?.unwrap_or_default();
+        let history = history.map(|ids| token_ids("history", ids)).transpose()?.unwrap_or_default();
         let sampler = Sampler::new(params, &history).map_err(refused)?;
         Ok(Self { sampler: Mutex::new(sampler) })
     }
-}
-
-fn count(name: &str, number: i64) -> PyResult<u32> {
-    u32::try_from(number).map_err(|_| parameter(name, format!("is {number}, must be from 0 to {}", u32::MAX)))
 }
 
 fn refused(error: SampleError) -> PyErr {

@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use numpy::{PyArray1, PyArrayDyn, PyArrayMethods};
-use pocketlm_engine::pool::thread_count;
 use pocketlm_engine::store::{Bytes, DenseType, Kind, Tensor, TensorData, WeightStore};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
+use crate::arguments::{Integer, elements, optional, threads as asked};
 use crate::errors::{parameter, to_python};
+
+/// Dimensions of an array at most, as in NumPy.
+const MOST_DIMENSIONS: usize = 64;
 
 /// Weights by name, mapped from safetensors files or added from memory.
 #[pyclass(frozen, name = "WeightStore", module = "pocketlm._core")]
@@ -70,7 +73,8 @@ impl PyWeightStore {
     #[pyo3(signature = (name, array, dtype=None))]
     fn add(&self, py: Python<'_>, name: &str, array: &Bound<'_, PyAny>, dtype: Option<&str>) -> PyResult<()> {
         let dtype = element_type(array, dtype)?;
-        let shape: Vec<usize> = array.getattr("shape")?.extract()?;
+        let len = |len: Bound<'_, PyAny>| len.extract::<Integer>()?.to("array");
+        let shape: Vec<usize> = elements("array", &array.getattr("shape")?, MOST_DIMENSIONS, len)?;
         // `tobytes` copies in row-major order whatever the array's strides.
         let bytes = Bytes::copy(array.call_method0("tobytes")?.cast::<PyBytes>()?.as_bytes());
         self.change(py, |store| store.add_dense(name, dtype, &shape, bytes)).map_err(to_python)
@@ -82,13 +86,17 @@ impl PyWeightStore {
         py: Python<'_>,
         name: &str,
         kind: &str,
-        shape: [usize; 2],
+        shape: [Integer; 2],
         codes: &Bound<'_, PyAny>,
         codebook: &Bound<'_, PyAny>,
         scale: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let kind = palette_kind(kind)?;
-        let bytes = |part: &Bound<'_, PyAny>| part.call_method0("tobytes")?.extract::<Vec<u8>>();
+        let shape = [shape[0].to("shape")?, shape[1].to("shape")?];
+        // Copies, which nobody changes while the interpreter is released.
+        let bytes = |part: &Bound<'_, PyAny>| -> PyResult<Vec<u8>> {
+            Ok(part.call_method0("tobytes")?.cast_into::<PyBytes>()?.as_bytes().to_vec())
+        };
         let (codes, codebook, scale) = (bytes(codes)?, bytes(codebook)?, bytes(scale)?);
         let add = |store: &mut WeightStore| store.add_palette(name, kind, shape, &codes, &codebook, &scale);
         self.change(py, add).map_err(to_python)
@@ -103,9 +111,9 @@ impl PyWeightStore {
 
     /// A hexadecimal number that says which weights these are: their names, kinds, shapes and bytes.
     #[pyo3(signature = (*, threads=None))]
-    fn fingerprint(&self, py: Python<'_>, threads: Option<usize>) -> PyResult<String> {
+    fn fingerprint(&self, py: Python<'_>, threads: Option<Integer>) -> PyResult<String> {
         let store = self.shared();
-        let threads = thread_count(threads).map_err(to_python)?;
+        let threads = asked(threads)?;
         py.detach(|| store.fingerprint(threads)).map(|number| format!("{number:032x}")).map_err(to_python)
     }
 
@@ -143,9 +151,10 @@ impl PyWeightStore {
         &self,
         py: Python<'py>,
         name: &str,
-        start: Option<usize>,
-        stop: Option<usize>,
+        start: Option<Integer>,
+        stop: Option<Integer>,
     ) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
+        let (start, stop) = (optional("start", start)?, optional("stop", stop)?);
         let tensor = self.tensor(name)?;
         let mut shape = tensor.shape().to_vec();
         let values = match shape.first().copied() {
@@ -171,14 +180,18 @@ impl PyWeightStore {
     }
 
     /// Stored bytes `start` to `stop` of a tensor that is not palettized.
-    #[pyo3(signature = (name, start=0, stop=None))]
+    #[pyo3(
+        signature = (name, start=Integer::from(0), stop=None),
+        text_signature = "($self, name, start=0, stop=None)"
+    )]
     fn raw<'py>(
         &self,
         py: Python<'py>,
         name: &str,
-        start: usize,
-        stop: Option<usize>,
+        start: Integer,
+        stop: Option<Integer>,
     ) -> PyResult<Bound<'py, PyArray1<u8>>> {
+        let (start, stop): (usize, _) = (start.to("start")?, optional("stop", stop)?);
         let tensor = self.tensor(name)?;
         let bytes = match tensor.data() {
             TensorData::Dense { bytes, .. } | TensorData::Opaque { bytes, .. } => bytes.as_slice(),
@@ -201,8 +214,8 @@ impl PyWeightStore {
 
     /// Raises `WeightError` if a value of the tensor (of any tensor, by ascending name) is NaN or infinite.
     #[pyo3(signature = (name=None, *, threads=None))]
-    fn check_finite(&self, py: Python<'_>, name: Option<&str>, threads: Option<usize>) -> PyResult<()> {
-        let threads = thread_count(threads).map_err(to_python)?;
+    fn check_finite(&self, py: Python<'_>, name: Option<&str>, threads: Option<Integer>) -> PyResult<()> {
+        let threads = asked(threads)?;
         match name {
             Some(name) => {
                 let tensor = self.tensor(name)?;

@@ -4,6 +4,7 @@ mod crew;
 mod facts;
 mod inner;
 mod memory;
+mod room;
 mod saved;
 mod sequence;
 mod step;
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use pocketlm_kernels::{Kernels, KvType, Level};
 
-pub use memory::Memory;
+pub use memory::{Memory, machine_memory};
 pub use sequence::Sequence;
 pub use step::{Details, Logits, StepItem, StepResult};
 pub use timed::PhaseInfo;

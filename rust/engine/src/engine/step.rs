@@ -113,9 +113,17 @@ impl Engine {
         if items.is_empty() {
             return Ok(());
         }
-        let mut locked = self.inner.lock()?;
+        self.step_locked(self.inner.lock()?.state()?, items, timing)
+    }
+
+    /// A step by who holds the engine's state already.
+    pub(super) fn step_locked(
+        &self,
+        state: &mut State,
+        items: &mut [StepItem<'_>],
+        timing: Option<(Instant, &mut Vec<Duration>)>,
+    ) -> Result<(), EngineError> {
         let facts = &self.inner.facts;
-        let state = locked.state()?;
         self.check(state, items)?;
         for item in items.iter_mut() {
             item.reserve(facts.graph.vocab_size)?;

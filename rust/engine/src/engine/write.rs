@@ -1,14 +1,17 @@
 //! Several steps in one call: what is sampled is fed back, with guesses at what follows it.
 
+use std::mem;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pocketlm_kernels::sample::Sampler;
 
-use super::{Details, Engine, Logits, Sequence, StepItem, StepResult};
+use super::room::Room;
+use super::{Details, Engine, Logits, Sequence, State, StepItem, StepResult};
 use crate::error::EngineError;
-use crate::speculate::{Batch, Continuation, Costs};
+use crate::kv::KV_TOKENS;
+use crate::speculate::{Batch, Continuation, Costs, MAX_GUESSES};
 
 /// Tokens to append to a sequence, and what goes on from there.
 pub struct WriteItem<'a> {
@@ -53,6 +56,33 @@ impl From<StepResult> for Written {
     }
 }
 
+/// What an item gives to the next step.
+struct Input {
+    ids: Vec<u32>,
+    /// How many of them, the last ones, are guesses.
+    guesses: usize,
+    /// Written tokens that the continuation has taken.
+    known: usize,
+}
+
+impl Input {
+    fn new(item: &WriteItem<'_>) -> Self {
+        let mut ids = Vec::with_capacity(item.ids.len().max(1 + MAX_GUESSES));
+        ids.extend_from_slice(item.ids);
+        Self { ids, guesses: 0, known: 0 }
+    }
+}
+
+impl Written {
+    /// Nothing yet, with memory for the tokens of so many steps of a sequence of at most `longest` tokens.
+    fn reserved(item: &mut WriteItem<'_>, steps: usize, longest: usize) -> Self {
+        // The last token that is sampled is not in the sequence.
+        let most =
+            item.continuation.as_mut().map_or(1, |continuation| continuation.reserve(steps, longest + 1));
+        Self { tokens: Vec::with_capacity(most), ..Self::default() }
+    }
+}
+
 impl Engine {
     /// Steps until a text ends, the limits are reached, or [`Engine::interrupt`] is called, at least once. Items that do not continue
     /// make it one step. Where it was measured to pay, steps compute guesses at further tokens too (see [`Continuation`]); results are
@@ -65,22 +95,28 @@ impl Engine {
         items: &mut [WriteItem<'_>],
         limits: WriteLimits,
     ) -> Result<Vec<Written>, EngineError> {
+        if items.is_empty() {
+            return Ok(Vec::new());
+        }
         let began = Instant::now();
-        let mut written: Vec<Written> = items.iter().map(|_| Written::default()).collect();
-        let mut inputs: Vec<Vec<u32>> = items.iter().map(|item| item.ids.to_vec()).collect();
-        let (mut guesses, mut known) = (vec![0; items.len()], vec![0; items.len()]);
-        let continues = !items.is_empty()
-            && items.iter().all(|item| item.continuation.is_some() && item.sampler.is_some());
-        for step in 0..limits.steps.max(1) {
-            self.guess(items, &mut inputs, &mut guesses);
-            let begun = Instant::now();
-            let outcome = self.write_once(items, &inputs, &guesses, step == 0, &mut written);
-            if let Err(error) = outcome {
-                return if step == 0 { Err(error) } else { Ok(written) };
+        let continues = items.iter().all(|item| item.continuation.is_some() && item.sampler.is_some());
+        let steps = if continues { limits.steps.max(1) } else { 1 };
+        let longest = self.context_length().min(self.cache_tokens());
+        // All memory is taken here, none in steps.
+        let mut inputs: Vec<Input> = items.iter().map(Input::new).collect();
+        let mut written: Vec<Written> =
+            items.iter_mut().map(|item| Written::reserved(item, steps, longest)).collect();
+        let mut list = Vec::with_capacity(items.len());
+        for step in 0..steps {
+            match self.write_once(items, &mut inputs, step == 0, &mut written, &mut list) {
+                Ok(time) => self.settle(items, &mut inputs, &written, time),
+                Err(error) if step == 0 => return Err(error),
+                Err(_) => break,
             }
-            let ended = self.settle(items, &mut inputs, &guesses, &written, &mut known, begun.elapsed());
+            let ended =
+                items.iter().any(|item| item.continuation.as_deref().is_some_and(Continuation::ended));
             let interrupted = self.inner.interrupted.swap(false, Ordering::Relaxed);
-            if !continues || ended || interrupted || began.elapsed() >= limits.time {
+            if ended || interrupted || began.elapsed() >= limits.time {
                 break;
             }
         }
@@ -101,51 +137,62 @@ impl Engine {
         self.inner.costs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds guesses behind the one token of each text that generates.
-    fn guess(&self, items: &mut [WriteItem<'_>], inputs: &mut [Vec<u32>], guesses: &mut [usize]) {
-        let texts = inputs.iter().filter(|ids| ids.len() == 1).count();
-        let rows: usize = inputs.iter().map(Vec::len).sum();
-        let mut room = self.max_rows().saturating_sub(rows);
+    /// Adds guesses behind the one token of each text that generates, as many as there is room for.
+    fn guess(&self, state: &State, items: &mut [WriteItem<'_>], inputs: &mut [Input]) {
+        let texts = inputs.iter().filter(|input| input.ids.len() == 1).count();
+        let blocks = state.cache.free_tokens() / KV_TOKENS;
+        let mut room = Room::new(self.max_rows(), self.context_length(), blocks);
+        for (item, input) in items.iter().zip(&*inputs) {
+            room.set_aside(item.sequence.length(), input.ids.len());
+        }
         let costs = self.costs();
         let mut made = 0;
-        for ((item, ids), guesses) in items.iter_mut().zip(inputs).zip(guesses) {
+        for (item, Input { ids, guesses, .. }) in items.iter_mut().zip(inputs) {
             *guesses = 0;
             if let (1, Some(continuation), Some(_), Logits::None) =
                 (ids.len(), &mut item.continuation, &item.sampler, item.logits)
             {
+                let length = item.sequence.length() + 1;
                 let batch = Batch { costs: &costs, texts, guesses: made };
-                *guesses = continuation.guess(room, batch, ids);
+                *guesses = continuation.guess(room.behind(length), batch, ids);
                 // A draft model may know tokens that this one has no embedding for.
                 let limit = self.inner.facts.id_limit;
                 if let Some(at) = ids.iter().skip(1).position(|&id| id as usize >= limit) {
                     ids.truncate(at + 1);
                     *guesses = at;
                 }
-                room -= *guesses;
+                room.take(length, *guesses);
                 made += *guesses;
             }
         }
     }
 
+    /// One step with guesses; returns its time. `list` is empty before and after: only its memory is used.
     fn write_once(
         &self,
         items: &mut [WriteItem<'_>],
-        inputs: &[Vec<u32>],
-        guesses: &[usize],
+        inputs: &mut [Input],
         first: bool,
         written: &mut [Written],
-    ) -> Result<(), EngineError> {
-        let mut steps: Vec<StepItem<'_>> = Vec::with_capacity(items.len());
-        for ((item, ids), &guesses) in items.iter_mut().zip(inputs).zip(guesses) {
+        list: &mut Vec<StepItem<'static>>,
+    ) -> Result<Duration, EngineError> {
+        // Held from the guesses on, so that nobody takes the room that they were given.
+        let mut locked = self.inner.lock()?;
+        let state = locked.state()?;
+        self.guess(state, items, inputs);
+        let begun = Instant::now();
+        let mut steps = emptied(mem::take(list));
+        for (item, input) in items.iter_mut().zip(&*inputs) {
             let logits = if first { item.logits } else { Logits::None };
-            let step = StepItem::new(item.sequence, ids, item.sampler.as_deref_mut(), logits);
+            let step = StepItem::new(item.sequence, &input.ids, item.sampler.as_deref_mut(), logits);
             let stops = item.continuation.as_deref().map_or(&[][..], Continuation::stops);
-            steps.push(step.guessing(guesses, stops));
+            steps.push(step.guessing(input.guesses, stops));
         }
-        self.step(&mut steps)?;
-        for (((step, ids), &guesses), written) in steps.into_iter().zip(inputs).zip(guesses).zip(written) {
+        self.step_locked(state, &mut steps, None)?;
+        let time = begun.elapsed();
+        for ((step, input), written) in steps.drain(..).zip(&*inputs).zip(written) {
             let result = step.into_result();
-            let guessed = &ids[ids.len() - guesses..][..result.accepted];
+            let guessed = &input.ids[input.ids.len() - input.guesses..][..result.accepted];
             written.tokens.extend_from_slice(guessed);
             written.tokens.extend(result.token);
             if result.logprob.is_some() {
@@ -156,35 +203,31 @@ impl Engine {
                 written.logits = result.logits;
             }
         }
-        Ok(())
+        *list = emptied(steps);
+        Ok(time)
     }
 
-    /// Learns from a step and prepares the next. Returns whether a text has ended.
-    fn settle(
-        &self,
-        items: &mut [WriteItem<'_>],
-        inputs: &mut [Vec<u32>],
-        guesses: &[usize],
-        written: &[Written],
-        known: &mut [usize],
-        time: Duration,
-    ) -> bool {
+    /// Learns from a step and prepares the next.
+    fn settle(&self, items: &mut [WriteItem<'_>], inputs: &mut [Input], written: &[Written], time: Duration) {
         let mut costs = self.costs();
-        let (texts, made) = (items.len(), guesses.iter().sum());
-        if inputs.iter().zip(guesses).all(|(ids, guesses)| ids.len() == 1 + guesses) {
+        let (texts, made) = (items.len(), inputs.iter().map(|input| input.guesses).sum());
+        if inputs.iter().all(|input| input.ids.len() == 1 + input.guesses) {
             costs.note(texts, made, time.as_secs_f64());
         }
-        let mut ended = false;
-        for (((item, ids), written), known) in items.iter_mut().zip(inputs).zip(written).zip(known) {
+        for ((item, Input { ids, known, .. }), written) in items.iter_mut().zip(inputs).zip(written) {
             let (Some(continuation), Some(&last)) = (&mut item.continuation, written.tokens.last()) else {
                 continue;
             };
             continuation.take(&written.tokens[*known..], Batch { costs: &costs, texts, guesses: made });
             *known = written.tokens.len();
-            ended |= continuation.ended();
             ids.clear();
             ids.push(last);
         }
-        ended
     }
+}
+
+/// An empty list of steps in the memory of another, whose steps borrowed something else: collecting reuses it, as the size of a step is
+/// the same.
+fn emptied<'a>(list: Vec<StepItem<'_>>) -> Vec<StepItem<'a>> {
+    list.into_iter().map_while(|_| None).collect()
 }

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use pocketlm_kernels::{Kernels, Outer};
 
+use crate::engine::machine_memory;
 use crate::error::EngineError;
 use crate::pool::ThreadPool;
 
@@ -31,24 +32,27 @@ impl SecondMoment {
     /// Of `width` inputs, nothing summed yet.
     ///
     /// # Errors
-    /// When there are no inputs, or no memory for their products.
+    /// When there are no inputs, or no memory for their products and the moment that [`SecondMoment::finish`] makes of them.
     pub fn new(width: usize) -> Result<Self, EngineError> {
-        let bytes = width.checked_mul(width).and_then(|n| n.checked_mul(4));
-        let none = || EngineError::Memory {
-            what: format!("second moment of {width} inputs"),
-            needed: bytes.map_or(u64::MAX, |bytes| bytes as u64),
-            available: 0,
-        };
         if width == 0 {
             return Err(EngineError::parameter("width", "must be positive"));
         }
-        bytes.ok_or_else(none)?;
+        // Memory that is promised is taken only when it is written, block by block: the process would be killed on the way.
+        let (needed, available) = (bytes(width), machine_memory().unwrap_or(u64::MAX));
+        let memory = |available| EngineError::Memory {
+            what: format!("second moment of {width} inputs"),
+            needed: needed.unwrap_or(u64::MAX),
+            available,
+        };
+        if needed.is_none_or(|needed| needed > available) {
+            return Err(memory(available));
+        }
         let mut blocks = Vec::new();
         for row in (0..width).step_by(BLOCK) {
             for col in (row..width).step_by(BLOCK) {
                 let len = BLOCK.min(width - row) * BLOCK.min(width - col);
                 let mut sums = Vec::new();
-                sums.try_reserve_exact(len).map_err(|_| none())?;
+                sums.try_reserve_exact(len).map_err(|_| memory(0))?;
                 sums.resize(len, 0.0);
                 blocks.push(Mutex::new(Block { row, col, sums }));
             }
@@ -107,9 +111,20 @@ impl SecondMoment {
     }
 
     /// The whole moment, `[width, width]`, times `factor`.
-    pub fn finish(self, factor: f32) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn finish(self, factor: f32) -> Result<Vec<f32>, EngineError> {
         let width = self.width;
-        let mut out = vec![0.0; width * width];
+        // Of `new` it is known that the product does not overflow.
+        let len = width * width;
+        let mut out = Vec::new();
+        out.try_reserve_exact(len).map_err(|_| EngineError::Memory {
+            what: format!("second moment of {width} inputs"),
+            needed: 4 * len as u64,
+            available: 0,
+        })?;
+        out.resize(len, 0.0);
         for block in self.blocks {
             let Block { row, col, sums } = block.into_inner().unwrap_or_else(PoisonError::into_inner);
             let cols = BLOCK.min(width - col);
@@ -124,6 +139,15 @@ impl SecondMoment {
                 }
             }
         }
-        out
+        Ok(out)
     }
+}
+
+/// Bytes of the sums and of the finished moment, or `None` if that overflows.
+fn bytes(width: usize) -> Option<u64> {
+    let (width, block) = (width as u64, BLOCK as u64);
+    let whole = width.checked_mul(width)?.checked_mul(4)?;
+    // Besides the upper half, blocks of the diagonal have half of themselves too much.
+    let sums = whole / 2 + width.checked_mul(2 * block)?;
+    whole.checked_add(sums)
 }

@@ -46,7 +46,7 @@ impl Average {
 
 impl Costs {
     fn batch(texts: usize) -> usize {
-        (texts.max(1).next_power_of_two().ilog2() as usize).min(6)
+        texts.clamp(1, 64).next_power_of_two().ilog2() as usize
     }
 
     /// Takes note of a step in which `texts` sequences had one token each and `guesses` in all.
@@ -112,6 +112,7 @@ mod tests {
         assert_eq!(costs.plain(1), Some(1.0));
         let close = |guesses, ratio: f64| (costs.ratio(1, guesses) - ratio).abs() < 1e-6;
         assert!(close(4, 1.4) && close(8, 1.8) && close(1, 1.1) && close(0, 1.0));
+        assert!(costs.plain(usize::MAX).is_none());
         // Other batches have their own.
         assert!(costs.plain(3).is_none() && costs.ratio(4, 4) < 1.2);
         // One slow step among many says little.

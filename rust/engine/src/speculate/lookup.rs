@@ -38,6 +38,13 @@ impl Lookup {
         lookup
     }
 
+    /// Takes memory for so many further tokens.
+    pub fn reserve(&mut self, tokens: usize) {
+        self.tokens.reserve(tokens);
+        self.last.reserve(tokens);
+        self.before.reserve(tokens);
+    }
+
     /// Appends a token.
     pub fn push(&mut self, token: u32) {
         let place = self.tokens.len() as u32;

@@ -52,6 +52,16 @@ impl Continuation {
         }
     }
 
+    /// Reserves memory for the tokens that so many steps may write, of which there is room for `room` at most, and returns how many
+    /// they are: steps then allocate nothing.
+    pub(crate) fn reserve(&mut self, steps: usize, room: usize) -> usize {
+        let tokens = steps.saturating_mul(1 + self.most).min(self.left).min(room).max(1);
+        if let Some(lookup) = &mut self.lookup {
+            lookup.reserve(tokens);
+        }
+        tokens
+    }
+
     /// Tokens that end the text.
     pub fn stops(&self) -> &[u32] {
         &self.stops
