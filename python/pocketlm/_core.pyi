@@ -33,6 +33,7 @@ __all__ = [
     "isa_levels",
     "isa_notes",
     "kernel_registry",
+    "machine_memory",
     "measure_tensor",
     "palette_kinds",
     "palettize_tensor",
@@ -296,7 +297,7 @@ def isa_notes() -> list[str]:
 
 def prompt_kernels() -> list[tuple[str, str]]:
     """Each palettized kind, and how the kernel for prompts (more than 16 rows) holds its decoded weights:
-    ``panels`` in memory, or ``registers``. The faster one, measured when first used: some milliseconds in all.
+    ``panels`` in memory, or ``registers``. The faster one, measured when first used: some milliseconds.
 
     Raises:
         UnsupportedError: ``POCKETLM_ISA`` names what this machine has not.
@@ -308,6 +309,10 @@ def current_isa() -> str:
 def kernel_registry() -> list[dict[str, Any]]:
     """Every kernel: ``op``, ``kind``, ``variant``, ``level``, whether ``available`` here, whether
     ``chosen``."""
+
+def machine_memory() -> int | None:
+    """Bytes of memory that this process may use: the machine's, or the limit of its cgroup or of one above
+    it, where that is less. ``None`` where the system does not say it (not on Linux)."""
 
 def read_bandwidth(threads: int, seconds: float = 0.5) -> float:
     """Bytes per second that so many threads read together: the best pass over a buffer of 512 MiB."""

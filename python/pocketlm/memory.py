@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pocketlm._core import machine_memory
 from pocketlm.errors import MemoryLimitError
 from pocketlm.generate.engine import Engine
 
@@ -15,17 +15,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
-
 
 def installed() -> int | None:
     """Bytes of memory that the machine, or the container, has; ``None`` if the system does not say."""
-    found = []
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with contextlib.suppress(ValueError, OSError):  # there is no group, or it has no limit ("max")
-        found.append(int(_CGROUP.read_text()))
-    return min(found, default=None)
+    found = machine_memory()
+    if found is None:  # not Linux
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return found
 
 
 def empty_logits(tokens: int, engines: Sequence[Engine], max_memory: int | None) -> NDArray[np.float32]:

@@ -28,8 +28,8 @@ mod _core {
     use crate::engine::PyEngine;
     #[pymodule_export]
     use crate::machine::{
-        cpu_count, current_isa, int8_peak, isa_levels, isa_notes, kernel_registry, prompt_kernels,
-        read_bandwidth, release_freed_memory,
+        cpu_count, current_isa, int8_peak, isa_levels, isa_notes, kernel_registry, machine_memory,
+        prompt_kernels, read_bandwidth, release_freed_memory,
     };
     #[pymodule_export]
     use crate::moment::{PyHessian, PySecondMoment};

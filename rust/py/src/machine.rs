@@ -24,6 +24,12 @@ pub(crate) fn current_isa() -> PyResult<&'static str> {
     Ok(level().map_err(unsupported)?.name())
 }
 
+/// Bytes of memory that this process may use: the machine's, or its cgroup's limit.
+#[pyfunction]
+pub(crate) fn machine_memory() -> Option<u64> {
+    pocketlm_engine::machine_memory()
+}
+
 /// How the kernels for prompts hold the decoded weights of each kind: measured when first asked, some milliseconds in all.
 #[pyfunction]
 pub(crate) fn prompt_kernels(py: Python<'_>) -> PyResult<Vec<(&'static str, &'static str)>> {
