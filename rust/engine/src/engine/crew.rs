@@ -3,12 +3,13 @@
 //! More threads are not always faster: a small model's step ends before a second thread has helped, memory may be saturated
 //! by half of the cores, and on a machine that others use a step waits for its slowest thread. So now and then a step runs on
 //! the next smaller or larger number of threads, between two that run on the present one, and the number changes where that
-//! was faster in most of several such trials. One row, a few, and many are told apart, since they have different bounds. Steps are compared
-//! by their time for a row, if they are about as wide: those of prompts differ by some rows, as they are planned by the time that
-//! they take. Trials become rarer as long as they fail. Nothing here changes a result: those do not depend on the number of threads.
+//! was faster in most of several such trials. Steps of each number of rows are told apart up to sixteen, which guesses and batches have;
+//! those of prompts are one kind, and compared by their time for a row if they are about as wide, as they are planned by the
+//! time that they take. Trials become rarer as long as they fail. Nothing here changes a result: those do not depend on the number of threads.
 //!
 //! A thread that had no part in a step has gone to sleep meanwhile, and the next step with it waits for it to wake: a third of
-//! a small model's step. So the first step on more threads than the last one is not counted, on either side of a comparison.
+//! a small model's step. So the first step on more threads than the last one is not counted, on either side of a comparison, unless all
+//! of its kind have to wake them.
 
 /// Rows from which a step counts as a prompt.
 const MANY: usize = 17;
@@ -23,12 +24,14 @@ const BETTER: f64 = 0.95;
 /// What took more than this share is not tried again at once.
 const WORSE: f64 = 1.25;
 
-/// The number of threads for each kind of step.
+/// The number of threads for each kind of step: of each number of rows below [`MANY`], and of more.
 #[derive(Debug)]
 pub(crate) struct CrewSize {
     /// Numbers to choose from, descending.
     counts: Vec<usize>,
-    classes: [Class; 3],
+    classes: [Class; MANY],
+    /// The number of the last step, by its index.
+    last: usize,
     held: bool,
 }
 
@@ -41,6 +44,8 @@ struct Class {
     rows: usize,
     /// Whether the step after it was of another width, such as the end of a prompt.
     odd: bool,
+    /// The number with which the last step had to wake threads.
+    woke: Option<usize>,
     wait: u32,
     interval: u32,
     /// Whether the last trial was with more threads.
@@ -52,8 +57,6 @@ struct Class {
 #[derive(Debug, Clone)]
 struct Trial {
     other: usize,
-    /// The number of the last step, by its index.
-    last: usize,
     /// Time, for a row, of the last step with the present number.
     before: f64,
     /// Time of the step with the other one, until the step after it.
@@ -71,7 +74,7 @@ impl CrewSize {
             counts.push((3 * last / 4).min(last - 1));
         }
         let class = Class { wait: FIRST, interval: FIRST, ..Class::default() };
-        Self { counts, classes: [class.clone(), class.clone(), class], held: false }
+        Self { counts, classes: std::array::from_fn(|_| class.clone()), last: 0, held: false }
     }
 
     /// Stays with the present numbers, or goes on trying others.
@@ -85,9 +88,13 @@ impl CrewSize {
 
     /// Threads for a step of so many rows.
     pub fn of(&self, rows: usize) -> usize {
+        self.counts[self.index(rows)]
+    }
+
+    fn index(&self, rows: usize) -> usize {
         let class = &self.classes[class(rows)];
         let trying = class.trial.as_ref().filter(|trial| trial.between.is_none() && alike(class.rows, rows));
-        self.counts[trying.map_or(class.at, |trial| trial.other)]
+        trying.map_or(class.at, |trial| trial.other)
     }
 
     /// Takes note of the time of a step that ran on [`CrewSize::of`] threads.
@@ -95,13 +102,23 @@ impl CrewSize {
         if self.held {
             return;
         }
-        let last = self.counts.len() - 1;
+        let fewest = self.counts.len() - 1;
+        let used = self.index(rows);
         let class = &mut self.classes[class(rows)];
+        // Lower indices are more threads: some of them had to wake. Where they have to each time, as between steps of other kinds,
+        // it counts.
+        let wakes = used < std::mem::replace(&mut self.last, used);
+        let usual = class.woke == Some(used);
+        let woke = wakes && !usual;
+        if wakes {
+            class.woke = Some(used);
+        } else if usual {
+            class.woke = None;
+        }
         if !alike(class.rows, rows) {
             // Times of different steps say nothing about each other. One among others of a width is passed over.
-            match &mut class.trial {
-                Some(trial) if !class.odd => trial.last = class.at,
-                _ => (class.rows, class.trial) = (rows, None),
+            if class.odd || class.trial.is_none() {
+                (class.rows, class.trial) = (rows, None);
             }
             class.odd = class.trial.is_some();
             return;
@@ -110,23 +127,15 @@ impl CrewSize {
         let seconds = seconds / rows.max(1) as f64;
         let Some(trial) = &mut class.trial else {
             class.wait = class.wait.saturating_sub(1);
-            if class.wait == 0 && last > 0 {
-                class.upwards = if class.at == 0 { false } else { class.at == last || !class.upwards };
+            if class.wait == 0 && fewest > 0 && !woke {
+                class.upwards = if class.at == 0 { false } else { class.at == fewest || !class.upwards };
                 let other = if class.upwards { class.at - 1 } else { class.at + 1 };
-                class.trial = Some(Trial {
-                    other,
-                    last: class.at,
-                    before: seconds,
-                    between: None,
-                    ratios: [0.0; TRIALS],
-                    count: 0,
-                });
+                let ratios = [0.0; TRIALS];
+                class.trial = Some(Trial { other, before: seconds, between: None, ratios, count: 0 });
             }
             return;
         };
-        let used = if trial.between.is_none() { trial.other } else { class.at };
-        // Lower indices are more threads.
-        if used < std::mem::replace(&mut trial.last, used) {
+        if woke {
             return;
         }
         let Some(between) = trial.between.take() else {
@@ -153,11 +162,7 @@ fn alike(a: usize, b: usize) -> bool {
 }
 
 fn class(rows: usize) -> usize {
-    match rows {
-        ..2 => 0,
-        2..MANY => 1,
-        MANY.. => 2,
-    }
+    rows.clamp(1, MANY) - 1
 }
 
 #[cfg(test)]
@@ -243,10 +248,18 @@ mod tests {
             assert_eq!(crew.of(rows), 2);
             crew.note(rows, rows as f64);
         }
-        for rows in (0..1000).map(|step| 2 + step % 3) {
-            assert_eq!(crew.of(rows), 2);
-            crew.note(rows, rows as f64);
+    }
+
+    #[test]
+    fn steps_with_guesses_are_told_apart_by_their_rows() {
+        let mut crew = CrewSize::new(2, false);
+        for step in 0..3000 {
+            let rows = [1, 9, 5, 1, 3, 9][step % 6];
+            // A second thread helps nine rows only.
+            let threads = crew.of(rows);
+            crew.note(rows, if rows == 9 { 1.0 / threads as f64 } else { threads as f64 });
         }
+        assert_eq!([1, 3, 5, 9].map(|rows| crew.of(rows)), [1, 1, 1, 2]);
     }
 
     #[test]
