@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pocketlm_kernels::KvType;
+use pocketlm_kernels::{KV_TOKENS, KvType};
 
 use crate::error::EngineError;
 use crate::kv::KvCache;
@@ -30,15 +30,19 @@ impl Memory {
         tokens: usize,
         threads: usize,
     ) -> Result<Self, EngineError> {
-        let cache = KvCache::bytes(&plan.caches, kv, cache_tokens)
-            .ok_or_else(|| too_much("the KV cache", u64::MAX, 0))?;
+        let cache = KvCache::bytes(&plan.caches, kv, cache_tokens).ok_or_else(|| {
+            // More than can be addressed or counted.
+            let block = KvCache::bytes(&plan.caches, kv, KV_TOKENS).unwrap_or(u64::MAX);
+            let needed = block.saturating_mul((cache_tokens / KV_TOKENS) as u64);
+            too_much("the KV cache", needed, machine_memory().unwrap_or(isize::MAX as u64))
+        })?;
         let scratch = Worker::bytes(plan, tokens)
             .and_then(|worker| worker.checked_mul(threads as u64))
             .and_then(|workers| workers.checked_add(Schedule::bytes(plan.max_rows)?))
             .and_then(|bytes| {
                 bytes.checked_add(Limits::new(plan).bytes())?.checked_add(plan.arena_bytes as u64)
             })
-            .ok_or_else(|| too_much("scratch", u64::MAX, 0))?;
+            .ok_or_else(|| too_much("scratch", u64::MAX, machine_memory().unwrap_or(isize::MAX as u64)))?;
         Ok(Self { weights: plan.weights.bytes(), cache, scratch })
     }
 
