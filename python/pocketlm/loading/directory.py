@@ -56,7 +56,7 @@ class DirectoryWriter:
             StorageError: the place cannot be written, or another process is writing it.
         """
         self.check_destination()
-        with storage_errors(self.partial):
+        with storage_errors(self.destination, beside=True):
             self.destination.parent.mkdir(parents=True, exist_ok=True)
             self.partial.mkdir(exist_ok=True)
         self._journal = open_locked(self.partial / JOURNAL)
