@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import pocketlm
 from checkpoints import write_checkpoint
 from independent.cases import llama
-from pocketlm.errors import FileFormatError, MissingFileError, ParameterError, PocketlmError, StorageError
+from pocketlm.errors import FileFormatError, MissingFileError, ParameterError, StorageError
 from pocketlm.generate import saved
 from pocketlm.generate.params import SamplingParams
 from tokenizer_files import byte_level, save

@@ -116,10 +116,11 @@ def command(
     click.echo(
         f"weights              {human(found.weight_bytes)} a step, {human(found.decode_bytes_per_second)}/s"
     )
-    click.echo(
-        f"reading alone        {human(found.read_bandwidth_bytes_per_second)}/s of weights; decode uses {share:.0%}"
+    alone, memory = (
+        f"{human(rate)}/s"
+        for rate in (found.read_bandwidth_bytes_per_second, found.memory_bandwidth_bytes_per_second)
     )
-    memory = f"{human(found.memory_bandwidth_bytes_per_second)}/s"
+    click.echo(f"reading alone        {alone} of weights; decode uses {share:.0%}")
     held = ": the processor's caches hold the weights, not the memory" if found.cached else ""
     click.echo(f"memory               {memory}{held}")
     if found.adapter_bytes:

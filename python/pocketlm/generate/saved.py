@@ -95,7 +95,11 @@ def read(path: Path, model: str) -> Saved:
     facts = store.metadata()
     if facts.get("pocketlm_session") != _FORMAT:
         found = facts.get("pocketlm_session")
-        reason = "not a saved session, as session.save() writes" if found is None else f"format {found!r:.20} of another version"
+        reason = (
+            "not a saved session, as session.save() writes"
+            if found is None
+            else f"format {found!r:.20} of another version"
+        )
         raise FileFormatError(f"{path}: {reason}")
     missing = {"version", "model", "transcript", "checksum"} - facts.keys()
     if missing or store.names() != ["cache", "tokens"]:

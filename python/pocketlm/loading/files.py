@@ -44,9 +44,13 @@ def storage_errors(path: Path, *, beside: bool = False) -> Iterator[None]:
     except PocketlmError:
         raise
     except FileNotFoundError as error:
-        raise MissingFileError(f"{path if beside else error.filename or path}: no such file or directory") from error
+        raise MissingFileError(
+            f"{path if beside else error.filename or path}: no such file or directory"
+        ) from error
     except OSError as error:
-        raise StorageError(f"{path if beside else error.filename or path}: {error.strerror or error}") from error
+        raise StorageError(
+            f"{path if beside else error.filename or path}: {error.strerror or error}"
+        ) from error
 
 
 def require_directory(path: Path) -> Path:
