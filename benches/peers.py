@@ -118,8 +118,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Prepares, checks, measures in alternation, reports."""
     args = parse()
+    variants = [Variant(spec, args) for spec in args.variants]  # complains of unknown ones before any work
     checkpoint = make_checkpoint(args)
-    variants = [Variant(spec, args) for spec in args.variants]
     settings = {key: getattr(args, key) for key in SETTINGS}
     kept = Results(args.out / f"runs-{checkpoint.name}.jsonl", settings, args.again)
     absent: dict[str, str] = {}

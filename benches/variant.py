@@ -34,8 +34,8 @@ class Variant:
         self.spec = spec
         self.name, _, self.form = spec.partition(":")
         self.peer = adapter(self.name)
-        if self.form not in self.peer.variants:
-            raise SystemExit(f"{spec}: {self.name} has the variants {', '.join(self.peer.variants)}")
+        if self.form not in self.peer.forms:
+            raise SystemExit(f"{spec}: {self.name} has the forms {', '.join(self.peer.forms)}")
         self.args = args
         self.title = f"{self.peer.title} {self.form}"
         self.model = self.version = ""
@@ -72,7 +72,7 @@ class Variant:
         last = expected[-1]
         cosine = float(found @ last / np.linalg.norm(found) / np.linalg.norm(last))
         error = float(np.abs(found - last).max() / np.abs(last).max())
-        exact, least = self.form in self.peer.exact, self.peer.variants[self.form]
+        exact, least = self.form in self.peer.exact, self.peer.forms[self.form]
         if not cosine >= least or (exact and not error <= EXACT_TOLERANCE):
             limit = f", limit {EXACT_TOLERANCE}" if exact else ""
             raise CannotRunError(

@@ -109,6 +109,17 @@ def test_what_holds_pocketlm_back_is_in_the_name(
     assert peers.held(made) == isa
 
 
+@pytest.mark.parametrize("spec", ["nope:4", "pocketlm:zz", "pocketlm", ":4"])
+def test_what_is_unknown_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
+    def work(args: argparse.Namespace) -> Path:
+        raise AssertionError("began")
+
+    monkeypatch.setattr(peers, "make_checkpoint", work)
+    monkeypatch.setattr(sys, "argv", ["peers.py", "pocketlm:4", spec])
+    with pytest.raises(SystemExit, match=r"no such runtime; there are|has the forms 16, 8, 4"):
+        peers.main()
+
+
 def test_reasons_reach_the_published_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Some(peers.Variant):
         def prepare(self, checkpoint: Path) -> None:
@@ -186,8 +197,8 @@ def test_every_adapter_is_read_without_its_runtime() -> None:
     for name in adapters.names():
         peer = adapters.adapter(name)
         assert peer.title
-        assert peer.variants
-        assert peer.exact <= set(peer.variants)
+        assert peer.forms
+        assert peer.exact <= set(peer.forms)
         for other in (peer.forms_of, peer.converts_in, peer.runs_in):
             assert not other or adapters.adapter(other)
 

@@ -167,7 +167,11 @@ def test_generate_chat_uses_the_template(loaded: Loaded) -> None:
         (["generate", "x", "--wrong"], 2, "--wrong"),
         (["generate", "x", "y"], 2, "argument"),
         (["generate", "x " * 500], 1, "context"),
-        (["generate", "x", "--adapter", "a"], 1, "adapter"),
+        (["generate", "x", "--logprobs", "3"], 2, "--logprobs needs --json"),
+        (["generate", "\udcff\udcfe"], 2, "PROMPT is not UTF-8 text"),
+        (["generate", "\udcff\udcfe", "--chat"], 2, "PROMPT is not UTF-8 text"),
+        (["generate", "", "--chat"], 2, "PROMPT is empty"),
+        (["chat", "-i", "\udcff"], 2, "--instructions is not UTF-8 text"),
         (["perplexity"], 2, "FILE"),
         (["perplexity", "a", "b", "c"], 2, "FILE"),
         (["perplexity", "nowhere.txt"], 1, "nowhere.txt"),
@@ -263,10 +267,46 @@ def test_chat_without_a_terminal(loaded: Loaded, tmp_path: Path) -> None:
 
 
 def test_chat_goes_on_after_an_error(loaded: Loaded) -> None:
-    status, out, _ = call(
-        "chat", "--max-tokens", "5", stdin=f"{'the cat ' * 300}\nonce\n/save /nowhere/at/all.json\n"
-    )
-    assert status == 0 and "error: " in out and "/nowhere/at/all.json" in out
+    talk = f"{'the cat ' * 300}\nonce\n/save /nowhere/at/all.json\n"
+    status, out, err = call("chat", "--max-tokens", "5", "--seed", "1", stdin=talk)
+    assert status == 1 and "error: " not in out and err.count("error: ") == 2 == err.count("\n")
+    assert "context" in err and "error: /nowhere/at/all.json: no such file or directory" in err
+    # Nothing was said yet that could be forgotten.
+    assert "/reset" not in err
+    assert out == call("chat", "--max-tokens", "5", "--seed", "1", stdin="once\n")[1]
+
+
+def test_chat_says_how_to_go_on_in_a_full_context(loaded: Loaded) -> None:
+    long = "the cat " * 12
+    status, out, err = call("chat", "--max-tokens", "5", "--seed", "1", stdin=f"{long}\n" * 40)
+    assert status == 1 and out and "; /reset forgets the conversation so far" in err
+    status, _, err = call("chat", "--max-tokens", "5", "--seed", "1", stdin=f"{long}\n/reset\n" * 40)
+    assert status == 0 and err == ""
+
+
+@pytest.mark.parametrize("args", [("chat",), ("chat", "--json"), ("generate",), ("generate", "--chat")])
+def test_input_that_is_no_text_is_one_line(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]
+) -> None:
+    err = io.StringIO()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\n"), "utf-8"))
+    monkeypatch.setattr(sys, "stderr", err)
+    assert run([*args, "--max-tokens", "5"]) == 2
+    assert err.getvalue() == "pocketlm: error: standard input is not UTF-8 text\n"
+
+
+def test_models_without_chat_say_so(loaded: Loaded) -> None:
+    args = ("generate", "once", "--chat", "--max-tokens", "4", "--seed", "7")
+    assert "knows no chat" not in call(*args)[2]
+    loaded.template = None
+    status, out, err = call(*args)
+    assert status == 0 and "knows no chat" in err and "knows no chat" not in out
+    assert call(*args, "-q")[2] == ""
+
+
+def test_chat_takes_a_draft_model(loaded: Loaded) -> None:
+    assert call("chat", "my-model", "--draft", "small", stdin="")[0] == 0
+    assert loaded.calls[-1][1]["draft"] == "small"
 
 
 def test_chat_json_is_a_line_an_answer(loaded: Loaded) -> None:

@@ -37,6 +37,12 @@ def test_python_examples_compile(page: Path) -> None:
         compile(code, str(page), "exec")
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_decisions_are_called_by_their_number(page: Path) -> None:
+    for label, number in re.findall(r"\[decision (\d+)\]\([^)]*?(\d{4})-", page.read_text(encoding="utf-8")):
+        assert int(label) == int(number), f"{page}: decision {label}"
+
+
 def test_commands_of_the_readme_exist() -> None:
     commands = re.findall(r"^pocketlm (\w+)", "\n".join(blocks(ROOT / "README.md", "sh")), re.MULTILINE)
     assert commands and set(commands) <= set(cli.list_commands(click.Context(cli)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import subprocess
 import sys
@@ -28,10 +29,11 @@ KvType = Literal["f16", "int8"]
 PARAMS = SamplingParams(max_tokens=12, temperature=1.0, seed=11, ignore_eos=True)
 
 
-def make(directory: Path, extra: int = 3) -> Path:
+def make(directory: Path, extra: int = 3, **config: int) -> Path:
     """A checkpoint with a tokenizer, whose embedding has ``extra`` rows more than that has tokens."""
     tokenizer = byte_level()
-    write_checkpoint(directory, llama(vocab_size=tokenizer.get_vocab_size() + extra, eos_token_id=1))
+    vocab_size = tokenizer.get_vocab_size() + extra
+    write_checkpoint(directory, llama(vocab_size=vocab_size, eos_token_id=1, **config))
     return save(directory, tokenizer)
 
 
@@ -214,6 +216,7 @@ def test_commands_on_a_real_model(directory: Path, tmp_path: Path) -> None:
         "weight_bytes",
         "decode_bytes_per_second",
         "read_bandwidth_bytes_per_second",
+        "memory_bandwidth_bytes_per_second",
         "threads",
         "isa",
     } <= bench.keys()
@@ -221,7 +224,7 @@ def test_commands_on_a_real_model(directory: Path, tmp_path: Path) -> None:
     assert all(bench[key] > 0 for key in bench if key not in zero) and bench["agrees"] is True
     assert bench["others_cpu"] is None or 0 <= bench["others_cpu"] <= 1
     said = command("bench", small, "--prompt", "20", "--generate", "5", "--context", "30").stdout
-    assert "tokens/s" in said and "same tokens again    yes" in said
+    assert "tokens/s" in said and "same tokens again    yes" in said and "reading alone        " in said
     inspected = json.loads(command("inspect", small, "--json").stdout)
     assert {
         "parameters",
@@ -246,6 +249,34 @@ def test_commands_on_a_real_model(directory: Path, tmp_path: Path) -> None:
         doctor.stdout
     ).keys()
     assert any(row["chosen"] for row in json.loads(doctor.stdout)["kernels"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"context": 200, "generate": 56}, "generate: 56 is more than the 55 tokens possible after"),
+        ({"generate": 255}, "generate: 255 is more than the 254 tokens possible after a context of 0"),
+        ({"context": 255, "generate": 1}, "context: 255 is more than the 254 tokens"),
+        ({"context": 5000}, "context: 5000 is more than the 254 tokens"),
+        ({"prompt": 256, "generate": 1}, "prompt: 256 is more than the 255 tokens"),
+        ({"prompt": 5000, "generate": 1}, "prompt: 5000 is more than the 255 tokens"),
+    ],
+)
+def test_bench_says_what_there_is_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int], words: str
+) -> None:
+    from pocketlm import bench
+
+    model = make(tmp_path / "m", max_position_embeddings=256)
+    with pytest.raises(ParameterError, match=f"^{words}"):
+        bench.run_bench(model, threads=1, **sizes)
+    if "generate" in sizes and "prompt" not in sizes and sizes["generate"] > 1:
+        # One less fits; and what it says of the caches is what it measured.
+        monkeypatch.setattr(bench, "_memory_bandwidth", lambda threads: 1.0)
+        found = bench.run_bench(model, threads=1, **{**sizes, "generate": sizes["generate"] - 1})
+        assert found.cached
+        slow = found.read_bandwidth_bytes_per_second
+        assert not dataclasses.replace(found, memory_bandwidth_bytes_per_second=slow).cached
 
 
 def test_chat_template_of_the_directory_is_used(lm: pocketlm.LM) -> None:

@@ -331,6 +331,30 @@ def test_limits_are_errors_before_any_work(lm: LM) -> None:
     assert not engine.steps and lm.generate([]) == []
 
 
+@pytest.mark.parametrize("wrong", [5, 5.0, None])
+def test_what_is_no_prompt_is_named(lm: LM, wrong: Any) -> None:
+    for call in (lm.generate, lm.stream, lm.score, lambda p: lm.generate(p, SamplingParams(max_tokens=1))):
+        with pytest.raises(ParameterError, match=r"^prompt: "):
+            call(wrong)
+    with pytest.raises(ParameterError, match=r"^params: expected SamplingParams, not list"):
+        lm.generate([5], [SamplingParams()])
+
+
+@pytest.mark.parametrize("wrong", [b"abc", b"", bytearray(b"abc")])
+def test_bytes_are_no_token_ids(lm: LM, wrong: Any) -> None:
+    calls = (
+        lm.generate,
+        lambda p: lm.generate([p]),
+        lm.stream,
+        lm.score,
+        lm.logits,
+        lambda p: lm.score("a", p),
+    )
+    for call in calls:
+        with pytest.raises(ParameterError, match=f"is {type(wrong).__name__}; decode it"):
+            call(wrong)
+
+
 def test_an_empty_prompt_is_refused(lm: LM) -> None:
     bare = LM(FakeEngine(TOKENIZER.size), Tokenizer(byte_level(bos=False)), FakeSampler)  # type: ignore[arg-type]
     for model in (lm, bare):
@@ -369,5 +393,6 @@ def test_closed_model_says_so() -> None:
     lm = make()
     lm.generate([5], FREE)
     lm.close()
-    with pytest.raises(ParameterError, match="closed"):
-        lm.generate([5], FREE)
+    for call in (lambda: lm.generate([5], FREE), lambda: lm.session().respond("a"), lm.prewarm):
+        with pytest.raises(ParameterError, match=r"^the model is closed$"):
+            call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from fake_engine import FakeEngine, FakeSampler
 from pocketlm.errors import ContextLengthError, ParameterError, TemplateError
+from pocketlm.generate.session import Session
 from pocketlm.model import LM
 from pocketlm.tokenizer import Tokenizer
 from tokenizer_files import CHAT, byte_level
@@ -125,3 +127,7 @@ def test_without_a_template_the_text_goes_on() -> None:
             answer.tokens
             == lm.generate("A tale.\nonce upon a time", max_tokens=6, seed=1, ignore_eos=True).tokens
         )
+
+
+def test_the_description_is_set_evenly() -> None:
+    assert not [line for line in (inspect.getdoc(Session) or " ").splitlines() if line.startswith(" ")]

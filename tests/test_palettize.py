@@ -102,13 +102,16 @@ def test_bits_out_of_range(source: Path, tmp_path: Path, bits: Any) -> None:
     assert names(tmp_path) == ["src"]
 
 
-def test_arguments_that_make_no_sense(source: Path, tmp_path: Path) -> None:
+def test_arguments_that_make_no_sense(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for bad in ("", None, 7, "a\0b"):
         with pytest.raises(ParameterError, match="dst"):
             palettize(source, bad, **QUIET)  # type: ignore[arg-type]
-    for threads in (0, -1, "2", True, 1.5):
+    for threads in (0, -1, 257, 2**70, "2", True, 1.5):
         with pytest.raises(ParameterError, match="threads"):
-            palettize(source, tmp_path / "dst", threads=threads, **QUIET)  # type: ignore[arg-type]
+            palettize(source, tmp_path / "dst", threads=threads)  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""  # refused before it says that it begins
     assert names(tmp_path) == ["src"]
 
 

@@ -96,8 +96,9 @@ def test_a_kill_at_any_moment_leaves_no_model_and_costs_no_byte(tmp_path: Path) 
 def test_disks_that_cannot_be_written(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (tmp_path / "file" / "dst", Path("/proc/pocketlm/dst"), Path("/proc/dst")):
         (tmp_path / "file").write_text("x")
-        with pytest.raises((StorageError, MissingFileError)):
+        with pytest.raises((StorageError, MissingFileError)) as error:
             palettize(source, place, **QUIET)
+        assert str(error.value).startswith(f"{place}: ")
     with monkeypatch.context() as patch:
         usage = type("Usage", (), {"free": 1000})
         patch.setattr("shutil.disk_usage", lambda path: usage)

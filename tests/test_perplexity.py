@@ -65,6 +65,21 @@ def test_pieces_of_a_long_file_are_all_scored(tmp_path: Path, monkeypatch: pytes
         assert limited.tokens == 77 and limited.bytes < found.bytes
 
 
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+def test_damage_is_placed_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr("pocketlm.evaluate.windows._PIECE", block)
+    whole = TEXT.encode() * 20
+    for before in (0, 1, 50, 8192, len(whole)):
+        for bad in (b"\xff\xfe" + whole, "é".encode()[:1]):
+            before = len(whole[:before].decode("utf-8", "ignore").encode())
+            (tmp_path / "text").write_bytes(whole[:before] + bad)
+            with (
+                make(True) as lm,
+                pytest.raises(FileFormatError, match=rf"not UTF-8 \(.* at byte {before}\)$"),
+            ):
+                lm.perplexity(tmp_path / "text", context=64)
+
+
 def test_what_cannot_be_scored_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("")
     (tmp_path / "latin").write_bytes(b"caf\xe9 " * 10)

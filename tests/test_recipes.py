@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from allocating import TEXT, fast
 from palettizing import QUIET, UP, full_disk, names
-from pocketlm.errors import BudgetError, ParameterError, StorageError
+from pocketlm.errors import BudgetError, MissingFileError, ParameterError, StorageError
 from pocketlm.kinds import BEST, BITS
 from pocketlm.loading import open_model
 from pocketlm.palettize import palettize, plan
@@ -100,6 +101,13 @@ def test_recipes_name_what_they_do_not_know(source: Path) -> None:
         assert all(word in str(error.value) for word in words), error.value
 
 
+def test_places_that_cannot_be_written_are_named_as_given(source: Path, tmp_path: Path, few: None) -> None:
+    (tmp_path / "file").write_text("x")
+    for name, place in (("recipe_out", tmp_path / "file" / "r.json"), ("calibration_out", Path("/proc/c"))):
+        with pytest.raises((StorageError, MissingFileError), match=f"^{place}: "):
+            plan(source, calibration=[TEXT], **{name: place}, **QUIET)
+
+
 def test_the_command_reports_and_writes(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, few: None
 ) -> None:
@@ -113,8 +121,10 @@ def test_the_command_reports_and_writes(
     assert call([*common, "--bits", "3", "--kinds", "2,4", "--dry-run"]) == 0
     out, err = capsys.readouterr()
     # Not a terminal: a line for each stage.
-    stages = ("calibrating: ", " tokens, once for each part", "measuring damage: ", " models")
+    stages = ("calibrating: ", " tokens, once for each of ", " parts", "measuring damage: ", " models")
     assert all(stage in err for stage in (*stages, "measuring times: ")) and len(err.splitlines()) == 3
+    found = re.search(r"calibrating: ([\d,]+) tokens, once for each of (\d+) parts", err)
+    assert found is not None and int(found[1].replace(",", "")) <= len(TEXT) and int(found[2]) > 1
     assert "would take" in out and "nats a token, predicted" in out and "tokens per second" in out
     assert "(judged by 48 tokens)" in out
     assert set(read_json_kinds(recipe)) == {BEST[2], "p4", "p8"} and not target.exists()

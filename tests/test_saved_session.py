@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 import pocketlm
 from checkpoints import write_checkpoint
 from independent.cases import llama
-from pocketlm.errors import FileFormatError, MissingFileError, ParameterError, PocketlmError, StorageError
+from pocketlm.errors import FileFormatError, MissingFileError, ParameterError, StorageError
 from pocketlm.generate import saved
 from pocketlm.generate.params import SamplingParams
 from tokenizer_files import byte_level, save
@@ -154,6 +155,10 @@ def test_what_is_no_session_is_refused(lm: pocketlm.LM, directory: Path, tmp_pat
         lm.session(restore=tmp_path)
     with pytest.raises(FileFormatError, match="not a saved session"):
         lm.session(restore=directory / "model.safetensors")
+    other = tmp_path / "talk.json"
+    other.write_text('[\n  {"role": "user"}\n]\n')
+    with pytest.raises(FileFormatError, match=r"talk.json: not a saved session, as session.save\(\) writes$"):
+        lm.session(restore=other)
     with pytest.raises(ParameterError, match="instructions"):
         lm.session("Be brief.", restore=tmp_path)
     with pytest.raises(ParameterError, match="restore"):
@@ -186,10 +191,10 @@ def test_saving_fails_whole(
 ) -> None:
     with lm.session(params=PARAMS) as chat:
         chat.respond("once")
-        with pytest.raises((StorageError, MissingFileError)):
-            chat.save(tmp_path / "no" / "such" / "place")
-        with pytest.raises(PocketlmError):
-            chat.save(tmp_path)
+        # Errors name the file that was asked for, not the one beside it that becomes it.
+        for path in (tmp_path / "no" / "such" / "place", tmp_path, file / "x"):
+            with pytest.raises((StorageError, MissingFileError), match=f"^{re.escape(str(path))}: "):
+                chat.save(path)
         before = file.read_bytes()
 
         def fail(*_: object) -> None:

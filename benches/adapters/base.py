@@ -27,9 +27,9 @@ class Adapter(abc.ABC):
         from_source: those of them to build on this machine, for this machine.
         build_variables: environment variables of that installation.
         run_variables: environment variables of every task.
-        variants: what ``convert`` can make, with the cosine similarity to the exact logits that it must reach
+        forms: what ``convert`` can make, with the cosine similarity to the exact logits that it must reach
             on random weights (which compress worse than trained ones).
-        exact: variants that hold the checkpoint's weights, so that logits must agree closely.
+        exact: forms that hold the checkpoint's weights, so that logits must agree closely.
         families: the ``model_type`` of the checkpoints that ``convert`` understands.
         forms_of: the adapter whose converted models it uses, if not its own.
         runs_in: the adapter in whose environment it runs, if not its own.
@@ -44,7 +44,7 @@ class Adapter(abc.ABC):
     from_source: Sequence[str] = ()
     build_variables: Mapping[str, str] = {}
     run_variables: Mapping[str, str] = {}
-    variants: Mapping[str, float]
+    forms: Mapping[str, float]
     exact: frozenset[str] = frozenset()
     families: frozenset[str] = frozenset({"llama"})
     forms_of: str = ""

@@ -24,7 +24,7 @@ class Peer(Adapter):
 
     title = "ctranslate2"
     packages = ("ctranslate2==4.8.5",)
-    variants = {"int8": 0.99}  # noqa: RUF012
+    forms = {"int8": 0.99}  # noqa: RUF012
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:
         def make(partial: Path) -> None:

@@ -28,7 +28,7 @@ class Peer(Adapter):
     packages = ("llama-cpp-python==0.3.36", "gguf")
     from_source = ("llama-cpp-python",)
     build_variables = {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"}  # noqa: RUF012
-    variants = {  # noqa: RUF012
+    forms = {  # noqa: RUF012
         "F16": 0.9999,
         "Q8_0": 0.995,
         "Q6_K": 0.98,

@@ -25,7 +25,7 @@ class Peer(Adapter):
 
     title = "mistralrs"
     packages = ("mistralrs==0.9.5", "numpy")
-    variants = {"Q4K": 0.85}  # noqa: RUF012
+    forms = {"Q4K": 0.85}  # noqa: RUF012
     families = frozenset({"llama"})
     has_logits = False
 

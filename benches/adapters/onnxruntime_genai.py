@@ -27,7 +27,7 @@ class Peer(Adapter):
     title = "onnxruntime-genai"
     packages = ("onnxruntime-genai==0.18.0",)
     converts_in = "torchao"
-    variants = {"int4": 0.85}  # noqa: RUF012
+    forms = {"int4": 0.85}  # noqa: RUF012
     families = frozenset({"llama", "phi3"})
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:

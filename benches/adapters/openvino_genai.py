@@ -22,7 +22,7 @@ class Peer(Adapter):
     title = "openvino-genai"
     packages = ("openvino-genai==2026.4.1.0",)
     converts_in = "torchao"
-    variants = {"int4": 0.85, "int8": 0.99}  # noqa: RUF012
+    forms = {"int4": 0.85, "int8": 0.99}  # noqa: RUF012
     families = frozenset({"llama", "phi3"})
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:

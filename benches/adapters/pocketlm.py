@@ -36,7 +36,7 @@ class Peer(Adapter):
     """
 
     title = "pocketlm"
-    variants = {  # noqa: RUF012
+    forms = {  # noqa: RUF012
         "16": 0.9999,
         "8": 0.995,
         "4": 0.85,

@@ -29,7 +29,7 @@ class Peer(Adapter):
         "onnx-ir",
         "onnxruntime-genai==0.18.0",
     )
-    variants = {"int4": 0.85, "bf16": 0.999}  # noqa: RUF012
+    forms = {"int4": 0.85, "bf16": 0.999}  # noqa: RUF012
     families = frozenset({"llama", "phi3"})
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:

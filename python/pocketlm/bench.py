@@ -19,6 +19,7 @@ from pocketlm.model import LM
 
 DEFAULT_PROMPT = 512  # tokens
 PROBE_SECONDS = 0.2  # of reading, before and after decoding
+_FASTER = 1.5  # than memory: so far apart are no two measurements of it
 CHECKED = 32  # tokens that are generated once more
 
 
@@ -35,8 +36,9 @@ class Bench:
         weight_bytes: bytes of weights that one step of decoding reads.
         decode_bytes_per_second: weight_bytes times decode steps per second.
         read_bandwidth_bytes_per_second: at which the threads read the weights where they lie, doing nothing
-            else; the larger of two measurements, right before and after decoding. What a cache holds is
-            read from there.
+            else; the larger of two measurements, right before and after decoding. What the processor's
+            caches hold is read from there.
+        memory_bandwidth_bytes_per_second: at which as many threads read what no cache holds.
         others_cpu: the share of the machine that other processes took meanwhile, from ``/proc/stat``;
             ``None`` where there is none.
         agrees: whether the first text's beginning, run once more, alone and without guesses, has the same
@@ -55,6 +57,7 @@ class Bench:
     weight_bytes: int
     decode_bytes_per_second: float
     read_bandwidth_bytes_per_second: float
+    memory_bandwidth_bytes_per_second: float
     others_cpu: float | None
     agrees: bool
     threads: int
@@ -67,6 +70,11 @@ class Bench:
     bits_per_weight_projections: float
     bits_per_weight_all: float
     adapter_bytes: int
+
+    @property
+    def cached(self) -> bool:
+        """Whether weights must come from the processor's caches: memory is far slower than they were read."""
+        return self.read_bandwidth_bytes_per_second > _FASTER * self.memory_bandwidth_bytes_per_second
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -113,10 +121,13 @@ def run_bench(
     except ParameterError as error:
         if not str(error).startswith("context:"):
             raise
-        name = "context + generate" if longest == first + generate + 1 else "prompt"
-        raise ParameterError(f"{name}:{str(error).removeprefix('context:')}") from error
+        with load(model, adapter=None) as lm:  # what it was made for is known then
+            assert lm.loaded is not None
+            _check_room(prompt, context, generate, lm.loaded.graph.context_length)
+        raise
     load_seconds = time.perf_counter() - began
     with lm:
+        _check_room(prompt, context, generate, lm.context)
         prompt = prompt or min(DEFAULT_PROMPT, lm.context - 1)
         random = np.random.default_rng(0)
 
@@ -145,6 +156,7 @@ def run_bench(
             weight_bytes=weight_bytes,
             decode_bytes_per_second=weight_bytes * generate / decode,
             read_bandwidth_bytes_per_second=max(before, after),
+            memory_bandwidth_bytes_per_second=_memory_bandwidth(lm.engine.threads),
             others_cpu=others,
             agrees=again == texts[0][: len(again)],
             threads=lm.engine.threads,
@@ -157,6 +169,30 @@ def run_bench(
             bits_per_weight_projections=info.bits_per_weight_projections,
             bits_per_weight_all=info.bits_per_weight_all,
             adapter_bytes=info.adapter_bytes,
+        )
+
+
+def _memory_bandwidth(threads: int) -> float:
+    from pocketlm.profile.machine import measure_bandwidth  # here: not part of the memory that is measured
+
+    return measure_bandwidth(threads)
+
+
+def _check_room(prompt: int | None, context: int, generate: int, most: int) -> None:
+    """Refuses what a model of a context of ``most`` tokens has no room for, naming the arguments.
+
+    Raises:
+        ParameterError: it has none.
+    """
+    room, first = f"with this model's context of {most}", max(context, 1)
+    if prompt is not None and prompt >= most:
+        raise ParameterError(f"prompt: {prompt} is more than the {most - 1} tokens possible {room}")
+    if first + 1 >= most:
+        raise ParameterError(f"context: {context} is more than the {max(0, most - 2)} tokens possible {room}")
+    if first + generate >= most:
+        raise ParameterError(
+            f"generate: {generate} is more than the {most - first - 1} tokens possible after a context of "
+            f"{context}, {room}"
         )
 
 

@@ -137,18 +137,19 @@ class LM:
             ContextLengthError: a prompt and its ``max_tokens`` do not fit the context. Raised before any
                 work.
         """
-        if not is_batch(prompt):
-            return self.generate([prompt], [params], **overrides)[0]
-        chosen = params if isinstance(params, Sequence) else [params] * len(prompt)
-        if len(chosen) != len(prompt):
-            raise ParameterError(f"params: {len(chosen)} for {len(prompt)} prompts")
-        return samples.run(
+        single = not is_batch(prompt)
+        prompts = [prompt] if single else prompt
+        chosen = params if isinstance(params, Sequence) and not single else [params] * len(prompts)
+        if len(chosen) != len(prompts):
+            raise ParameterError(f"params: {len(chosen)} for {len(prompts)} prompts")
+        found = samples.run(
             self._scheduler,
             [
                 self._requests.generations(self._requests.ids(p), q, overrides)
-                for p, q in zip(prompt, chosen, strict=True)
+                for p, q in zip(prompts, chosen, strict=True)
             ],
         )
+        return found[0] if single else found
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any) -> Stream:
         """Continues a prompt and yields the text in pieces as it is made; for ``for`` and ``async for``.
@@ -291,6 +292,7 @@ class LM:
         Raises:
             ParameterError: the model is closed.
         """
+        self._check_open()
         self.engine.prewarm()
         key = object()
         size = max(1, min(33, self.context - 2))
@@ -315,6 +317,9 @@ class LM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        self._scheduler.check_open()
 
     def _start(
         self,

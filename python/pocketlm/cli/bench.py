@@ -81,8 +81,8 @@ def command(
     """Measure how fast MODEL runs here. Without MODEL: the bundled model.
 
     Generating text is bound by memory: each step reads all weights once. So beside tokens per second stand
-    the bytes of weights read per second, and the rate at which this machine reads memory, measured before and
-    after.
+    the bytes of weights read per second, and the rate at which the threads read the weights where they lie,
+    doing nothing else, measured before and after: in memory, or in the processor's caches.
 
     \b
     Example:
@@ -116,9 +116,13 @@ def command(
     click.echo(
         f"weights              {human(found.weight_bytes)} a step, {human(found.decode_bytes_per_second)}/s"
     )
-    click.echo(
-        f"memory reads         {human(found.read_bandwidth_bytes_per_second)}/s here; decode uses {share:.0%}"
+    alone, memory = (
+        f"{human(rate)}/s"
+        for rate in (found.read_bandwidth_bytes_per_second, found.memory_bandwidth_bytes_per_second)
     )
+    click.echo(f"reading alone        {alone} of weights; decode uses {share:.0%}")
+    held = ": the processor's caches hold the weights, not the memory" if found.cached else ""
+    click.echo(f"memory               {memory}{held}")
     if found.adapter_bytes:
         click.echo(f"recovery adapter     {human(found.adapter_bytes)} of them")
     click.echo(

@@ -7,13 +7,22 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pocketlm.cli.common import as_json as json_text
-from pocketlm.cli.common import chosen, json_option, open_model, options, runtime_options, sampling_options
+from pocketlm.cli.common import (
+    chosen,
+    draft_option,
+    json_option,
+    open_model,
+    options,
+    require_text,
+    runtime_options,
+    sampling_options,
+    text_of_stdin,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +34,7 @@ if TYPE_CHECKING:
 HELP = """\
 /help          this list
 /reset         forget the conversation, but not the instructions
-/save FILE     write the conversation to FILE, as JSON
+/save FILE     write what was said to FILE, as JSON to read: no command takes it up again
 /quit          leave (Ctrl-D does too)
 Ctrl-C         stop the answer that is being written"""
 
@@ -35,12 +44,14 @@ Ctrl-C         stop the answer that is being written"""
 @options(
     click.option("--instructions", "-i", metavar="TEXT", help="How the model is to behave."),
     sampling_options,
+    draft_option,
     runtime_options,
     json_option,
 )
 def command(
     model: str | None,
     instructions: str | None,
+    draft: str | None,
     threads: int | None,
     context: int | None,
     max_memory: int | None,
@@ -49,12 +60,12 @@ def command(
     kv_dtype: str,
     as_json: bool,
     **sampling: Any,
-) -> None:
+) -> int:
     """Talk with MODEL. Without MODEL, the bundled one goes on with your story.
 
     Type a line and read the answer as it is made; only what is new is computed in each turn. /help lists
-    commands. Without a terminal each line of standard input is a turn; with --json each answer is one line of
-    JSON.
+    commands. Without a terminal each line of standard input is a turn, and the
+    status is 1 where one failed; with --json each answer is one line of JSON, and a failure ends it.
 
     \b
     Example:
@@ -62,6 +73,7 @@ def command(
     """
     from rich.console import Console
 
+    require_text("--instructions", instructions)
     lm = open_model(
         model,
         threads=threads,
@@ -70,6 +82,7 @@ def command(
         precise=precise,
         kv_dtype=kv_dtype,
         no_recovery=no_recovery,
+        draft=draft,
     )
     with lm, lm.session(instructions, **chosen(sampling)) as session:
         if as_json:
@@ -77,19 +90,23 @@ def command(
                 completion = session.respond(line)
                 click.echo(json_text({"prompt": line, **completion.to_dict()}))
                 sys.stdout.flush()
-        else:
-            _talk(lm, session, Console(highlight=False, soft_wrap=True))
+            return 0
+        failed = _talk(lm, session, Console(highlight=False, soft_wrap=True))
+    return int(failed and not sys.stdin.isatty())  # who sits at a terminal has seen it
 
 
 def _lines() -> Iterator[str]:
-    for line in sys.stdin:
-        if line.strip():
-            yield line.rstrip("\n")
+    with text_of_stdin():
+        for line in sys.stdin:
+            if line.strip():
+                yield line.rstrip("\n")
 
 
-def _talk(lm: LM, session: Session, console: Console) -> None:
-    from pocketlm.errors import PocketlmError
+def _talk(lm: LM, session: Session, console: Console) -> bool:
+    """Takes turns to the end; whether something failed meanwhile."""
+    from pocketlm.errors import ContextLengthError, PocketlmError
 
+    failed = False
     with_template = lm.tokenizer.template is not None
     if console.is_terminal:
         console.print(f"[bold]{lm.name}[/bold]  /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.")
@@ -99,11 +116,26 @@ def _talk(lm: LM, session: Session, console: Console) -> None:
         try:
             if line.startswith("/"):
                 if _obey(line, session, console):
-                    return
+                    break
                 continue
             _answer(session.stream_response(line), console)
         except PocketlmError as error:
-            console.print(f"error: {error}", style="red", markup=False)
+            failed = True
+            full = isinstance(error, ContextLengthError) and any(
+                m.role != "system" for m in session.transcript
+            )
+            _complain(f"{error}{'; /reset forgets the conversation so far' if full else ''}")
+    return failed
+
+
+def _complain(message: str) -> None:
+    """Says on standard error what failed; what was answered before comes first."""
+    from rich.console import Console
+
+    sys.stdout.flush()
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"error: {message}", style="red", markup=False
+    )
 
 
 def _prompts(console: Console) -> Iterator[str]:
@@ -126,6 +158,9 @@ def _prompts(console: Console) -> Iterator[str]:
             return
         except KeyboardInterrupt:
             console.print()
+            continue
+        except UnicodeDecodeError:
+            _complain("the line is not UTF-8 text")
             continue
         if line.strip():
             yield line
@@ -180,15 +215,11 @@ def _obey(line: str, session: Session, console: Console) -> bool:
 
 
 def _save(session: Session, name: str, console: Console) -> None:
+    from pocketlm.loading.files import as_path, write_whole
+
     if not name:
         console.print("Give a file: /save FILE")
         return
     turns = [{"role": m.role, "content": m.content} for m in session.transcript]
-    try:
-        Path(name).expanduser().write_text(json.dumps(turns, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    except (OSError, ValueError) as error:
-        console.print(
-            f"error: {name}: {getattr(error, 'strerror', None) or error}", style="red", markup=False
-        )
-    else:
-        console.print(f"Saved {len(turns)} turns to {name}.", markup=False)
+    write_whole(as_path(name, "/save"), json.dumps(turns, indent=2, ensure_ascii=False) + "\n")
+    console.print(f"Saved {len(turns)} turns to {name}, as JSON to read.", markup=False)

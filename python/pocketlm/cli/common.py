@@ -6,7 +6,8 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
@@ -53,6 +54,9 @@ def options(*decorators: Callable[[Function], Function]) -> Callable[[Function],
     return decorate
 
 
+draft_option = click.option(
+    "--draft", metavar="MODEL", help="A much smaller model with the same tokens, to guess."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 threads_option = click.option(
     "--threads", type=click.IntRange(1), metavar="N", help="Threads to use.  [default: all cores]"
@@ -133,6 +137,31 @@ def open_model(model: str | None, *, no_recovery: bool = False, **settings: Any)
 def chosen(values: dict[str, Any]) -> dict[str, Any]:
     """The options that were given."""
     return {key: value for key, value in values.items() if value is not None and value != ()}
+
+
+@contextmanager
+def text_of_stdin() -> Iterator[None]:
+    """Around reading standard input: what is no text there is a :class:`~pocketlm.errors.ParameterError`."""
+    try:
+        yield
+    except UnicodeDecodeError as problem:
+        from pocketlm.errors import ParameterError
+
+        raise ParameterError("standard input is not UTF-8 text") from problem
+
+
+def require_text(name: str, value: str | None) -> None:
+    """Refuses an argument of bytes that are no text, which Python holds as lone surrogates.
+
+    Raises:
+        ParameterError: it is one; says so of ``name``.
+    """
+    try:
+        (value or "").encode("utf-8")
+    except UnicodeEncodeError as problem:
+        from pocketlm.errors import ParameterError
+
+        raise ParameterError(f"{name} is not UTF-8 text") from problem
 
 
 def print_json(value: Any) -> None:

@@ -9,12 +9,15 @@ import click
 
 from pocketlm.cli.common import (
     chosen,
+    draft_option,
     json_option,
     open_model,
     options,
     print_json,
+    require_text,
     runtime_options,
     sampling_options,
+    text_of_stdin,
 )
 
 
@@ -24,13 +27,8 @@ from pocketlm.cli.common import (
     click.option(
         "--model", metavar="MODEL", help="Directory or Hugging Face id.  [default: the bundled model]"
     ),
-    click.option(
-        "--adapter",
-        metavar="A",
-        help="Another adapter than the model's own: not supported yet.",
-    ),
     sampling_options,
-    click.option("--draft", metavar="MODEL", help="A much smaller model with the same tokens, to guess."),
+    draft_option,
     click.option("--chat", is_flag=True, help="Treat PROMPT as a question, in the model's chat format."),
     click.option(
         "--logprobs", type=int, metavar="N", help="With --json: log-probabilities, with N alternatives each."
@@ -43,7 +41,6 @@ from pocketlm.cli.common import (
 def command(
     prompt: str | None,
     model: str | None,
-    adapter: str | None,
     draft: str | None,
     chat: bool,
     quiet: bool,
@@ -68,16 +65,18 @@ def command(
         pocketlm generate "What is a palette?" --chat --model my-chat-model
         pocketlm generate "The answer is" --max-tokens 3 --json
     """
-    from pocketlm.errors import ParameterError, UnsupportedError
+    from pocketlm.errors import ParameterError
 
-    if adapter is not None:
-        raise UnsupportedError("--adapter: only a model's own recovery adapter can be applied yet")
+    if sampling["logprobs"] is not None and not as_json:
+        raise click.UsageError("--logprobs needs --json, which shows them")
     if prompt is None and sys.stdin.isatty():
         raise click.UsageError("give a PROMPT, or text on standard input")
     if prompt is None or prompt == "-":
-        prompt = _standard_input()
-    if not prompt and not chat:
-        raise ParameterError("PROMPT is empty; give a word or more to go on from")
+        with text_of_stdin():
+            prompt = sys.stdin.read().removesuffix("\n")
+    if not prompt:
+        raise ParameterError(f"PROMPT is empty; give a word or more to {'answer' if chat else 'go on from'}")
+    require_text("PROMPT", prompt)
     settings = chosen(sampling)
     lm = open_model(
         model,
@@ -90,6 +89,8 @@ def command(
         draft=draft,
     )
     with lm:
+        if chat and not quiet and lm.tokenizer.template is None:
+            click.echo("[this model knows no chat: it goes on with what you wrote]", err=True)
         stream = lm.session().stream_response(prompt, **settings) if chat else lm.stream(prompt, **settings)
         if as_json:
             completion = stream.result()
@@ -113,12 +114,3 @@ def command(
             f"first after {timings.ttft_seconds:.3f} s, {guessed}seed {completion.seed}]",
             err=True,
         )
-
-
-def _standard_input() -> str:
-    from pocketlm.errors import ParameterError
-
-    try:
-        return sys.stdin.read().removesuffix("\n")
-    except UnicodeDecodeError as problem:
-        raise ParameterError("standard input is not UTF-8 text") from problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -137,6 +138,22 @@ def _tokens(
         yield ids, sizes
 
 
+def _damaged(path: Path) -> int:
+    """Where a file stops being UTF-8; what decodes it says where in a block that is."""
+    decoder, end = codecs.getincrementaldecoder("utf-8")(), 0
+    with path.open("rb") as file:
+        while True:
+            block = file.read(_PIECE)
+            begin = end - len(decoder.getstate()[0])  # a character may have begun in the block before
+            end += len(block)
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as problem:
+                return begin + problem.start
+            if not block:
+                return end  # it has changed meanwhile
+
+
 def _pieces(path: Path) -> Iterator[str]:
     if not path.is_dir():  # which opening complains about
         require_file(path)
@@ -154,6 +171,7 @@ def _pieces(path: Path) -> Iterator[str]:
     except FileNotFoundError as missing:
         raise MissingFileError(f"{path}: no such file") from missing
     except UnicodeDecodeError as problem:
-        raise FileFormatError(f"{path}: not UTF-8 text (byte {problem.start} of a block)") from problem
+        at = _damaged(path)
+        raise FileFormatError(f"{path}: not UTF-8 ({problem.reason} at byte {at})") from problem
     except OSError as problem:
         raise StorageError(f"{path}: cannot be read: {problem.strerror or problem}") from problem

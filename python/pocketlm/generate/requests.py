@@ -166,12 +166,14 @@ class Requests:
 
 def is_batch(prompt: Any) -> bool:
     """Whether a prompt is a list of prompts. A list of integers is one prompt; an empty list holds none."""
-    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+    if isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence):
         return False
     return not prompt or not isinstance(prompt[0], numbers.Integral)
 
 
 def _token_ids(name: str, ids: Iterable[Any], vocab_size: int, most: int) -> list[int]:
+    if isinstance(ids, bytes | bytearray):  # its bytes would pass for ids
+        raise ParameterError(f"{name}: is {type(ids).__name__}; decode it, or give token ids as a list")
     try:
         values = first_of(ids, most)
     except TypeError as problem:

@@ -62,7 +62,7 @@ def write(path: Path, saved: Saved, model: str) -> None:
     parts = [Part("tokens", "I32", (len(saved.tokens),))]
     parts.append(Part("cache", "F16", (blocks, len(saved.cache) // 2 // max(blocks, 1))))
     layout = plan_layout(parts, metadata)
-    with storage_errors(path):
+    with storage_errors(path, beside=True):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -88,12 +88,18 @@ def read(path: Path, model: str) -> Saved:
     store = WeightStore()
     try:
         store.open(path)
-    except WeightError as problem:
-        raise FileFormatError(f"{path}: not a saved session: {problem}") from problem
+    except (FileFormatError, WeightError) as problem:
+        # Of a file of another kind, what the reader stumbles over first says nothing.
+        reason = f": {str(problem).removeprefix(f'{path}: ')}" if _has_header(path) else ""
+        raise FileFormatError(f"{path}: not a saved session, as session.save() writes{reason}") from problem
     facts = store.metadata()
     if facts.get("pocketlm_session") != _FORMAT:
         found = facts.get("pocketlm_session")
-        reason = "not a saved session" if found is None else f"format {found!r:.20} of another version"
+        reason = (
+            "not a saved session, as session.save() writes"
+            if found is None
+            else f"format {found!r:.20} of another version"
+        )
         raise FileFormatError(f"{path}: {reason}")
     missing = {"version", "model", "transcript", "checksum"} - facts.keys()
     if missing or store.names() != ["cache", "tokens"]:
@@ -111,6 +117,12 @@ def read(path: Path, model: str) -> Saved:
     if version != __version__ or len(tokens) % 4:
         return Saved(messages, (), b"")
     return Saved(messages, tuple(np.frombuffer(tokens, "<i4").tolist()), cache)
+
+
+def _has_header(path: Path) -> bool:
+    """Whether a file begins as safetensors files do: with the length of a JSON object, and that."""
+    with storage_errors(path), path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _messages(path: Path, text: str) -> tuple[tuple[str, str], ...]:

@@ -71,11 +71,19 @@ class Scheduler:
                     "load the model with a larger one"
                 )
         with self._changed:
-            if self._closed:
-                raise ParameterError("the model is closed")
+            self.check_open()
             self._waiting.extend(jobs)
             self.engine.interrupt()
             self._changed.notify_all()
+
+    def check_open(self) -> None:
+        """Refuses a model that is closed.
+
+        Raises:
+            ParameterError: it is.
+        """
+        if self._closed:
+            raise ParameterError("the model is closed")
 
     def wait(self, ready: Callable[[], bool]) -> None:
         """Runs steps, or waits while another thread does, until ``ready()``.
@@ -198,8 +206,7 @@ class Scheduler:
             ParameterError: the model is closed.
         """
         with self._between_steps():
-            if self._closed:
-                raise ParameterError("the model is closed")
+            self.check_open()
             needed = blocks(len(ids))
             if (sum(blocks(job.total) for job in self._running) + needed) * BLOCK > self.engine.cache_tokens:
                 return

@@ -45,11 +45,9 @@ class Session:
     """A conversation with a model; make one with :meth:`pocketlm.LM.session`.
 
     The transcript is the truth, and the whole of it is the prompt of each turn. The model's state after a
-    turn is kept, as
-    long as memory allows, and taken up where the new prompt agrees with it:
-        ``completion.usage.reused_tokens`` says how
-    much that was. Reuse never changes an answer. A model without a chat template continues the transcript as
-    plain text.
+    turn is kept, as long as memory allows, and taken up where the new prompt agrees with it:
+    ``completion.usage.reused_tokens`` says how much that was. Reuse never changes an answer. A model without
+    a chat template continues the transcript as plain text.
     """
 
     def __init__(

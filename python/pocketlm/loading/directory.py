@@ -37,8 +37,11 @@ _SPARE_BYTES = 16 << 20  # tokenizer, configuration, journal
 class DirectoryWriter:
     """A model directory in the making. Use as a context manager; :meth:`finish` makes it appear."""
 
-    def __init__(self, destination: Path, key: str, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, destination: Path, key: str, *, overwrite: bool = False, named: Path | None = None
+    ) -> None:
         self.destination = destination
+        self._named = named or destination  # by errors, where nothing can be written beside it
         self.partial = destination.with_name(f"{destination.name}.partial-{key}")
         self._old = self.partial.with_name(f"{self.partial.name}.old")  # what was to be overwritten
         self.scratch: list[str] = []  # entries of the partial directory that are not part of the model
@@ -56,7 +59,7 @@ class DirectoryWriter:
             StorageError: the place cannot be written, or another process is writing it.
         """
         self.check_destination()
-        with storage_errors(self.partial):
+        with storage_errors(self._named, beside=True):
             self.destination.parent.mkdir(parents=True, exist_ok=True)
             self.partial.mkdir(exist_ok=True)
         self._journal = open_locked(self.partial / JOURNAL)

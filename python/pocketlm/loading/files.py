@@ -35,16 +35,22 @@ def as_path(value: str | PathLike[str], name: str) -> Path:
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turns the system's errors into :class:`StorageError` or :class:`MissingFileError`, naming the path."""
+def storage_errors(path: Path, *, beside: bool = False) -> Iterator[None]:
+    """Turns the system's errors into :class:`StorageError` or :class:`MissingFileError`, naming the file that
+    the system names, or ``path``. With ``beside`` always ``path``: it is written in files beside it, of which
+    the caller knows nothing."""
     try:
         yield
     except PocketlmError:
         raise
     except FileNotFoundError as error:
-        raise MissingFileError(f"{error.filename or path}: no such file or directory") from error
+        raise MissingFileError(
+            f"{path if beside else error.filename or path}: no such file or directory"
+        ) from error
     except OSError as error:
-        raise StorageError(f"{error.filename or path}: {error.strerror or error}") from error
+        raise StorageError(
+            f"{path if beside else error.filename or path}: {error.strerror or error}"
+        ) from error
 
 
 def require_directory(path: Path) -> Path:
@@ -146,18 +152,14 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         StorageError, MissingFileError: it cannot be written; names ``path``.
     """
-    with storage_errors(path):
-        try:
-            target = path.resolve()  # a link stays one
-            if target.exists() and not target.is_file():  # a pipe, a terminal
-                target.write_text(text, encoding="utf-8")
-            elif target.exists() and not os.access(target, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            else:
-                _replace(target, text)
-        except OSError as error:
-            error.filename = str(path)  # not that of the file beside it
-            raise
+    with storage_errors(path, beside=True):
+        target = path.resolve()  # a link stays one
+        if target.exists() and not target.is_file():  # a pipe, a terminal
+            target.write_text(text, encoding="utf-8")
+        elif target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        else:
+            _replace(target, text)
 
 
 def _replace(target: Path, text: str) -> None:

@@ -70,7 +70,7 @@ def calibrate(
     partial = target.with_name(f"{target.name}.partial-{key[:12]}")
     if (found := _opened(target, key)) is not None:
         return found
-    with storage_errors(partial):
+    with storage_errors(target, beside=True):
         partial.mkdir(parents=True, exist_ok=True)
     try:
         lock = open_locked(partial / LOCK)
@@ -168,9 +168,10 @@ def _fill(
     done, back = done_before(partial, parts, wholes, windows.size, groups)
     check_room(partial, model.graph, parts, wholes, (done, back), windows.size, groups)
     kept = {at for at, _ in wholes}
-    # Every part of the model sees every token.
-    total, unit = windows.size * (len(parts) + len(wholes)), "tokens, once for each part"
-    with Progress("calibrating", total, progress, unit=unit) as bar:
+    # Every part of the model sees every token, which the bar counts.
+    times = len(parts) + len(wholes)
+    unit = f"tokens, once for each of {times} parts"
+    with Progress("calibrating", windows.size, progress, unit=unit, times=times) as bar:
         bar.add(windows.size * (done + back))
         for index in range(done, len(parts)):
             hidden = Hidden.open(partial, index, parts[index], windows.size) if index else None

@@ -18,18 +18,19 @@ def _amount(total: int) -> str:
 
 class Progress:
     """A bar on standard error that counts to ``total``, or a line where that is no terminal: a log then tells
-    which stage it stands at. Nothing unless ``shown``."""
+    which stage it stands at. Nothing unless ``shown``. What is gone through several ``times`` the bar counts
+    as often, and the line once."""
 
-    def __init__(self, title: str, total: int, shown: bool, unit: str) -> None:
+    def __init__(self, title: str, total: int, shown: bool, unit: str, *, times: int = 1) -> None:
         watched = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
         if shown and not watched and sys.stderr is not None:
             with suppress(OSError, ValueError):  # nobody reads it any more: no reason to stop
                 print(f"{title}: {_amount(total)} {unit}", file=sys.stderr, flush=True)
         self._bar = tqdm(
-            total=total,
+            total=total * times,
             desc=title,
             unit=f" {unit}",
-            unit_scale=total >= _SCALED,
+            unit_scale=total * times >= _SCALED,
             disable=not (shown and watched),
             leave=False,
             dynamic_ncols=True,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm._core import palettize_tensor
-from pocketlm.errors import ParameterError
+from pocketlm.checks import integer
 from pocketlm.loading import open_model
 from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.files import as_path, storage_errors
@@ -34,6 +34,7 @@ FORMAT_VERSION = 1
 # Of what the engine computes and of how codes are chosen, as far as kept measurements and unfinished work
 # depend on it: to be raised with every change that alters numbers.
 ARITHMETIC = 3
+_MOST_THREADS = 256  # that the engine takes
 
 
 class Work:
@@ -53,8 +54,8 @@ class Work:
         recovery: Recovery | None = None,
         recover_text: str | PathLike[str] | Iterable[str] | None = None,
     ) -> None:
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise ParameterError(f"threads: must be a positive number, not {threads!r:.60}")
+        if threads is not None:
+            threads = integer("threads", threads, 1, _MOST_THREADS)
         self.budgets, self._threads, self._progress = budgets, threads, progress
         self.model = open_model(src, check_values=False, adapter=None)
         self.known = candidates(self.model.graph, self.model.store)
@@ -156,7 +157,7 @@ def plan(
         with tempfile.TemporaryDirectory() as folder, DirectoryWriter(Path(folder) / "x", "") as writer:
             return work.plan(writer, timed=True)
     target = as_path(recipe_out, "recipe_out")
-    with DirectoryWriter(target.with_name(f"{target.name}.work"), work.key) as writer:
+    with DirectoryWriter(target.with_name(f"{target.name}.work"), work.key, named=target) as writer:
         found = work.plan(writer, timed=True)
         found.save(target)
         writer.discard()

@@ -88,6 +88,7 @@ def _profile(
     loaded = lm.loaded
     if loaded is None or not isinstance(lm.engine, Engine):
         raise ParameterError("model: this LM was not made by pocketlm.load")
+    lm._check_open()
     graph, store, engine = loaded.graph, loaded.store, lm.engine
     prompt = min(DEFAULT_PROMPT, lm.context) if prompt is None else prompt
     context = min(DEFAULT_CONTEXT, lm.context - 1) if context is None else context
