@@ -230,7 +230,7 @@ def test_constructor_refuses() -> None:
         (changed(0, width=63), {}, errors.ConfigError, "embed"),
         (changed(0, weight={"name": "none", "shape": [97, 64]}), {}, errors.WeightError, "none"),
         (changed(0, weight={"name": "table", "shape": [98, 64]}), {}, errors.WeightError, "table"),
-        (text, {"cache_tokens": 10**15}, errors.MemoryLimitError, r"needs 1\d{17,} bytes, [1-9]\d+ are available"),
+        (text, {"cache_tokens": 10**15}, errors.MemoryLimitError, r"needs 1\d{17,} bytes, [1-9]\d+ are"),
         (text, {"cache_tokens": 2**63}, errors.MemoryLimitError, "cache"),
         (text, {"cache_tokens": 0}, errors.ParameterError, "cache_tokens"),
         (text, {"max_rows": 0}, errors.ParameterError, "max_rows"),
