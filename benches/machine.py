@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,25 +70,3 @@ def _numpy_bandwidth(threads: int, seconds: float) -> float:
     for worker in workers:
         worker.join()
     return sum(counts) * parts[0].nbytes / (time.perf_counter() - start)
-
-
-@dataclass
-class Clock:
-    """CPU seconds of the whole machine, from /proc/stat, and the time at which they were read."""
-
-    busy: float
-    at: float
-
-    @classmethod
-    def now(cls) -> Clock:
-        """Reads the clock. Time stolen by the hypervisor counts as busy: it was not ours."""
-        values = [int(v) for v in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        user, nice, system, _idle, _iowait, irq, softirq, steal = values
-        busy = user + nice + system + irq + softirq + steal
-        return cls(busy / os.sysconf("SC_CLK_TCK"), time.perf_counter())
-
-    def others(self, own: float) -> float:
-        """The share of all cores that other processes took since then, if we took ``own`` CPU seconds."""
-        now = Clock.now()
-        total = (now.at - self.at) * (os.cpu_count() or 1)
-        return max(0.0, (now.busy - self.busy - own) / total)

@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pocketlm
 from benches import machine
-from benches.machine import Clock
+from pocketlm.clock import Clock
 
 BEGINNINGS = (
     "Once upon a time there was a little fox who lived near the river with his mother.",

@@ -18,6 +18,7 @@ from benches import environment, machine
 from benches.adapters import adapter
 from benches.checkpoint import Checkpoint
 from benches.environment import CannotRunError
+from pocketlm.clock import Clock
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECK_IDS = [7, 300, 41, 599, 12, 88, 256, 400]
@@ -99,7 +100,7 @@ class Variant:
         args, threads = self.args, self.args.threads
         machine.read_files(Path(self.model))
         before = machine.read_bandwidth(threads)
-        clock, own = machine.Clock.now(), os.times()
+        clock, own = Clock.now(), os.times()
         figures = self.task(
             "measure",
             seed=seed,

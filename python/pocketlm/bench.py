@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pocketlm.assemble import DEFAULT_CONTEXT, load
+from pocketlm.clock import Clock
 from pocketlm.errors import ParameterError
 from pocketlm.model import LM
 
@@ -135,7 +135,7 @@ def run_bench(
             return [int(i) for i in random.integers(0, lm.engine.vocab_size, count)]
 
         _run(lm, [tokens(min(prompt, 64))], 2)  # pages of the weights come in
-        clock = _busy()
+        clock, own = _clock(), time.process_time()
         ttft, _ = _run(lm, [tokens(prompt)], 1)
         beginnings = [tokens(first) for _ in range(batch)]
         if context:
@@ -144,7 +144,7 @@ def run_bench(
         before = lm.engine.read_bandwidth(PROBE_SECONDS)
         decode, texts = _run(lm, beginnings, generate + 1, num_speculative_tokens, from_first=True)
         after = lm.engine.read_bandwidth(PROBE_SECONDS)
-        others = _others(clock, _busy())
+        others = None if clock is None else clock.others(time.process_time() - own)
         again = _run(lm, beginnings[:1], min(generate + 1, CHECKED))[1][0]
         weight_bytes, info = lm.engine.weight_bytes_per_token, lm.info
         return Bench(
@@ -209,26 +209,11 @@ def _run(
     return seconds - first, [list(c.tokens) for c in found]
 
 
-def _busy() -> tuple[float, float, float] | None:
-    """CPU seconds of the whole machine and of this process, and the time; time that a hypervisor took from us
-    counts as others'."""
+def _clock() -> Clock | None:
     try:
-        fields = [int(v) for v in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        user, nice, system, _idle, _iowait, irq, softirq, steal = fields
-    except (OSError, IndexError, ValueError):
+        return Clock.now()
+    except OSError:
         return None
-    machine = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-    return machine, time.process_time(), time.perf_counter()
-
-
-def _others(
-    before: tuple[float, float, float] | None, after: tuple[float, float, float] | None
-) -> float | None:
-    """The share of all cores that other processes took between two calls of :func:`_busy`."""
-    if before is None or after is None:
-        return None
-    machine, own, seconds = (b - a for a, b in zip(before, after, strict=True))
-    return min(1.0, max(0.0, (machine - own) / (seconds * (os.cpu_count() or 1))))
 
 
 def _rounded(tokens: int) -> int:
