@@ -84,11 +84,18 @@ def palettized(case: str, kinds: list[str]) -> tuple[_core.WeightStore, dict[str
 
 
 def steps(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The step between quantized activations [tokens, inputs]: their block's maximum / 127."""
+    """The step between quantized activations [tokens, inputs]: their block's maximum / 127, or as much more
+    as lets no four of one sign that meet in 16 bits sum to more than 258 steps."""
     size = np.empty_like(x)
     for start in range(0, x.shape[1], ACT_BLOCK):
         block = slice(start, start + ACT_BLOCK)
-        size[:, block] = np.abs(x[:, block]).max(1, keepdims=True) / 127
+        step = np.abs(x[:, block]).max(1, keepdims=True) / 127
+        eights = np.pad(x[:, block], ((0, 0), (0, -x[:, block].shape[1] % 8))).reshape(len(x), -1, 8)
+        fours = np.stack([eights[..., [0, 1, 4, 5]], eights[..., [2, 3, 6, 7]]])
+        sums = np.maximum(np.maximum(fours, 0).sum(-1), np.maximum(-fours, 0).sum(-1)).max((0, 2))[:, None]
+        # Those that round to 259 steps or more are 257 steps at least, and get steps of which they are 256.
+        # The sum of the rounded ones is at most 2 more, and two are added to that.
+        size[:, block] = np.where(sums > 257 * step, np.maximum(step, (sums + 4 * step) / 256), step)
     return size
 
 
@@ -100,8 +107,8 @@ def bound(
     An activation is off by at most half a step, with some roundings of the division; each error counts by the
     size of its weight. One fused addition per block, one product with the row's scale, and the bias round the
     sum: fewer than (blocks + 4) roundings of at most the sum of the absolute terms. The head reads what is
-    left in a second term, whose step is at most half of the first one's over 127; what is left, the second
-    product and the sum are each rounded.
+    left, at most half a step, in a second term, whose own step is at most that over 63.75; what is left, the
+    second product and the sum are each rounded.
     """
     weight = np.abs(weights[op.weight.name].astype(np.float64))
     step = steps(x)
@@ -109,7 +116,7 @@ def bound(
     if op.bias is not None:
         terms = terms + np.abs(weights[op.bias.name])
     roundings = -(-x.shape[1] // ACT_BLOCK) + (8 if head else 4)
-    step = step / 254 if head else step
+    step = step / 127.5 if head else step
     return (0.5 + 256 * F32) * (step @ weight.T) + roundings * F32 * terms
 
 

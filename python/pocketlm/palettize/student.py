@@ -20,6 +20,7 @@ from pocketlm.palettize.segments import HIDDEN
 
 TILE = 16
 ACT_BLOCK = 256
+GROUP = 258  # what the values of a group may sum to, so that 127 times as much fits into 16 bits
 Tree = dict[str, Any]
 Parts = tuple[NDArray[np.float16], NDArray[np.int8] | None]  # scale and codebook, as they are stored
 
@@ -110,9 +111,21 @@ def read_int8(x: jax.Array) -> jax.Array:
     padded = jnp.pad(x, (*((0, 0),) * (x.ndim - 1), (0, blocks * ACT_BLOCK - x.shape[-1])))
     grouped = padded.reshape(*x.shape[:-1], blocks, ACT_BLOCK)
     step = jax.lax.stop_gradient(jnp.abs(grouped).max(-1, keepdims=True) / 127)
+    # Where the products of a group would not fit into 16 bits, steps are larger (docs/numerics.md).
+    largest = largest_group(jnp.round(grouped / jnp.where(step > 0, step, 1)))
+    step = jnp.where(largest > GROUP, step * ((largest + 2) / 256), step)
     quantized = jnp.round(grouped / jnp.where(step > 0, step, 1)) * step
     close = grouped + jax.lax.stop_gradient(quantized - grouped)
     return close.reshape(padded.shape)[..., : x.shape[-1]]
+
+
+def largest_group(values: jax.Array) -> jax.Array:
+    """Largest sum [..., 1] of the positive values, or of the magnitudes of the negative ones, of four of
+    ``values`` [..., 256] whose products may meet in 16 bits: of each eight, 0, 1, 4, 5 or 2, 3, 6, 7."""
+    groups = values.reshape(*values.shape[:-1], -1, 2, 2, 2)  # eights, quads, pairs, their elements
+    sums = [jnp.maximum(part, 0).sum((-3, -1)) for part in (groups, -groups)]
+    largest: jax.Array = jnp.maximum(*sums).max((-2, -1))
+    return largest[..., None]
 
 
 class Student:

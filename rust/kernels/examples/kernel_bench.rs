@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use pocketlm_kernels::registry::{KernelFn, Op, Row, rows};
-use pocketlm_kernels::{ACT_BLOCK, Kernels, Kind, Level, Palette, QuantBuffer, Scratch, peak};
+use pocketlm_kernels::{Kernels, Kind, Level, Palette, QuantBuffer, Scratch, peak};
 use shared::read_rate;
 
 mod shared;
@@ -135,18 +135,12 @@ fn bench(
 }
 
 fn activations(m: usize, next: &mut impl FnMut() -> u64) -> Acts {
+    let floats: Vec<f32> = (0..m * K).map(|_| (next() % 255) as f32 * 0.01 - 1.27).collect();
     let mut quantized = QuantBuffer::new(m, K).unwrap();
-    let mut view = quantized.as_rows_mut();
-    for r in 0..m {
-        let row = view.row_mut(r).unwrap();
-        row.values[..K].fill_with(|| (next() % 255) as i8);
-        row.values[..K].iter_mut().for_each(|q| *q = (*q).max(-127));
-        for (b, block) in row.values[..K].chunks(ACT_BLOCK).enumerate() {
-            row.sums[b] = block.iter().map(|&q| i32::from(q)).sum();
-            row.scales[b] = 0.01;
-        }
+    let (kernels, mut view) = (Kernels::get(Level::Scalar).unwrap(), quantized.as_rows_mut());
+    for (r, x) in floats.chunks_exact(K).enumerate() {
+        kernels.quantize(x, &mut view.row_mut(r).unwrap()).unwrap();
     }
-    let floats = (0..m * K).map(|_| (next() % 255) as f32 * 0.01 - 1.27).collect();
     Acts { m, quantized, floats }
 }
 

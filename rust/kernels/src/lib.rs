@@ -26,5 +26,7 @@ pub use ops::{
     Activation, Attention, KV_TOKENS, KvBlock, KvBlockMut, KvType, LogitStats, MAX_HEAD_DIM, MAXIMA_BLOCK,
     Norm, NormKind, Outer, SPLIT_TOKENS, TERMS_BLOCK,
 };
-pub use quantized::{ACT_BLOCK, QuantBuffer, QuantRowMut, QuantRows, QuantRowsMut, blocks, padded_cols};
+pub use quantized::{
+    ACT_BLOCK, GROUP, QuantBuffer, QuantRowMut, QuantRows, QuantRowsMut, blocks, padded_cols,
+};
 pub use scratch::Scratch;

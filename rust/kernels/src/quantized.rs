@@ -5,6 +5,11 @@ use crate::error::{KernelError, expect_len, product};
 /// Inputs that share one activation scale.
 pub const ACT_BLOCK: usize = 256;
 
+/// The largest group of int8 activations. Of each eight inputs those numbered 0, 1, 4 and 5, and those numbered 2, 3, 6 and 7, are two
+/// groups; the positive values of each sum to at most this, and so do the magnitudes of its negative ones. With weights of seven
+/// bits, raised to 0..=127, the products of a group then fit into 16 bits: 127 × 258 = 32,766.
+pub const GROUP: i32 = 258;
+
 /// Bytes of one row of int8 activations: the inputs, zero-padded to a multiple of 64.
 pub const fn padded_cols(cols: usize) -> usize {
     cols.div_ceil(64) * 64
@@ -30,9 +35,9 @@ fn check(rows: usize, cols: usize, stride: usize, lens: [usize; 3]) -> Result<()
 
 /// Quantized activations, borrowed.
 ///
-/// `values` is `[rows, stride]` int8 in [-127, 127], zero from column `cols` to the next multiple of 64; `scales` and
-/// `sums` are `[rows, blocks(cols)]`: the float32 scale of a block, and the sum of its int8 values. Kernels trust
-/// `sums` and the zero padding for their results, never for memory safety.
+/// `values` is `[rows, stride]` int8 in [-127, 127], whose groups are no larger than [`GROUP`], zero from column `cols` to the next
+/// multiple of 64; `scales` and `sums` are `[rows, blocks(cols)]`: the float32 scale of a block, and the sum of its int8 values.
+/// Kernels trust the groups, `sums` and the zero padding for their results, never for memory safety.
 #[derive(Debug, Clone, Copy)]
 pub struct QuantRows<'a> {
     pub(crate) rows: usize,

@@ -7,7 +7,7 @@ pub(crate) struct Line(pub(crate) [u8; 64]);
 
 /// Decoded weights: 64 rows × 256 inputs of int8.
 pub(crate) const PANEL_LINES: usize = 256;
-/// Activation rows that the kernel for many rows keeps sums for at once. A multiple of 2, 4 and 6.
+/// Activation rows that the kernel for many rows keeps sums for at once. A multiple of 2, 3, 4 and 6.
 pub(crate) const CHUNK_ROWS: usize = 240;
 /// Sums: `CHUNK_ROWS` × 64 outputs of f32.
 const SUM_LINES: usize = CHUNK_ROWS * 4;

@@ -80,7 +80,7 @@ impl Cache {
         if self.blocks[0].scales.0.is_empty() {
             return (q.to_vec(), 1.0);
         }
-        let (bytes, scale, _) = reference::quantize(q);
+        let (bytes, scale, _) = reference::int8(q);
         (bytes.into_iter().map(f32::from).collect(), f64::from(scale))
     }
     fn value(&self, position: usize) -> Vec<f64> {

@@ -4,14 +4,27 @@ mod common;
 
 use common::rows::{LENGTHS, SPECIAL, assert_same_int8, int8_row, reference_int8};
 use common::{Random, kernels};
-use pocketlm_kernels::QuantBuffer;
+use pocketlm_kernels::{GROUP, QuantBuffer, reference};
 use proptest::prelude::*;
 
 fn check_quantize(x: &[f32]) {
     let expected = reference_int8(x);
+    assert!(reference::largest_group(&expected.0) <= GROUP);
     for k in kernels() {
         let got = int8_row(x.len(), |row| k.quantize(x, row).unwrap());
         assert_same_int8(&format!("quantize {}", k.level()), &got, &expected);
+    }
+    for (x, (values, scale)) in x.chunks(256).zip(expected.0.chunks(256).zip(&expected.1)) {
+        let amax = x.iter().fold(0f64, |a, v| a.max(f64::from(v.abs())));
+        if !scale.is_finite() || *scale == 0.0 {
+            continue;
+        }
+        // At most doubled, since a group has four values of up to 127; off by half a step, and some roundings of up to 127 steps.
+        let scale = f64::from(*scale);
+        assert!((0.999_999..=510.0 / 256.0 * 1.000_001).contains(&(scale * 127.0 / amax)), "{scale} {amax}");
+        for (x, q) in x.iter().zip(values) {
+            assert!((f64::from(*x) / scale - f64::from(*q)).abs() <= 0.500_1, "{x} {q} {scale}");
+        }
     }
 }
 
@@ -37,6 +50,32 @@ fn quantize_is_the_rule_of_the_format() {
 }
 
 #[test]
+fn groups_of_large_values_get_larger_steps() {
+    let step = |x: &[f32]| {
+        check_quantize(x);
+        reference_int8(x).1[0] * 127.0
+    };
+    for n in [8, 14, 15, 16, 254, 256] {
+        let mut x = vec![0.0; n];
+        x[0] = 127.0;
+        let last = (n - 1) / 8 * 8;
+        // Two and a bit of one sign in a group are not too many; nor are neighbours of other groups, or the other sign.
+        let others = [(0, 127.0), (1, 127.0), (2, 127.0), (3, 127.0), (4, 4.0), (5, -127.0)];
+        for (at, value) in others {
+            x[last + at] = value;
+        }
+        assert_eq!(step(&x), 127.0, "{n}");
+        x[last + 4] = 5.0;
+        assert_eq!(step(&x), 127.0 * 261.0 / 256.0, "{n}");
+        x[last..last + 6].copy_from_slice(&[-127.0, -127.0, 0.0, 0.0, 127.0, -5.0]);
+        assert_eq!(step(&x), 127.0 * 261.0 / 256.0, "{n}");
+    }
+    assert_eq!(step(&[127.0; 300]), 127.0 * 510.0 / 256.0);
+    check_quantize(&[f32::MAX; 300]);
+    check_quantize(&[-127.0 * f32::MIN_POSITIVE; 300]);
+}
+
+#[test]
 fn what_int8_leaves_is_quantized_by_the_same_rule() {
     let mut random = Random(7);
     for n in LENGTHS {
@@ -58,8 +97,9 @@ fn what_int8_leaves_is_quantized_by_the_same_rule() {
                 let b = i / 256;
                 let sum = f64::from(first.0[i]) * f64::from(first.1[b])
                     + f64::from(expected.0[i]) * f64::from(expected.1[b]);
-                // Half a step of the rest, which is at most half a step of the row; and where all vanishes, what counts as zero.
-                let step = f64::from(first.1[b]) / 254.0;
+                // Half a step of the rest. What is left is at most half a step of the row, and 63.75 steps of the rest or more; where all
+                // vanishes, what counts as zero.
+                let step = f64::from(first.1[b]) / 127.5;
                 assert!((sum - f64::from(x)).abs() <= 0.51 * step + 2e-36, "{i}: {sum} for {x}");
             }
         }

@@ -6,6 +6,7 @@ use super::{Dot, dot_ops, fits, ymm};
 use crate::cpu::Level;
 use crate::formats::Kind;
 use crate::matmul::instances;
+use crate::quantized::GROUP;
 
 /// [`Dot::AHEAD_OF_STREAMS`] of both types. Two Zen 3 cores, weights in phases of 2 to 64 MB, GB/s read by one row without and with (reading
 /// alone: 33 to 35): 28.9 to 30.2 and 34.0 to 35.2 at p4, 26.1 and 33 at p3, 24.5 and 29 at p2v, 25 to 26 and 31.5 to 33 at p2, 28.4 to 31 and
@@ -13,9 +14,18 @@ use crate::matmul::instances;
 /// 3 %. AVX-VNNI's processors were not measured.
 const AHEAD_OF_STREAMS: usize = 4096;
 
-/// Plain AVX2. `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs in 16 bits, saturating; the grids of the
-/// codebooks keep those sums (of one, two or four quads) below 2^15. Int8 weights move their sign to the activations.
+/// Plain AVX2. `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs in 16 bits, saturating; the grids of the codebooks keep
+/// those sums below 2^15, and with the bound on groups of activations ([`GROUP`]) the sums of two quads (grids of 7 bits) or four (6 and
+/// 5 bits). Int8 weights move their sign to the activations.
 struct Avx2;
+
+/// The largest sum of `quads` quads' products in a lane of 16 bits.
+const fn joined(kind: Kind, quads: i32) -> i32 {
+    let (low, high) = kind.grid();
+    (high as i32 - low as i32) * GROUP * quads / 2
+}
+const _: () = assert!(joined(Kind::P4, 2) < 1 << 15 && joined(Kind::P2v, 2) < 1 << 15);
+const _: () = assert!(joined(Kind::P3, 4) < 1 << 15 && joined(Kind::P2, 4) < 1 << 15);
 
 /// The four activations `4Q..4Q+4` in every lane.
 ///
@@ -25,6 +35,16 @@ struct Avx2;
 unsafe fn quad<const Q: usize>(x: *const i8) -> __m256i {
     // SAFETY: the caller promises AVX2 and 16 bytes; Q is at most 3, so the four read lie among them.
     unsafe { _mm256_set1_epi32(x.add(4 * Q).cast::<i32>().read_unaligned()) }
+}
+
+/// The products of two quads' weights and activations in 16 bits, added: a lane has the inputs of a group of activations.
+///
+/// # Safety
+/// Needs AVX2.
+#[inline(always)]
+unsafe fn join(w: [__m256i; 2], first: __m256i, second: __m256i) -> __m256i {
+    // SAFETY: the caller promises AVX2; nothing is read from memory.
+    unsafe { _mm256_add_epi16(_mm256_maddubs_epi16(w[0], first), _mm256_maddubs_epi16(w[1], second)) }
 }
 
 /// Adds neighbouring 16-bit sums to 32-bit ones.
@@ -68,12 +88,17 @@ macro_rules! shared {
 
 impl Dot for Avx2 {
     const PARTS: usize = 2;
-    const BLOCK: usize = 4;
     const AHEAD_OF_STREAMS: usize = AHEAD_OF_STREAMS;
     type V = __m256i;
     type X = *const i8;
     type Sum = __m256i;
     type F = __m256;
+
+    #[inline(always)]
+    fn block<const KIND: usize>() -> usize {
+        // Two quads of two vectors, as they are joined, leave registers for the sums of three rows; four took 1.02 times as long.
+        if Self::joins::<KIND>() { 3 } else { 4 }
+    }
 
     #[inline(always)]
     fn bias<const KIND: usize>() -> i32 {
@@ -86,7 +111,24 @@ impl Dot for Avx2 {
 
     #[inline(always)]
     fn joins<const KIND: usize>() -> bool {
-        matches!(Kind::numbered(KIND), Kind::P2 | Kind::P3)
+        !matches!(Kind::numbered(KIND), Kind::P8)
+    }
+
+    #[inline(always)]
+    unsafe fn dot2<const KIND: usize, const Q: usize>(
+        sum: __m256i,
+        w: [__m256i; 2],
+        x: *const i8,
+    ) -> __m256i {
+        // SAFETY: the caller promises AVX2, and 16 readable bytes at `x`, since `acts` made it.
+        unsafe {
+            match (Kind::numbered(KIND), Q) {
+                (Kind::P8, 0) => Self::dot1::<KIND, 1>(Self::dot1::<KIND, 0>(sum, w[0], x), w[1], x),
+                (Kind::P8, _) => Self::dot1::<KIND, 3>(Self::dot1::<KIND, 2>(sum, w[0], x), w[1], x),
+                (_, 0) => widen(sum, join(w, quad::<0>(x), quad::<1>(x))),
+                (_, _) => widen(sum, join(w, quad::<2>(x), quad::<3>(x))),
+            }
+        }
     }
 
     #[inline(always)]
@@ -95,26 +137,19 @@ impl Dot for Avx2 {
         w: [__m256i; 4],
         x: *const i8,
     ) {
-        // SAFETY: the caller promises AVX2, and 16 readable bytes at `x`, since `acts` made it.
+        // SAFETY: as for `dot2`.
         unsafe {
             match Kind::numbered(KIND) {
-                kind @ (Kind::P2 | Kind::P3) => {
-                    let a = _mm256_add_epi16(
-                        _mm256_maddubs_epi16(w[0], quad::<0>(x)),
-                        _mm256_maddubs_epi16(w[1], quad::<1>(x)),
-                    );
-                    let b = _mm256_add_epi16(
-                        _mm256_maddubs_epi16(w[2], quad::<2>(x)),
-                        _mm256_maddubs_epi16(w[3], quad::<3>(x)),
-                    );
-                    if kind == Kind::P2 {
-                        sums[0] = widen(sums[0], _mm256_add_epi16(a, b));
-                    } else {
-                        sums[0] = widen(sums[0], a);
-                        sums[1 % CHAINS] = widen(sums[1 % CHAINS], b);
-                    }
+                Kind::P2 | Kind::P3 => {
+                    let first = join([w[0], w[1]], quad::<0>(x), quad::<1>(x));
+                    let second = join([w[2], w[3]], quad::<2>(x), quad::<3>(x));
+                    sums[0] = widen(sums[0], _mm256_add_epi16(first, second));
                 }
-                _ => {
+                Kind::P4 | Kind::P2v => {
+                    sums[0] = Self::dot2::<KIND, 0>(sums[0], [w[0], w[1]], x);
+                    sums[1 % CHAINS] = Self::dot2::<KIND, 2>(sums[1 % CHAINS], [w[2], w[3]], x);
+                }
+                Kind::P8 => {
                     sums[0] = Self::dot1::<KIND, 0>(sums[0], w[0], x);
                     sums[1 % CHAINS] = Self::dot1::<KIND, 1>(sums[1 % CHAINS], w[1], x);
                     sums[2 % CHAINS] = Self::dot1::<KIND, 2>(sums[2 % CHAINS], w[2], x);
@@ -145,12 +180,16 @@ struct Avx2Vnni;
 
 impl Dot for Avx2Vnni {
     const PARTS: usize = 2;
-    const BLOCK: usize = 6;
     const AHEAD_OF_STREAMS: usize = AHEAD_OF_STREAMS;
     type V = __m256i;
     type X = *const i8;
     type Sum = __m256i;
     type F = __m256;
+
+    #[inline(always)]
+    fn block<const KIND: usize>() -> usize {
+        6
+    }
 
     #[inline(always)]
     fn bias<const KIND: usize>() -> i32 {

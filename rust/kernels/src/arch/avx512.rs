@@ -103,11 +103,15 @@ impl<const VBMI: bool, const RAISE: i32> Avx512<VBMI, RAISE> {
 
 impl<const VBMI: bool, const RAISE: i32> Dot for Avx512<VBMI, RAISE> {
     const PARTS: usize = 1;
-    const BLOCK: usize = 6;
     type V = __m512i;
     type X = *const i8;
     type Sum = __m512i;
     type F = __m512;
+
+    #[inline(always)]
+    fn block<const KIND: usize>() -> usize {
+        6
+    }
 
     #[inline(always)]
     fn bias<const KIND: usize>() -> i32 {

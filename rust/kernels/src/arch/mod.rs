@@ -31,8 +31,6 @@ mod ymm;
 pub(crate) trait Dot {
     /// Vectors per quad: 64 / bytes of `V`.
     const PARTS: usize;
-    /// Rows of activations of the block that the kernel for many rows keeps in registers.
-    const BLOCK: usize;
     /// How many bytes ahead of the codes the kernels for one row and two ask for memory where arithmetic is no bound; 0 where the
     /// processor's own prefetchers do better.
     const AHEAD_OF_STREAMS: usize = 0;
@@ -47,7 +45,9 @@ pub(crate) trait Dot {
 
     /// What decoded weights have been raised by, so that they are unsigned.
     fn bias<const KIND: usize>() -> i32;
-    /// Whether [`Dot::dot4`] takes fewer instructions than four [`Dot::dot1`].
+    /// Rows of activations of the block that the kernel for many rows keeps in registers: 2, 3, 4 or 6.
+    fn block<const KIND: usize>() -> usize;
+    /// Whether [`Dot::dot2`] takes fewer instructions than two [`Dot::dot1`].
     #[inline(always)]
     fn joins<const KIND: usize>() -> bool {
         false
@@ -141,6 +141,25 @@ pub(crate) trait Dot {
     /// # Safety
     /// As [`Dot::sum`]: no address makes the hint fault.
     unsafe fn prefetch(p: *const u8);
+
+    /// `sum + Σ w[0] · x[4Q..4Q+4] + Σ w[1] · x[4Q+4..4Q+8]` for each row; `Q` is 0 or 2.
+    ///
+    /// # Safety
+    /// As [`Dot::dot1`].
+    #[inline(always)]
+    unsafe fn dot2<const KIND: usize, const Q: usize>(
+        sum: Self::Sum,
+        w: [Self::V; 2],
+        x: Self::X,
+    ) -> Self::Sum {
+        // SAFETY: the caller's promise is that of each call.
+        unsafe {
+            match Q {
+                0 => Self::dot1::<KIND, 1>(Self::dot1::<KIND, 0>(sum, w[0], x), w[1], x),
+                _ => Self::dot1::<KIND, 3>(Self::dot1::<KIND, 2>(sum, w[0], x), w[1], x),
+            }
+        }
+    }
 
     /// Adds the dot products of four quads to `CHAINS` (1, 2, 4) independent sums.
     ///

@@ -130,11 +130,15 @@ struct Neon;
 
 impl Dot for Neon {
     const PARTS: usize = 4;
-    const BLOCK: usize = 2;
     type V = uint8x16_t;
     type X = int8x16_t;
     type Sum = [int32x4_t; 2];
     type F = float32x4_t;
+
+    #[inline(always)]
+    fn block<const KIND: usize>() -> usize {
+        2
+    }
 
     shared!();
     dot_ops! {
@@ -176,11 +180,15 @@ macro_rules! sdot {
 
 impl Dot for NeonDotprod {
     const PARTS: usize = 4;
-    const BLOCK: usize = 4;
     type V = uint8x16_t;
     type X = int8x16_t;
     type Sum = int32x4_t;
     type F = float32x4_t;
+
+    #[inline(always)]
+    fn block<const KIND: usize>() -> usize {
+        4
+    }
 
     shared!();
     dot_ops! {

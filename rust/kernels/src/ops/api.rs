@@ -58,7 +58,7 @@ macro_rules! run {
 
 impl Kernels {
     /// One row of float32 to int8 with one scale per block of 256: `scale = max|x| / 127`, `q = round(x · 127 / max|x|)`, ties
-    /// to even. A block whose maximum is below 127 × 2^-126 becomes zero; one that holds NaN or infinity gets scale NaN.
+    /// to even; where a group would then be larger than [`GROUP`](crate::GROUP), the scale is larger (`docs/numerics.md`). A block whose maximum is below 127 × 2^-126 becomes zero; one that holds NaN or infinity gets scale NaN.
     ///
     /// # Errors
     /// When the row to write does not fit `x`.

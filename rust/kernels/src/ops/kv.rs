@@ -2,7 +2,7 @@
 
 use super::kv_block::KvBlockMut;
 use super::kv_numbers::QUAD;
-use super::quantize::quantize_block;
+use super::quantize::int8_block;
 use crate::simd::{LANES, Simd};
 
 /// Half floats have no room beyond this; finite numbers are limited to it.
@@ -62,9 +62,9 @@ fn write_i8<S: Simd>(s: S, k: &[f32], v: &[f32], block: KvBlockMut<'_>, slot: us
     let head_dim = k.len();
     let mut sum = 0;
     let mut bytes = [0; super::MAX_HEAD_DIM];
-    quantize_block(s, k, &mut bytes[..head_dim], &mut k_scales[slot], &mut sum);
+    int8_block(s, k, &mut bytes[..head_dim], &mut k_scales[slot], &mut sum);
     scatter_quads(&bytes[..head_dim], keys, slot);
-    quantize_block(s, v, &mut values[slot * head_dim..][..head_dim], &mut v_scales[slot], &mut sum);
+    int8_block(s, v, &mut values[slot * head_dim..][..head_dim], &mut v_scales[slot], &mut sum);
 }
 
 instantiate! {

@@ -5,7 +5,7 @@
 
 use super::MAX_HEAD_DIM;
 use super::kv_block::KvBlock;
-use super::quantize::quantize_block;
+use super::quantize::int8_block;
 use crate::simd::{LANES, Simd};
 
 /// Channels whose bytes lie side by side.
@@ -180,7 +180,7 @@ impl<'a> Numbers<'a> for Scaled<'a> {
         let mut made = ByteQueries { bytes: [[0; MAX_HEAD_DIM]; R], scales: [0.0; R], sums: [0; R] };
         for r in 0..R {
             let to = &mut made.bytes[r][..rows[r].len()];
-            quantize_block(s, rows[r], to, &mut made.scales[r], &mut made.sums[r]);
+            int8_block(s, rows[r], to, &mut made.scales[r], &mut made.sums[r]);
         }
         made
     }

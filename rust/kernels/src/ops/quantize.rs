@@ -1,6 +1,6 @@
 //! Float activations to int8: blocks of 256 inputs with one scale.
 
-use crate::quantized::{ACT_BLOCK, QuantRowMut, padded_cols};
+use crate::quantized::{ACT_BLOCK, GROUP, QuantRowMut, padded_cols};
 use crate::simd::{LANES, Simd};
 
 /// Bits of the smallest magnitude that a block's maximum may have: below 127 × 2^-126 the scale would be subnormal and its
@@ -8,10 +8,10 @@ use crate::simd::{LANES, Simd};
 const TINY: i32 = (127.0 * f32::MIN_POSITIVE).to_bits() as i32;
 const INFINITE: i32 = f32::INFINITY.to_bits() as i32;
 
-/// Quantizes one block of up to 256 values. A block that holds NaN or infinity gets scale NaN and zeros, so that NaN reaches the
-/// outputs and nothing else does.
+/// Rounds one block of up to 256 values to 127 steps of the largest magnitude on each side. A block that holds NaN or infinity gets scale
+/// NaN and zeros, so that NaN reaches the outputs and nothing else does.
 #[inline(always)]
-pub(crate) fn quantize_block<S: Simd>(s: S, x: &[f32], values: &mut [i8], scale: &mut f32, sum: &mut i32) {
+pub(crate) fn int8_block<S: Simd>(s: S, x: &[f32], values: &mut [i8], scale: &mut f32, sum: &mut i32) {
     let (whole, rest) = x.as_chunks::<LANES>();
     let mut peak = s.magnitude(s.load_part(rest));
     for chunk in whole {
@@ -25,7 +25,29 @@ pub(crate) fn quantize_block<S: Simd>(s: S, x: &[f32], values: &mut [i8], scale:
         return;
     }
     let amax = f32::from_bits(peak as u32);
-    let inverse = s.splat(127.0 / amax);
+    *scale = amax / 127.0;
+    *sum = round(s, x, 127.0 / amax, values);
+}
+
+/// Quantizes one block of up to 256 activations for products with weights: as [`int8_block`], and where a group would then be larger
+/// than [`GROUP`], with steps so much larger that none can be.
+#[inline(always)]
+pub(crate) fn quantize_block<S: Simd>(s: S, x: &[f32], values: &mut [i8], scale: &mut f32, sum: &mut i32) {
+    int8_block(s, x, values, scale, sum);
+    let largest = largest_group(s, values);
+    if largest > GROUP {
+        // Rounding may have taken half a step from each of a group's four values, and may add as much: the group is at most
+        // `largest + 2` steps, which become 256 larger ones.
+        *scale *= (largest + 2) as f32 / 256.0;
+        *sum = round(s, x, 1.0 / *scale, values);
+    }
+}
+
+/// Writes `x` times `inverse`, rounded, ties to even, all within `i8`; returns the sum.
+#[inline(always)]
+fn round<S: Simd>(s: S, x: &[f32], inverse: f32, values: &mut [i8]) -> i32 {
+    let inverse = s.splat(inverse);
+    let (whole, rest) = x.as_chunks::<LANES>();
     let (to, to_rest) = values.as_chunks_mut::<LANES>();
     let mut total = s.isplat(0);
     for (from, to) in whole.iter().zip(to) {
@@ -40,8 +62,20 @@ pub(crate) fn quantize_block<S: Simd>(s: S, x: &[f32], values: &mut [i8], scale:
         s.store_i8(&mut lanes, q);
         to_rest.copy_from_slice(&lanes[..rest.len()]);
     }
-    *scale = amax / 127.0;
-    *sum = s.ihsum(total);
+    s.ihsum(total)
+}
+
+/// [`Simd::largest_group`] of any number of values.
+#[inline(always)]
+fn largest_group<S: Simd>(s: S, values: &[i8]) -> i32 {
+    let (whole, rest) = values.as_chunks::<64>();
+    let largest = s.largest_group(whole);
+    if rest.is_empty() {
+        return largest;
+    }
+    let mut last = [0; 64];
+    last[..rest.len()].copy_from_slice(rest);
+    largest.max(s.largest_group(&[last]))
 }
 
 /// Zeroes the padding after the last input.

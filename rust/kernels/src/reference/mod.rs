@@ -7,5 +7,5 @@ mod rows;
 mod sampling;
 
 pub use attention::{attention, half_to_f64};
-pub use rows::{activation, dot, embed, norm, quantize, rope, softcap};
+pub use rows::{activation, dot, embed, int8, largest_group, norm, quantize, rope, softcap};
 pub use sampling::{SamplingSettings, probabilities};

@@ -2,6 +2,7 @@
 
 use crate::formats::DenseType;
 use crate::ops::{Activation, Norm, NormKind};
+use crate::quantized::GROUP;
 
 /// Σ w x, and Σ |w x|: the second is what an error bound is relative to.
 pub fn dot(w: &[f64], x: &[f32]) -> (f64, f64) {
@@ -98,8 +99,21 @@ pub fn softcap(x: f64, cap: f64) -> f64 {
     cap * (x / cap).tanh()
 }
 
-/// Int8 values, scale and sum of one block of at most 256 inputs, by the rule of the format.
+/// Int8 values, scale and sum of one block of at most 256 activations, by the rule of the format: as [`int8`], but that no group is
+/// larger than [`GROUP`].
 pub fn quantize(x: &[f32]) -> (Vec<i8>, f32, i32) {
+    let (q, scale, sum) = int8(x);
+    let largest = largest_group(&q);
+    if largest <= GROUP {
+        return (q, scale, sum);
+    }
+    let scale = scale * ((largest + 2) as f32 / 256.0);
+    let (q, sum) = round(x, 1.0 / scale);
+    (q, scale, sum)
+}
+
+/// Int8 values, scale and sum of numbers that share a scale: 127 steps of it are the largest magnitude.
+pub fn int8(x: &[f32]) -> (Vec<i8>, f32, i32) {
     let zeros = vec![0; x.len()];
     if x.iter().any(|v| !v.is_finite()) {
         return (zeros, f32::NAN, 0);
@@ -108,7 +122,22 @@ pub fn quantize(x: &[f32]) -> (Vec<i8>, f32, i32) {
     if amax < 127.0 * f32::MIN_POSITIVE {
         return (zeros, 0.0, 0);
     }
-    let q: Vec<i8> = x.iter().map(|v| (v * (127.0 / amax)).round_ties_even() as i8).collect();
-    let sum = q.iter().map(|&v| i32::from(v)).sum();
+    let (q, sum) = round(x, 127.0 / amax);
     (q, amax / 127.0, sum)
+}
+
+fn round(x: &[f32], inverse: f32) -> (Vec<i8>, i32) {
+    let q: Vec<i8> = x.iter().map(|v| (v * inverse).round_ties_even() as i8).collect();
+    let sum = q.iter().map(|&v| i32::from(v)).sum();
+    (q, sum)
+}
+
+/// The largest group of int8 values, by the definition of [`GROUP`].
+pub fn largest_group(q: &[i8]) -> i32 {
+    let groups = q.chunks(8).flat_map(|eight| [[0, 1, 4, 5], [2, 3, 6, 7]].map(|at| (eight, at)));
+    let sums = groups.flat_map(|(eight, at)| {
+        let values = at.map(|i| eight.get(i).map_or(0, |&v| i32::from(v)));
+        [1, -1].map(|sign| values.iter().map(|v| (sign * v).max(0)).sum())
+    });
+    sums.max().unwrap_or(0)
 }

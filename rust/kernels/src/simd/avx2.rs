@@ -45,6 +45,38 @@ unsafe fn dot4(acc: __m256i, quads: __m256i, x: __m256i) -> __m256i {
     }
 }
 
+/// Of 32 bytes, none of which is -128, the groups of [`Simd::largest_group`] in words, the larger of their two sums; and sums of parts of
+/// groups, which are no larger.
+///
+/// # Safety
+/// Needs the CPU of the token.
+#[inline(always)]
+unsafe fn groups(bytes: __m256i) -> __m256i {
+    // SAFETY: the caller promises the CPU; all is arithmetic on registers.
+    unsafe {
+        let (zero, ones) = (_mm256_setzero_si256(), _mm256_set1_epi8(1));
+        let above = _mm256_maddubs_epi16(_mm256_max_epi8(bytes, zero), ones);
+        let below = _mm256_maddubs_epi16(_mm256_max_epi8(_mm256_sub_epi8(zero, bytes), zero), ones);
+        // Beside each quad's two pairs come those of the next quad.
+        let above = _mm256_add_epi16(above, _mm256_srli_epi64::<32>(above));
+        let below = _mm256_add_epi16(below, _mm256_srli_epi64::<32>(below));
+        _mm256_max_epi16(above, below)
+    }
+}
+
+/// The largest of the words, none of which is negative.
+///
+/// # Safety
+/// Needs the CPU of the token, or SSE4.1.
+#[inline(always)]
+pub(super) unsafe fn largest_word(words: __m128i) -> i32 {
+    // SAFETY: the caller promises the CPU. The instruction finds the smallest of unsigned words.
+    unsafe {
+        let least = _mm_minpos_epu16(_mm_xor_si128(words, _mm_set1_epi16(-1)));
+        !_mm_cvtsi128_si32(least) & 0xffff
+    }
+}
+
 /// Sixteen lanes to one by `f` and its wider form `g`, in the order of the fixed tree.
 ///
 /// # Safety
@@ -175,5 +207,13 @@ impl Simd for Avx2 {
         isar1(a: I) -> I = (_mm256_srai_epi32::<1>(a.0), _mm256_srai_epi32::<1>(a.1));
         ihsum(a: I) -> i32 = fold(a, _mm_add_epi32, _mm256_add_epi32);
         ihmax(a: I) -> i32 = fold(a, _mm_max_epi32, _mm256_max_epi32);
+        largest_group(bytes: &[[i8; 64]]) -> i32 = {
+            let mut largest = _mm256_setzero_si256();
+            for bytes in bytes.as_flattened().as_chunks::<32>().0 {
+                largest = _mm256_max_epi16(largest, groups(_mm256_loadu_si256(bytes.as_ptr().cast())));
+            }
+            let halves = (_mm256_castsi256_si128(largest), _mm256_extracti128_si256::<1>(largest));
+            largest_word(_mm_max_epi16(halves.0, halves.1))
+        };
     }
 }

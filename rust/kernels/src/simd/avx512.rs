@@ -1,5 +1,6 @@
 //! One 512-bit register holds the sixteen lanes.
 
+use super::avx2::largest_word;
 use super::{LANES, Simd, simd_ops};
 use core::arch::x86_64::*;
 
@@ -112,5 +113,20 @@ impl Simd for Avx512 {
         isar1(a: __m512i) -> __m512i = _mm512_srai_epi32::<1>(a);
         ihsum(a: __m512i) -> i32 = _mm512_reduce_add_epi32(a);
         ihmax(a: __m512i) -> i32 = _mm512_reduce_max_epi32(a);
+        largest_group(bytes: &[[i8; 64]]) -> i32 = {
+            let (zero, ones) = (_mm512_setzero_si512(), _mm512_set1_epi8(1));
+            let mut largest = zero;
+            for bytes in bytes {
+                let bytes = _mm512_loadu_si512(bytes.as_ptr().cast());
+                let above = _mm512_maddubs_epi16(_mm512_max_epi8(bytes, zero), ones);
+                let below = _mm512_maddubs_epi16(_mm512_max_epi8(_mm512_sub_epi8(zero, bytes), zero), ones);
+                // Beside each quad's two pairs come those of the next quad; the other words have sums of parts.
+                let above = _mm512_add_epi16(above, _mm512_srli_epi64::<32>(above));
+                let below = _mm512_add_epi16(below, _mm512_srli_epi64::<32>(below));
+                largest = _mm512_max_epi16(largest, _mm512_max_epi16(above, below));
+            }
+            let half = _mm256_max_epi16(_mm512_castsi512_si256(largest), _mm512_extracti64x4_epi64::<1>(largest));
+            largest_word(_mm_max_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half)))
+        };
     }
 }

@@ -139,6 +139,9 @@ pub trait Simd: Copy {
     fn ihsum(self, a: Self::I) -> i32;
     /// Largest lane.
     fn ihmax(self, a: Self::I) -> i32;
+    /// The largest [group](crate::quantized::GROUP) of int8 values, none of which is -128: of bytes 0, 1, 4 and 5, or 2, 3, 6 and 7, of
+    /// each eight, the sum of the positive ones or of the magnitudes of the negative ones.
+    fn largest_group(self, bytes: &[[i8; 64]]) -> i32;
 
     /// All lanes +0.
     #[inline(always)]

@@ -249,5 +249,19 @@ impl Simd for Neon {
         isar1(a: I) -> I = (vshrq_n_s32::<1>(a.0), vshrq_n_s32::<1>(a.1), vshrq_n_s32::<1>(a.2), vshrq_n_s32::<1>(a.3));
         ihsum(a: I) -> i32 = vaddvq_s32(vaddq_s32(vaddq_s32(a.0, a.1), vaddq_s32(a.2, a.3)));
         ihmax(a: I) -> i32 = vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.0, a.1), vmaxq_s32(a.2, a.3)));
+        largest_group(bytes: &[[i8; 64]]) -> i32 = {
+            let zero = vdupq_n_s8(0);
+            let mut largest = vdupq_n_u16(0);
+            for bytes in bytes.as_flattened().as_chunks::<16>().0 {
+                let bytes = vld1q_s8(bytes.as_ptr());
+                for part in [vmaxq_s8(bytes, zero), vmaxq_s8(vnegq_s8(bytes), zero)] {
+                    // Beside each quad's two pairs come those of the next quad; the other words have sums of parts.
+                    let pairs = vpaddlq_u8(vreinterpretq_u8_s8(part));
+                    let next = vreinterpretq_u16_u64(vshrq_n_u64::<32>(vreinterpretq_u64_u16(pairs)));
+                    largest = vmaxq_u16(largest, vaddq_u16(pairs, next));
+                }
+            }
+            i32::from(vmaxvq_u16(largest))
+        };
     }
 }

@@ -205,4 +205,16 @@ impl Simd for Scalar {
     fn ihmax(self, a: I) -> i32 {
         tree!(a, x, y => x.max(y))
     }
+    #[inline(always)]
+    fn largest_group(self, bytes: &[[i8; 64]]) -> i32 {
+        let mut largest = 0;
+        for eight in bytes.as_flattened().as_chunks::<8>().0 {
+            for group in [[0, 1, 4, 5], [2, 3, 6, 7]] {
+                let group = group.map(|i| i32::from(eight[i]));
+                let above: i32 = group.iter().map(|v| v.max(&0)).sum();
+                largest = largest.max(above).max(above - group.iter().sum::<i32>());
+            }
+        }
+        largest
+    }
 }

@@ -4,7 +4,7 @@
 #![allow(dead_code)]
 
 use pocketlm_kernels::formats::pack;
-use pocketlm_kernels::{ACT_BLOCK, Kind, Palette, QuantBuffer, TILE};
+use pocketlm_kernels::{ACT_BLOCK, GROUP, Kind, Palette, QuantBuffer, TILE};
 
 /// A small generator (splitmix64): tests need variety, not quality.
 pub struct Rng(pub u64);
@@ -52,9 +52,10 @@ impl Weight {
     pub fn new(kind: Kind, rows: usize, cols: usize, draw: Draw, rng: &mut Rng) -> Self {
         let (low, high) = kind.grid();
         let (tiles, k32) = (rows.div_ceil(TILE), cols.div_ceil(32) * 32);
+        let (often, seldom) = if rng.range(0, 1) == 0 { (low, high) } else { (high, low) };
         let value = |rng: &mut Rng| match draw {
             Draw::Any => rng.range(low.into(), high.into()) as i8,
-            Draw::Extreme => [low, high][rng.range(0, 9) as usize / 9],
+            Draw::Extreme => [often, seldom][rng.range(0, 9) as usize / 9],
         };
         let codebook = (0..tiles * kind.codebook_len()).map(|_| value(rng)).collect();
         // Codes of padding rows and inputs are random too: they must not matter.
@@ -75,17 +76,39 @@ impl Weight {
     }
 }
 
+/// Four activations that are a group, no larger than [`GROUP`]: anything, by chance as large as that, or the largest of one sign.
+fn members(draw: Draw, above: bool, rng: &mut Rng) -> [i8; 4] {
+    if draw == Draw::Any && rng.range(0, 3) > 0 {
+        loop {
+            let any = [0; 4].map(|_| rng.range(-127, 127));
+            if [1, -1].iter().all(|sign| any.iter().map(|v| (sign * v).max(0)).sum::<i64>() <= GROUP.into()) {
+                return any.map(|v| v as i8);
+            }
+        }
+    }
+    let mut left = i64::from(GROUP);
+    [3, 2, 1, 0].map(|later| {
+        // At least what the later ones cannot take.
+        let value = rng.range((left - 127 * later).max(0), left.min(127));
+        left -= value;
+        if above { value as i8 } else { -value as i8 }
+    })
+}
+
 /// Activations with random scales, some of them zero.
 pub fn activations(rows: usize, cols: usize, draw: Draw, rng: &mut Rng) -> QuantBuffer {
     let mut buffer = QuantBuffer::new(rows, cols).unwrap();
     let mut view = buffer.as_rows_mut();
     for m in 0..rows {
         let row = view.row_mut(m).unwrap();
-        for q in &mut row.values[..cols] {
-            *q = match draw {
-                Draw::Any => rng.range(-127, 127) as i8,
-                Draw::Extreme => [-127, 127][usize::from(m % 2 == 0)],
-            };
+        for eight in row.values[..cols].chunks_mut(8) {
+            for group in [[0, 1, 4, 5], [2, 3, 6, 7]] {
+                for (at, value) in group.into_iter().zip(members(draw, m % 2 == 0, rng)) {
+                    if let Some(q) = eight.get_mut(at) {
+                        *q = value;
+                    }
+                }
+            }
         }
         for (b, (scale, sum)) in row.scales.iter_mut().zip(row.sums).enumerate() {
             let block = &row.values[b * ACT_BLOCK..cols.min((b + 1) * ACT_BLOCK)];
