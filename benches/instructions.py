@@ -19,7 +19,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from benches.singlestep import CannotCountError, Process
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "tests" / "instructions.json"
 TOLERANCE = 0.02
+CHANGED = 0.005  # beyond which a step is another one, so that what was counted of it elsewhere is out of date
 EXAMPLE = ["build", "--release", "--quiet", "-p", "pocketlm-engine", "--example", "instruction_work"]
 LEVELS = ("avx2", "avx2vnni", "avx512", "avx512vbmi", "avx512amx", "neon", "neon-dotprod", "neon-i8mm")
 FOREIGN = (
@@ -43,6 +44,7 @@ ARM_LEVELS = {"neon": "cortex-a72", "neon-dotprod": "neoverse-n1", "neon-i8mm": 
 PC = re.compile(rb"^Trace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/")
 
 Counts = dict[str, int]  # by name of the piece
+Recorded = Mapping[str, int | None]  # None: of a build before a change, on a machine that could not count it
 Lines = dict[str, int]  # 64-byte lines of codes that it reads
 
 
@@ -161,35 +163,50 @@ def count_arm(level: str) -> tuple[Counts, Lines]:
     return _paired(lines, counts)
 
 
-def rates(counts: Counts, lines: Lines) -> dict[str, tuple[float, float]]:
+def rates(counts: Recorded, lines: Lines) -> dict[str, tuple[float, float]]:
     """Instructions per 64-byte line of codes in the inner loop, by kind and rows, which is the difference of
     two widths; and those that are executed once, however many lines there are."""
     result: dict[str, tuple[float, float]] = {}
     names = [name for name in counts if " cols=" in name]
     for narrow, wide in zip(names[::2], names[1::2], strict=True):
-        line = (counts[wide] - counts[narrow]) / (lines[wide] - lines[narrow])
-        result[narrow.split(" cols=")[0]] = line, counts[narrow] - line * lines[narrow]
+        few, many = counts[narrow], counts[wide]
+        assert few is not None and many is not None, "products are counted everywhere"
+        line = (many - few) / (lines[wide] - lines[narrow])
+        result[narrow.split(" cols=")[0]] = line, few - line * lines[narrow]
     return result
 
 
-def differences(found: Counts, recorded: Counts) -> list[str]:
+def differences(found: Counts, recorded: Recorded) -> list[str]:
     """What differs by more than the tolerance, or is on one side only, in words."""
     result = [f"{name}: not recorded" for name in found if name not in recorded]
     gone = (name for name in recorded if name not in found)
     result += [f"{name}: recorded, but no piece of work has that name" for name in gone]
     for name in found:
-        here, known = found[name], recorded.get(name, found[name])
-        if abs(here - known) > TOLERANCE * known:
+        here, known = found[name], recorded.get(name)
+        if known is not None and abs(here - known) > TOLERANCE * known:
             result.append(f"{name}: {here:,} instructions, recorded {known:,} ({here / known - 1:+.1%})")
     return result
 
 
-def comparable(level: dict[str, Any], recorded: Counts) -> Counts:
+def comparable(level: dict[str, Any], recorded: Recorded) -> Recorded:
     """Of the recorded counts those that can be counted here: of a foreign level no steps."""
     return {name: n for name, n in recorded.items() if name in level["counts"] or not level["foreign"]}
 
 
-def rates_table(levels: dict[str, Counts], lines: Lines) -> str:
+def foreign_steps(before: dict[str, Any], levels: dict[str, Any], found: dict[str, Any]) -> Recorded:
+    """What stays recorded of a level's steps, ``before`` being its record, that cannot be counted here: their
+    counts, or None for each if steps at the levels that can be counted have changed since."""
+    steps = {name: n for name, n in before["counts"].items() if "step" in name}
+    here = {level: values for level, values in found.items() if not values["foreign"]}
+    for level, values in here.items():
+        known = levels[level]["counts"] if level in levels else {}
+        for name in steps.keys() & values["counts"].keys():
+            if abs(values["counts"][name] - (known.get(name) or 0)) > CHANGED * values["counts"][name]:
+                return dict.fromkeys(steps)
+    return steps
+
+
+def rates_table(levels: Mapping[str, Recorded], lines: Lines) -> str:
     """Markdown: instructions per line, and once, by piece and level; then those of whole steps."""
     found = {level: rates(counts, lines) for level, counts in levels.items()}
     rows = []
@@ -197,8 +214,8 @@ def rates_table(levels: dict[str, Counts], lines: Lines) -> str:
         cells = (pieces.get(name) for pieces in found.values())
         rows.append([name, *("-" if cell is None else "{:.2f} + {:,.0f}".format(*cell) for cell in cells)])
     for name in dict.fromkeys(name for counts in levels.values() for name in counts if "step" in name):
-        cells_of_steps = (f"{counts[name]:,}" if name in counts else "-" for counts in levels.values())
-        rows.append([f"{name}, in all", *cells_of_steps])
+        cells_of_steps = (counts.get(name) for counts in levels.values())
+        rows.append([f"{name}, in all", *("-" if cell is None else f"{cell:,}" for cell in cells_of_steps)])
     return table(["instructions per 64-byte line + once", *levels], rows)
 
 
@@ -233,12 +250,15 @@ def main() -> None:
     print(rates_table({level: values["counts"] for level, values in found.items()}, lines) + "\n")
     recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {"levels": {}}
     if args.record:
-        kept = recorded["levels"]  # another machine's levels stay, and a foreign level's steps
+        known = recorded["levels"]
         for level, values in found.items():
-            before = kept.get(level, {"compiler": None})
+            before = known.get(level, {"compiler": None})
             if values["foreign"] and before["compiler"] == values["compiler"]:
-                values["counts"] |= {name: n for name, n in before["counts"].items() if "step" in name}
-            kept[level] = {key: values[key] for key in ("compiler", "counts")}
+                values["counts"] |= foreign_steps(before, known, found)
+        # Another machine's levels stay.
+        kept = known | {
+            level: {key: values[key] for key in ("compiler", "counts")} for level, values in found.items()
+        }
         levels_in_order = {level: kept[level] for level in sorted(kept, key=LEVELS.index)}
         RECORD.write_text(json.dumps({"lines": lines, "levels": levels_in_order}, indent=1) + "\n")
         print(f"{RECORD.relative_to(ROOT)}: {', '.join(found)} recorded")
@@ -250,6 +270,8 @@ def main() -> None:
             said.append(f"{level}: recorded with {known['compiler']}, now {values['compiler']}")
         known_here = comparable(values, known["counts"])
         said += [f"{level}: {text}" for text in differences(values["counts"], known_here)]
+        for name in (name for name, n in known_here.items() if n is None):
+            print(f"{level}: {name}: not compared, since it was recorded before a change; --record counts it")
         if values["foreign"]:
             print(f"{level}: not on this machine, so that only products were counted, by passing over them")
     print("\n".join(said) or f"no piece differs from {RECORD.name} by more than {TOLERANCE:.0%}")

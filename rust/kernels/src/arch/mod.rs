@@ -32,8 +32,11 @@ pub(crate) trait Dot {
     /// Vectors per quad: 64 / bytes of `V`.
     const PARTS: usize;
     /// How many bytes ahead of the codes the kernels for one row and two ask for memory where arithmetic is no bound; 0 where the
-    /// processor's own prefetchers do better.
+    /// processor's own prefetchers do better. Unless it is 0, panels ask for the codes of the next panel.
     const AHEAD_OF_STREAMS: usize = 0;
+    /// Whether a sum waits for an addition only, not for a whole product: then few rows need no independent sums, and have more
+    /// registers for weights.
+    const ONE_CHAIN: bool = false;
     /// Weights of one part of a quad, or a table of a tile's codebook.
     type V: Copy;
     /// Sixteen activations of a row.

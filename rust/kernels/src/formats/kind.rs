@@ -86,7 +86,8 @@ impl Kind {
         self.facts().codebook
     }
 
-    /// Smallest and largest codebook entry (for `P8`: value). On these grids AVX2's 16-bit sums cannot saturate.
+    /// Smallest and largest codebook entry (for `P8`: value). On these grids, and with groups of activations no larger than
+    /// [`GROUP`](crate::GROUP), AVX2's 16-bit sums cannot overflow.
     pub const fn grid(self) -> (i8, i8) {
         self.facts().grid
     }

@@ -16,7 +16,8 @@ const AHEAD: usize = 8192;
 /// Bytes of activations that are used for all tiles before the next ones.
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// One row, in four independent sums so that the latency of the dot product is hidden: of a part, or of two parts side by side.
+/// One row, in four independent sums of a part, or two of each of two parts side by side, so that the latency of the dot product is
+/// hidden; in one where a sum waits for nothing but an addition.
 ///
 /// # Safety
 /// Needs the instructions of `D`; `KIND` must be the number of w's kind, x must have w's inputs and a row,
@@ -31,7 +32,9 @@ pub(crate) unsafe fn one<D: Dot, const KIND: usize>(
     for (i, t) in tiles.enumerate() {
         // SAFETY: as the caller promises: row 0 exists.
         unsafe {
-            if const { D::PARTS == 2 } {
+            if const { D::ONE_CHAIN } {
+                pass::<D, KIND, 1, 1, 1>(w, x, t, 0..1, &mut out[i * TILE..], 0)
+            } else if const { D::PARTS == 2 } {
                 pass::<D, KIND, 1, 2, 1>(w, x, t, 0..1, &mut out[i * TILE..], 0)
             } else {
                 pass::<D, KIND, 1, 4, 1>(w, x, t, 0..1, &mut out[i * TILE..], 0)
@@ -99,6 +102,8 @@ unsafe fn some<D: Dot, const KIND: usize>(
                     7.. if const { pairs::<D, KIND>(8) } && pair => {
                         pass::<D, KIND, 8, 1, 2>(w, x, t, rows, out, width)
                     }
+                    ..3 if const { D::ONE_CHAIN } => pass::<D, KIND, 2, 1, 1>(w, x, t, rows, out, width),
+                    3 | 4 if const { D::ONE_CHAIN } => pass::<D, KIND, 4, 1, 1>(w, x, t, rows, out, width),
                     ..3 if const { D::PARTS == 2 } => pass::<D, KIND, 2, 2, 1>(w, x, t, rows, out, width),
                     ..3 => pass::<D, KIND, 2, 4, 1>(w, x, t, rows, out, width),
                     3 | 4 => pass::<D, KIND, 4, 2, 1>(w, x, t, rows, out, width),

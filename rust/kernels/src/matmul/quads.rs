@@ -2,8 +2,8 @@
 //! over rows and vectors. Sums are those of the other kernels, in the same order.
 //!
 //! On AVX2 a vector is half a tile, so that a panel has more vectors than a register block: the rows, once read, serve all of them
-//! (p4, 512 rows, one Zen 3 core: 173 G operations a second with a panel of one tile, 181 with four). Repeating activations over
-//! vectors beforehand, so that products load them, was slower (163).
+//! (p4, 512 rows, one Zen 3 core, before products were joined: 173 G operations a second with a panel of one tile, 181 with four). Repeating
+//! activations over vectors beforehand, so that products load them, was slower (163).
 
 use std::ops::Range;
 
@@ -62,7 +62,8 @@ unsafe fn quads<D: Dot, const KIND: usize, const V: usize>(
             for i in 0..V / D::PARTS {
                 decode::<D, KIND, V>(w, tile + i, b, here, panel.add(i * 64));
             }
-            // What is decoded next, of each tile: the block behind this one, or the first one of as many tiles behind these.
+            // What is decoded next, of each tile: the block behind this one, or the first one of as many tiles behind these, unless more
+            // rows than a chunk are to come. It may also reach beyond a tile, since all blocks count as whole: these are only hints.
             let next = if b + 1 < blocks(w.cols) { (b + 1) * block_bytes } else { V / D::PARTS * tile_bytes };
             let (mut first, mut asked) = (rows.start, 0);
             while first < rows.end {

@@ -58,7 +58,8 @@ macro_rules! run {
 
 impl Kernels {
     /// One row of float32 to int8 with one scale per block of 256: `scale = max|x| / 127`, `q = round(x · 127 / max|x|)`, ties
-    /// to even; where a group would then be larger than [`GROUP`](crate::GROUP), the scale is larger (`docs/numerics.md`). A block whose maximum is below 127 × 2^-126 becomes zero; one that holds NaN or infinity gets scale NaN.
+    /// to even; where a group would then be larger than [`GROUP`](crate::GROUP), the scale is larger (`docs/numerics.md`). A block
+    /// whose maximum is below 127 × 2^-126 becomes zero; one that holds NaN or infinity gets scale NaN.
     ///
     /// # Errors
     /// When the row to write does not fit `x`.
@@ -68,7 +69,7 @@ impl Kernels {
     }
 
     /// What the int8 of a row leaves of it, `x - scale · q` with one rounding, to int8 by the rule of [`Kernels::quantize`]: the two
-    /// together come about 250 times as near to `x`. `first` are the bytes and the scales that that gave.
+    /// together come at least 127 times as near to `x`, mostly about 250. `first` are the bytes and the scales that that gave.
     ///
     /// # Errors
     /// When one of the rows does not fit `x`.

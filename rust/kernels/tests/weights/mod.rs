@@ -34,7 +34,7 @@ impl Rng {
 pub enum Draw {
     /// Anything on the grid.
     Any,
-    /// The smallest and the largest only, with signs that agree as often as can be.
+    /// The smallest and the largest only; of activations, groups as large as they may be, with signs that agree as often as can be.
     Extreme,
 }
 
@@ -60,8 +60,12 @@ impl Weight {
         let codebook = (0..tiles * kind.codebook_len()).map(|_| value(rng)).collect();
         // Codes of padding rows and inputs are random too: they must not matter.
         let codes: Vec<u8> = (0..tiles * TILE * kind.codes_per_row(k32))
-            .map(|_| match kind {
-                Kind::P8 => value(rng) as u8,
+            .map(|i| match (kind, draw) {
+                // Signs as some groups of activations have them.
+                (Kind::P8, Draw::Extreme) if rng.range(0, 9) > 0 => {
+                    [127i8, 127, -127, -127, -127, -127, 127, 127][i % 8] as u8
+                }
+                (Kind::P8, _) => value(rng) as u8,
                 _ => rng.range(0, kind.codes() as i64 - 1) as u8,
             })
             .collect();
@@ -76,7 +80,7 @@ impl Weight {
     }
 }
 
-/// Four activations that are a group, no larger than [`GROUP`]: anything, by chance as large as that, or the largest of one sign.
+/// Four activations that are a group, no larger than [`GROUP`]: anything, or as large as that by one sign or, in pairs, by both.
 fn members(draw: Draw, above: bool, rng: &mut Rng) -> [i8; 4] {
     if draw == Draw::Any && rng.range(0, 3) > 0 {
         loop {
@@ -86,24 +90,33 @@ fn members(draw: Draw, above: bool, rng: &mut Rng) -> [i8; 4] {
             }
         }
     }
-    let mut left = i64::from(GROUP);
-    [3, 2, 1, 0].map(|later| {
-        // At least what the later ones cannot take.
-        let value = rng.range((left - 127 * later).max(0), left.min(127));
-        left -= value;
-        if above { value as i8 } else { -value as i8 }
-    })
+    let sign = if above { 1 } else { -1 };
+    match rng.range(0, 3) {
+        // Where signs are those of the weights, all four may be the largest.
+        0 => [127, 127, -127, -127].map(|v: i8| v * sign),
+        1 => [127, -127, 127, -127].map(|v: i8| v * sign),
+        _ => {
+            let mut left = i64::from(GROUP);
+            [3, 2, 1, 0].map(|later| {
+                // At least what the later ones cannot take.
+                let value = rng.range((left - 127 * later).max(0), left.min(127));
+                left -= value;
+                value as i8 * sign
+            })
+        }
+    }
 }
 
 /// Activations with random scales, some of them zero.
 pub fn activations(rows: usize, cols: usize, draw: Draw, rng: &mut Rng) -> QuantBuffer {
     let mut buffer = QuantBuffer::new(rows, cols).unwrap();
     let mut view = buffer.as_rows_mut();
+    let first = rng.range(0, 1) == 0;
     for m in 0..rows {
         let row = view.row_mut(m).unwrap();
         for eight in row.values[..cols].chunks_mut(8) {
             for group in [[0, 1, 4, 5], [2, 3, 6, 7]] {
-                for (at, value) in group.into_iter().zip(members(draw, m % 2 == 0, rng)) {
+                for (at, value) in group.into_iter().zip(members(draw, first == (m % 2 == 0), rng)) {
                     if let Some(q) = eight.get_mut(at) {
                         *q = value;
                     }
