@@ -108,7 +108,8 @@ def make(kind: str, **options: object) -> tuple[_core.Engine, Graph, dict[str, n
 )
 def test_every_operation_agrees_with_the_interpreter(kind: str, precise: bool, limit: float) -> None:
     # Float32 sums of up to 300 terms, f16 keys and values (2^-11 relative, diluted by averaging), or int8
-    # activations (1/254 of a block's maximum each, or up to twice that): errors relative to the largest value of the result.
+    # activations (1/254 of a block's maximum each, or up to twice that): errors relative to the largest value
+    # of the result.
     engine, graph, dense = make(kind, precise=precise)
     ids = np.random.default_rng(2).integers(0, 97, 100)
     traced = engine.trace(ids)

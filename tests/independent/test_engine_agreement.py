@@ -93,8 +93,8 @@ def steps(x: NDArray[np.float64]) -> NDArray[np.float64]:
         eights = np.pad(x[:, block], ((0, 0), (0, -x[:, block].shape[1] % 8))).reshape(len(x), -1, 8)
         fours = np.stack([eights[..., [0, 1, 4, 5]], eights[..., [2, 3, 6, 7]]])
         sums = np.maximum(np.maximum(fours, 0).sum(-1), np.maximum(-fours, 0).sum(-1)).max((0, 2))[:, None]
-        # Those that round to 259 steps or more are 257 at least (less some roundings of float32), and get steps
-        # of which they are 256. The sum of the rounded ones is at most 2 more, and two are added to that.
+        # Those that round to 259 steps or more are 257 at least (less some roundings of float32), and get
+        # steps of which they are 256. The sum of the rounded ones is at most 2 more, and two are added to it.
         size[:, block] = np.where(sums >= 256.99 * step, np.maximum(step, (sums + 4 * step) / 256), step)
     return size
 
