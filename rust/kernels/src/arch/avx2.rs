@@ -147,15 +147,9 @@ impl Dot for Avx2 {
                     let second = join([w[2], w[3]], quad::<2>(x), quad::<3>(x));
                     sums[0] = widen(sums[0], _mm256_add_epi16(first, second));
                 }
-                Kind::P4 | Kind::P2v => {
+                Kind::P4 | Kind::P2v | Kind::P8 => {
                     sums[0] = Self::dot2::<KIND, 0>(sums[0], [w[0], w[1]], x);
                     sums[1 % CHAINS] = Self::dot2::<KIND, 2>(sums[1 % CHAINS], [w[2], w[3]], x);
-                }
-                Kind::P8 => {
-                    sums[0] = Self::dot1::<KIND, 0>(sums[0], w[0], x);
-                    sums[1 % CHAINS] = Self::dot1::<KIND, 1>(sums[1 % CHAINS], w[1], x);
-                    sums[2 % CHAINS] = Self::dot1::<KIND, 2>(sums[2 % CHAINS], w[2], x);
-                    sums[3 % CHAINS] = Self::dot1::<KIND, 3>(sums[3 % CHAINS], w[3], x);
                 }
             }
         }

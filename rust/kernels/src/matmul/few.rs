@@ -87,8 +87,8 @@ unsafe fn some<D: Dot, const KIND: usize>(
         for first in rows.clone().step_by(step) {
             let rows = first..rows.end.min(first + step);
             let out = &mut out[first * width + (t - tiles.start) * TILE..];
-            // A kernel for more rows than there are repeats the last one and drops its result. Sums in flight: at
-            // least eight where the registers allow it. Kernels for pairs exist where `pairs` asks for them.
+            // A kernel for more rows than there are repeats the last one and drops its result. Sums in flight, where
+            // they wait for products: at least eight where the registers allow it. Kernels for pairs exist where `pairs` asks for them.
             // SAFETY: as the caller promises; `rows` are one or more of x's, and where a kernel takes a pair
             // the next tile is among `tiles`. `width` and `out` are checked where they are used.
             unsafe {
