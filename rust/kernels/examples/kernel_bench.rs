@@ -51,7 +51,7 @@ fn fits(row: &Row, m: usize, place: &str) -> bool {
         (Op::MatmulPaletteF32, _) => m == 1 || m >= 16,
         (_, "1") => m == 1,
         (_, "2-16") => m > 1,
-        _ => m > 16,
+        _ => m > 8,
     };
     let portable_is_slow = place == "gemm" || (place == "mem" && m > 1);
     variant && !(row.level == Level::Scalar && portable_is_slow)

@@ -13,7 +13,11 @@ use crate::registry::{EmbedPaletteFn, MatmulPaletteFn, pick};
 use crate::scratch::Scratch;
 
 /// Rows up to which weights are always decoded in registers.
-const FEW_ROWS: usize = 16;
+const FEW_ROWS: usize = 8;
+/// Rows up to which the kernel is chosen by its time for so many; beyond, by that for a prompt's.
+const SOME_ROWS: usize = 16;
+/// The rows of a prompt that is measured.
+const PROMPT_ROWS: usize = 96;
 
 /// The kernels of one level. Holding a reference is the proof that the machine can run them: [`Kernels::get`] gives
 /// none for a level that was not detected.
@@ -22,8 +26,8 @@ pub struct Kernels {
     level: Level,
     /// By kind, then variant.
     matmul_palette: [[MatmulPaletteFn; 3]; Kind::ALL.len()],
-    /// For more than [`FEW_ROWS`] rows: the faster of two kernels, once it is known.
-    prompts: [OnceLock<Prompts>; Kind::ALL.len()],
+    /// For more than [`FEW_ROWS`] rows and for more than [`SOME_ROWS`]: the faster of two kernels, once it is known.
+    prompts: [[OnceLock<Prompts>; 2]; Kind::ALL.len()],
     embed_palette: [EmbedPaletteFn; Kind::ALL.len()],
     pub(crate) float: FloatOps,
 }
@@ -57,23 +61,25 @@ impl Kernels {
         };
         Some(Kernels {
             level,
-            prompts: [const { OnceLock::new() }; Kind::ALL.len()],
+            prompts: [const { [const { OnceLock::new() }; 2] }; Kind::ALL.len()],
             matmul_palette: by_kind(matmul)?,
             embed_palette: by_kind(|kind| Some(pick!(level, EmbedPalette, kind.name(), "row")))?,
             float: FloatOps::build(level)?,
         })
     }
 
-    /// The kernel for many rows, and how it holds weights: "panels" decodes them to memory, "registers" anew for every eight rows.
-    pub(crate) fn prompts(&self, kind: Kind) -> Prompts {
+    /// The kernel for so many rows, more than [`FEW_ROWS`], and how it holds weights: "panels" decodes them to memory, "registers" anew for
+    /// every eight rows.
+    pub(crate) fn prompts(&self, kind: Kind, rows: usize) -> Prompts {
         let [_, few, many] = self.matmul_palette[kind as usize];
+        let (place, measured) = if rows > SOME_ROWS { (1, PROMPT_ROWS) } else { (0, SOME_ROWS) };
         // SAFETY: the level was detected before the table was built, and both are this kind's of the table.
-        *self.prompts[kind as usize].get_or_init(|| unsafe { fastest(kind, few, many) })
+        *self.prompts[kind as usize][place].get_or_init(|| unsafe { fastest(kind, measured, few, many) })
     }
 
-    /// How the kernel for many rows of a kind holds decoded weights: `panels` in memory, or `registers`. Measured when first asked.
-    pub fn prompt_kernel(&self, kind: Kind) -> &'static str {
-        self.prompts(kind).name
+    /// How the kernel for so many rows of a kind holds decoded weights: `panels` in memory, or `registers`. Measured when first asked.
+    pub fn prompt_kernel(&self, kind: Kind, rows: usize) -> &'static str {
+        if rows > FEW_ROWS { self.prompts(kind, rows).name } else { "registers" }
     }
 
     /// The level.
@@ -105,7 +111,7 @@ impl Kernels {
             0 => return Ok(()),
             1 => one,
             2..=FEW_ROWS => few,
-            _ => self.prompts(w.kind).kernel,
+            rows => self.prompts(w.kind, rows).kernel,
         };
         // SAFETY: the level was detected before the table was built; the kernel is of the weight's kind, and
         // there are rows; tiles, inputs and the length of `out` were checked above.

@@ -34,7 +34,7 @@ pub(crate) fn machine_memory() -> Option<u64> {
 #[pyfunction]
 pub(crate) fn prompt_kernels(py: Python<'_>) -> PyResult<Vec<(&'static str, &'static str)>> {
     let kernels = Kernels::best().map_err(unsupported)?;
-    Ok(py.detach(|| Kind::ALL.map(|kind| (kind.name(), kernels.prompt_kernel(kind)))).to_vec())
+    Ok(py.detach(|| Kind::ALL.map(|kind| (kind.name(), kernels.prompt_kernel(kind, usize::MAX)))).to_vec())
 }
 
 /// What a user should know of instruction sets that are here and not used.

@@ -8,8 +8,8 @@ use super::shares::Work;
 use super::{Pass, Step, Worker};
 use crate::plan::{Epilogue, Factor, Input, Matrix, Part, Plan, View};
 
-/// Rows from which kernels work on panels of 64 outputs, so that smaller chunks would decode weights for nothing.
-const MANY_ROWS: usize = 17;
+/// Rows from which kernels may work on panels of 64 outputs, so that smaller chunks would decode weights for nothing.
+const MANY_ROWS: usize = 9;
 /// Tiles of a panel.
 const PANEL: usize = 4;
 /// Weights that a claim should read at least, to outweigh the claim: about half a microsecond.

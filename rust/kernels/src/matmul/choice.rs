@@ -1,7 +1,9 @@
-//! Which of two kernels multiplies prompts: measured on the machine, since the better one depends on its caches and its ports.
+//! Which of two kernels multiplies prompts, long ones and those of sixteen rows or less: measured on the machine, since the better one
+//! depends on its caches and its ports.
 //!
 //! Both give the same bits, so the choice changes nothing but time. On one Zen 4 core with AVX-512 VBMI, 512 rows, registers
-//! won by 2 to 3 % at p2v, p4 and p8, panels by 2 to 6 % at p3 and p2; with AVX2 panels won (p4: 8 %).
+//! won by 2 to 3 % at p2v, p4 and p8, panels by 2 to 6 % at p3 and p2; with AVX2 panels won (p4: 8 %). On one Zen 3 core, sixteen rows
+//! from memory, panels won at p4 (203 and 185 G operations/s).
 
 use std::time::{Duration, Instant};
 
@@ -10,8 +12,7 @@ use crate::quantized::QuantBuffer;
 use crate::registry::MatmulPaletteFn;
 use crate::scratch::Scratch;
 
-/// The product that is measured: rows, outputs and inputs of a part of a prompt's work, some tens of microseconds.
-const ROWS: usize = 96;
+/// The product that is measured: outputs and inputs of a part of a prompt's work, some tens of microseconds.
 const OUTPUTS: usize = 4 * TILE;
 const INPUTS: usize = 2048;
 /// Alternating measurements of each; the best counts, since others were disturbed.
@@ -24,20 +25,25 @@ pub(crate) struct Prompts {
     pub name: &'static str,
 }
 
-/// The faster kernel for many rows of `kind`. Takes about a millisecond.
+/// The faster kernel for so many rows of `kind`. Takes about a millisecond.
 ///
 /// # Safety
 /// The level of both kernels must be available, and both must be for weights of `kind`.
-pub(crate) unsafe fn fastest(kind: Kind, registers: MatmulPaletteFn, panels: MatmulPaletteFn) -> Prompts {
+pub(crate) unsafe fn fastest(
+    kind: Kind,
+    rows: usize,
+    registers: MatmulPaletteFn,
+    panels: MatmulPaletteFn,
+) -> Prompts {
     let panels = Prompts { kernel: panels, name: "panels" };
     let registers = Prompts { kernel: registers, name: "registers" };
-    let (Ok(code_bytes), Ok(x)) = (kind.code_bytes(OUTPUTS, INPUTS), QuantBuffer::new(ROWS, INPUTS)) else {
+    let (Ok(code_bytes), Ok(x)) = (kind.code_bytes(OUTPUTS, INPUTS), QuantBuffer::new(rows, INPUTS)) else {
         return panels;
     };
     // Times do not depend on the values.
     let (codes, codebook) = (vec![0; code_bytes], vec![0; OUTPUTS / TILE * kind.codebook_len()]);
     let Ok(w) = Palette::new(kind, OUTPUTS, INPUTS, &codes, &codebook, &[0; OUTPUTS]) else { return panels };
-    let (mut scratch, mut out) = (Scratch::new(), vec![0.0; ROWS * OUTPUTS]);
+    let (mut scratch, mut out) = (Scratch::new(), vec![0.0; rows * OUTPUTS]);
     let mut best = [Duration::MAX; 2];
     for _ in 0..ROUNDS {
         for (best, choice) in best.iter_mut().zip([panels, registers]) {

@@ -69,28 +69,49 @@ unsafe fn quads<D: Dot, const KIND: usize, const V: usize>(
             while first < rows.end {
                 let to = sums.add((first - rows.start) * V * lanes);
                 let left = first..rows.end;
-                first += if const { D::PARTS == 2 } {
-                    some_rows::<D, KIND, V, 2>(x, left, (b, here), panel, to)
+                first += together::<D, KIND>(left.len());
+                // Evenly over the rows, since only so many lines can be on their way.
+                let until = (first.min(rows.end) - rows.start) * block_bytes / 64 / rows.len();
+                let ahead = Ahead { codes: codes.wrapping_add(next), tile_bytes, lines: asked..until };
+                if const { D::PARTS == 2 } {
+                    some_rows::<D, KIND, V, 2>(x, left, (b, here), panel, to, ahead);
                 } else {
-                    some_rows::<D, KIND, V, V>(x, left, (b, here), panel, to)
-                };
-                if const { D::AHEAD_OF_STREAMS > 0 } {
-                    // Evenly over the rows, since only so many lines can be on their way.
-                    let until = (first.min(rows.end) - rows.start) * block_bytes / 64 / rows.len();
-                    for line in asked..until {
-                        for i in 0..V / D::PARTS {
-                            D::prefetch(codes.wrapping_add(i * tile_bytes + next + line * 64));
-                        }
-                    }
-                    asked = until;
+                    some_rows::<D, KIND, V, V>(x, left, (b, here), panel, to, ahead);
                 }
+                asked = until;
             }
         }
     }
 }
 
-/// Some rows, at most [`Dot::block`], × the `V` vectors of a panel, `W` at a time: all of them while the rows are in the first-level cache.
-/// Returns how many rows.
+/// What to ask for while computing: lines of each of a panel's tiles.
+struct Ahead {
+    codes: *const u8,
+    tile_bytes: usize,
+    lines: Range<usize>,
+}
+
+/// How many rows go through a register block together, of so many left. Where three fit well and four just so, four serve to leave no
+/// row without others.
+#[inline(always)]
+fn together<D: Dot, const KIND: usize>(left: usize) -> usize {
+    match (D::block::<KIND>(), left) {
+        (_, ..3) | (2, _) => 2,
+        (3, 5) => 3,
+        (3, _) => {
+            if left.is_multiple_of(3) {
+                3
+            } else {
+                4
+            }
+        }
+        (4, _) | (_, ..5) => 4,
+        _ => 6,
+    }
+}
+
+/// Some rows, as many as [`together`] says, × the `V` vectors of a panel, `W` at a time: all of them while the rows are in the first-level
+/// cache.
 ///
 /// # Safety
 /// As for [`block`], for `V` vectors; `W` must divide `V`.
@@ -101,28 +122,32 @@ unsafe fn some_rows<D: Dot, const KIND: usize, const V: usize, const W: usize>(
     at: (usize, usize),
     panel: *const u8,
     to: *mut f32,
-) -> usize {
+    ahead: Ahead,
+) {
     let (vector, lanes) = (64 / D::PARTS, TILE / D::PARTS);
-    let mut done = 0;
     for v in (0..V).step_by(W) {
         // SAFETY: as the caller promises: v is below V, of which vectors the panel and `to` have that many.
-        done = unsafe {
+        unsafe {
             let (panel, to) = (panel.add(v * vector), to.add(v * lanes));
-            match rows.len() {
-                _ if D::block::<KIND>() == 2 => block::<D, KIND, V, W, 2>(x, &rows, at, panel, to),
-                1 | 2 => block::<D, KIND, V, W, 2>(x, &rows, at, panel, to),
-                _ if D::block::<KIND>() == 3 => block::<D, KIND, V, W, 3>(x, &rows, at, panel, to),
-                _ if D::block::<KIND>() == 4 => block::<D, KIND, V, W, 4>(x, &rows, at, panel, to),
-                3 | 4 => block::<D, KIND, V, W, 4>(x, &rows, at, panel, to),
-                _ => block::<D, KIND, V, W, 6>(x, &rows, at, panel, to),
+            match together::<D, KIND>(rows.len()) {
+                2 => block::<D, KIND, V, W, 2>(x, &rows, at, panel, to),
+                3 if D::block::<KIND>() == 3 => block::<D, KIND, V, W, 3>(x, &rows, at, panel, to),
+                6 if D::block::<KIND>() == 6 => block::<D, KIND, V, W, 6>(x, &rows, at, panel, to),
+                _ => block::<D, KIND, V, W, 4>(x, &rows, at, panel, to),
             }
-        };
+            if const { D::AHEAD_OF_STREAMS > 0 } {
+                for tile in v / D::PARTS..(v + W).div_ceil(D::PARTS) {
+                    for line in ahead.lines.clone() {
+                        D::prefetch(ahead.codes.wrapping_add(tile * ahead.tile_bytes + 64 * line));
+                    }
+                }
+            }
+        }
     }
-    done
 }
 
 /// One register block: the first `R` of `rows` × `W` of a panel's `V` vectors over one activation block, `at` that block and its
-/// number of groups. Returns R.
+/// number of groups.
 ///
 /// # Safety
 /// Needs the instructions of `D`; `rows` must be x's and not none, and hold 32 × the number of groups values from the block's start
@@ -135,7 +160,7 @@ unsafe fn block<D: Dot, const KIND: usize, const V: usize, const W: usize, const
     (b, groups): (usize, usize),
     panel: *const u8,
     to: *mut f32,
-) -> usize {
+) {
     let n_blocks = blocks(x.cols);
     let vector = 64 / D::PARTS;
     let lanes = TILE / D::PARTS;
@@ -168,7 +193,6 @@ unsafe fn block<D: Dot, const KIND: usize, const V: usize, const W: usize, const
             }
         }
     }
-    R
 }
 
 /// Two quads at a time, whose products are joined before they are widened: the vectors of both meet each row. Four at a time, of weights of 2
