@@ -47,6 +47,8 @@ class Calls:
         self.values = np.ones((16, 32), np.float32)
         self.store.add("w", self.values)
         self.parts = _core.palettize_tensor(self.store, "w", "p4")
+        file = b'{"model": {"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}'
+        self.pairs = _core.BytePairs.reading(file).result()
         self.hessian = _core.Hessian(np.eye(32, dtype=np.float32), "p4", damping=0.01)
 
     def of(self, name: str) -> Callable[..., object]:
@@ -77,6 +79,8 @@ class Calls:
             "Engine.restore": lambda length: self.engine.restore(length, b""),
             "Engine.trace": lambda ids: self.engine.trace(ids),
             "Sequence.truncate": self.sequence.truncate,
+            "BytePairs.merges_are_tokens": self.pairs.merges_are_tokens,
+            "BytePairs.texts": self.pairs.texts,
             "Continuation.draft": lambda ids: self.engine.continuation([1], max_tokens=9).draft(ids, 0.0),
             "Sampler.__new__": _core.Sampler,
             "read_bandwidth": lambda threads: _core.read_bandwidth(threads, 0.0),
@@ -165,6 +169,7 @@ CALLS = {
     "stop_ids": "engine.continuation([1], max_tokens=1, stop_ids=ids)",
     "ids": "engine.trace(ids)",
     "ids of a draft": "engine.continuation([1], max_tokens=1).draft(ids, 0.0)",
+    "ids of tokens": "pairs.texts(ids)",
     "ids of an item": "engine.step([(sequence, ids, None, 'none')])",
     "ids of a timed item": "engine.step_timed([(sequence, ids, None, 'none')])",
     "items": "engine.step(others((sequence, [1], None, 'none')))",
@@ -182,6 +187,7 @@ sequence = engine.sequence()
 store = _core.WeightStore()
 store.add("w", np.ones((16, 32), np.float32))
 part = _core.palettize_tensor(store, "w", "p4")
+pairs = _core.BytePairs.reading(b'{"model": {"vocab": {"a": 0}, "merges": []}}').result()
 for name, call in CALLS.items():
     try:
         eval(call)

@@ -9,10 +9,16 @@ from typing import Any
 
 import pytest
 import tokenizers
-from tokenizers import AddedToken, models
+from tokenizers import AddedToken, models, processors
 
-from pocketlm.loading.bpe import read_bpe
+from pocketlm._core import BytePairs
+from pocketlm.loading.bpe import BytePairTokenizer, of_tables
 from tokenizer_files import byte_level, metaspace
+
+
+def read_bpe(data: bytes) -> BytePairTokenizer | None:
+    tables = BytePairs.reading(data).result()
+    return None if tables is None else of_tables(data, tables)
 
 
 def by_library(data: bytes) -> tokenizers.Tokenizer:
@@ -37,6 +43,13 @@ def more_tokens() -> tokenizers.Tokenizer:
     return inner
 
 
+def closed() -> tokenizers.Tokenizer:
+    inner = metaspace()
+    inner.decoder = None
+    inner.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 1))
+    return inner
+
+
 def words() -> tokenizers.Tokenizer:
     vocab = {"c": 0, "##a": 1, "##t</w>": 2, "##at</w>": 3, "?": 4}
     model = models.BPE(
@@ -56,6 +69,10 @@ FORMS = {
     "merges first": lambda: changed(
         lambda v: v["model"].update(merges=v["model"].pop("merges"), vocab=v["model"].pop("vocab"))
     ),
+    "prefix of texts": lambda: changed(
+        lambda v: v["pre_tokenizer"].update(add_prefix_space=True), byte_level(bos=False)
+    ),
+    "ends of texts": lambda: closed().to_str().encode(),
     "ignore merges": lambda: changed(lambda v: v["model"].update(ignore_merges=True, dropout=0.0)),
     "options left out": lambda: changed(
         lambda v: [v["model"].pop(name) for name in ("dropout", "unk_token", "fuse_unk", "ignore_merges")]
@@ -69,11 +86,44 @@ def test_it_is_the_tokenizer_that_the_library_reads(form: str) -> None:
     expected = by_library(data)
     found = read_bpe(data)
     assert found is not None
-    tokenizer, vocabulary = found
-    assert tokenizer.to_str() == expected.to_str()
-    assert vocabulary == expected.get_vocab(with_added_tokens=True)
+    assert found.whole.to_str() == expected.to_str()
     text = " once upon a tool time, the cat<|tool|> sat 😀\n"
-    assert tokenizer.encode(text).ids == expected.encode(text).ids
+    assert found.encode(text).ids == expected.encode(text).ids
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_until_a_text_is_encoded_it_answers_as_the_library_does(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = FORMS[form]()
+    expected, found, rng = by_library(data), read_bpe(data), random.Random(2)
+    assert found is not None
+    monkeypatch.setattr(BytePairTokenizer, "whole", None)
+    vocabulary = expected.get_vocab(with_added_tokens=True)
+    assert found.get_vocab() == vocabulary
+    assert (found.size, found.longest) == (max(vocabulary.values()) + 1, max(map(len, vocabulary)))
+    tokens = expected.get_added_tokens_decoder()
+    assert found.special == {number for number, token in tokens.items() if token.special}
+    assert [found.encode("", add_special_tokens=some).ids for some in (True, False)] == [
+        expected.encode("", add_special_tokens=some).ids for some in (True, False)
+    ]
+    for text, number in vocabulary.items():
+        assert found.token_to_id(text) == number and found.id_to_token(number) == text
+    assert found.token_to_id("nowhere") is None and found.id_to_token(found.size + 3) is None
+    for count in [0, *rng.choices(range(1, 40), k=300)]:
+        ids = [rng.randrange(found.size + 2) for _ in range(count)]
+        for skip in (True, False):
+            text = expected.decode(ids, skip_special_tokens=skip)
+            assert found.decode(ids, skip_special_tokens=skip) == text
+
+
+def test_what_the_library_would_build_otherwise_it_reads_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = FORMS["added"]()
+    found = read_bpe(data)
+    assert found is not None
+    monkeypatch.setattr(BytePairTokenizer, "_assembled", lambda self: None)
+    text = " once upon a tool time, the cat<|tool|> sat 😀\n" * 5
+    assert found.encode(text).ids == by_library(data).encode(text).ids
 
 
 @pytest.mark.parametrize(
@@ -101,7 +151,7 @@ def test_it_is_the_tokenizer_that_the_library_reads(form: str) -> None:
 )
 def test_what_is_not_of_the_usual_form_is_left_to_the_library(data: bytes) -> None:
     found = read_bpe(data)
-    assert found is None or found[0].to_str() == by_library(data).to_str()
+    assert found is None or found.whole.to_str() == by_library(data).to_str()
 
 
 def test_where_bytes_are_damaged_it_reads_what_the_library_reads_or_nothing() -> None:
@@ -113,5 +163,5 @@ def test_where_bytes_are_damaged_it_reads_what_the_library_reads_or_nothing() ->
             damaged[rng.randrange(len(damaged))] = rng.choice(b'0123456789"{}[]:, abtruefalsn\\')
         if (found := read_bpe(bytes(damaged))) is not None:
             read += 1
-            assert found[0].to_str() == by_library(bytes(damaged)).to_str()
+            assert found.whole.to_str() == by_library(bytes(damaged)).to_str()
     assert read > 20

@@ -28,7 +28,7 @@ from pocketlm.errors import (
 )
 from pocketlm.graph import Weight
 from pocketlm.loading import LoadedModel, open_model
-from pocketlm.loading import model as opening
+from pocketlm.loading import tokenizer as reading
 from pocketlm.loading.check import check_weights
 from pocketlm.loading.files import write_whole
 
@@ -65,8 +65,8 @@ def test_loading_reads_the_tokenizer_once_and_says_what_is_wrong_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, read = write_checkpoint(tmp_path / "m"), []
-    real = opening.read_tokenizer
-    monkeypatch.setattr(opening, "read_tokenizer", lambda file: (read.append(file), real(file))[1])
+    real = reading.read_small
+    monkeypatch.setattr(reading, "read_small", lambda file, most: (read.append(file), real(file, most))[1])
     with pocketlm.load(path) as lm:
         assert lm.tokenizer.encode("w3 w5") == [3, 5]
     assert read == [path / "tokenizer.json"]

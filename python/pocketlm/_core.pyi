@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "BytePairs",
+    "BytePairsReading",
     "Continuation",
     "Engine",
     "Hessian",
@@ -39,7 +41,6 @@ __all__ = [
     "palettize_tensor",
     "prompt_kernels",
     "read_bandwidth",
-    "read_byte_pairs",
     "release_freed_memory",
 ]
 
@@ -219,6 +220,54 @@ class Sequence:
         """Gives the blocks back; later uses raise ParameterError. Freeing twice does nothing."""
 
 @final
+class BytePairs:
+    """Vocabulary and merges of a ``tokenizer.json`` whose model is byte-pair encoding."""
+
+    @staticmethod
+    def reading(data: bytes) -> BytePairsReading:
+        """Begins to read a file, in a thread that needs no interpreter lock."""
+
+    @property
+    def rest(self) -> str:
+        """The file without the two tables, as JSON."""
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+
+    @property
+    def longest(self) -> int:
+        """Characters of the longest token."""
+
+    def merges_are_tokens(self, skip: int) -> bool:
+        """Whether what each merge makes is a token; of a right half ``skip`` bytes, the prefix of inner parts
+        of words, are left out."""
+
+    def id(self, text: str) -> int | None:
+        """The id of a token."""
+
+    def texts(self, ids: AbstractSequence[int]) -> list[str | None]:
+        """The texts of tokens by their ids, which must be below 2**32; ``None`` where there is none."""
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token's text, with its id, in the file's order."""
+
+    def merges(self) -> list[tuple[str, str]]:
+        """The merges, best first."""
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+
+@final
+class BytePairsReading:
+    """A ``tokenizer.json`` that is being read."""
+
+    def result(self) -> BytePairs | None:
+        """Waits for the tables; to be called once. ``None`` if the file is not of the usual form: not JSON,
+        no ``model`` with ``vocab`` (ids below 2**32, none twice) and ``merges`` (pairs of its texts), or a
+        key twice."""
+
+@final
 class StepResult:
     """What a step, or several, give for one item."""
 
@@ -320,10 +369,6 @@ def read_bandwidth(threads: int, seconds: float = 0.5) -> float:
 def int8_peak(threads: int, seconds: float = 0.1) -> float:
     """Int8 multiply-adds per second that so many threads do together from registers, with the instructions of
     :func:`current_isa`: the best pass counts."""
-
-def read_byte_pairs(data: bytes) -> tuple[dict[str, int], list[tuple[str, str]], str] | None:
-    """Vocabulary, merges, and the rest of a ``tokenizer.json`` as a JSON text without them. ``None`` if
-    ``data`` is not of that form: not JSON, no ``model`` with ``vocab`` and ``merges``, or a key twice."""
 
 def release_freed_memory() -> None:
     """Gives memory that was freed back to the system, where the C library's allocator would keep it."""

@@ -13,6 +13,8 @@ from pocketlm.checks import flag, integer, shown
 from pocketlm.errors import MissingFileError, ParameterError
 from pocketlm.generate.defaults import GenerationDefaults
 from pocketlm.loading import LoadedModel, open_model
+from pocketlm.loading.model import TOKENIZER, locate
+from pocketlm.loading.tokenizer import TokenizerReading
 from pocketlm.model import LM
 from pocketlm.tokenizer import Tokenizer
 
@@ -95,7 +97,11 @@ def load(
     if path_or_id is None and not BUNDLED.is_dir():
         raise MissingFileError(f"{BUNDLED}: the bundled model is not part of this installation; name a model")
     place = BUNDLED if path_or_id is None else path_or_id
-    model = open_model(place, revision=revision, check_values=check_values, adapter=adapter)
+    path = locate(place, revision)
+    # A small tokenizer is read while the rest is.
+    tokenizer_path = path / TOKENIZER
+    reading = None if _is_large(tokenizer_path) else TokenizerReading(tokenizer_path)
+    model = open_model(path, check_values=check_values, adapter=adapter)
     most = model.graph.context_length
     if context is not None and context > most:
         raise ParameterError(f"context: {context} is more than the {most} tokens that the model was made for")
@@ -119,7 +125,7 @@ def load(
 
     engine = make(capacity, threads, max_memory)
     try:
-        ready = tokenizer if _is_large(model.tokenizer_path) else tokenizer()
+        ready = tokenizer if reading is None else tokenizer(reading.result())
         helper = None if draft is None else _draft_engine(draft, ready, engine, capacity, max_memory)
     except BaseException:
         engine.close()

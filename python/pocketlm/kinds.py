@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from pocketlm._core import palette_kinds
+from pocketlm.records import dataclass
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class PaletteKind:
     """A palettized kind.
 

@@ -294,6 +294,7 @@ class LM:
         """
         self._check_open()
         self.engine.prewarm()
+        self.tokenizer.encode("a")
         key = object()
         size = max(1, min(33, self.context - 2))
         try:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pocketlm.detokenize import Detokenizer
 from pocketlm.errors import ContextLengthError, ParameterError, TemplateError, TokenizerError
+from pocketlm.loading.bpe import BytePairTokenizer
+from pocketlm.loading.tokenizer import ReadTokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -34,30 +36,26 @@ class Tokenizer:
 
     def __init__(
         self,
-        inner: tokenizers.Tokenizer,
+        inner: tokenizers.Tokenizer | ReadTokenizer,
         *,
         config: Mapping[str, Any] | None = None,
         template: str | None = None,
         eos: Iterable[int] = (),
         vocab_size: int | None = None,
-        vocabulary: Mapping[str, int] | None = None,
         source: str = "tokenizer.json",
     ) -> None:
         """Wraps ``inner``. ``config`` is a parsed tokenizer_config.json; ``eos`` adds ids that end a
-        generation; ``vocabulary`` is what ``inner.get_vocab()`` gave.
+        generation.
 
         Raises:
             TokenizerError: a token id is beyond ``vocab_size`` (rows of the embedding), or a special token is
                 unknown.
         """
-        self._inner, self._source = inner, source
+        read = inner if isinstance(inner, ReadTokenizer) else _guard(source, lambda: ReadTokenizer.of(inner))
+        self._inner, self._source = read.inner, source
+        self.size, self._longest = read.size, read.longest
         config = config or {}
-        _guard(source, inner.no_truncation)
-        _guard(source, inner.no_padding)
-        vocab = _guard(source, inner.get_vocab) if vocabulary is None else vocabulary
-        self.size = max(vocab.values(), default=-1) + 1
-        self._longest = max(map(len, vocab), default=1)
-        if not vocab:
+        if not self.size:
             raise TokenizerError(f"{source}: the vocabulary is empty")
         if vocab_size is not None and self.size > vocab_size:
             raise TokenizerError(
@@ -66,20 +64,17 @@ class Tokenizer:
             )
         self._limit = vocab_size if vocab_size is not None else self.size
         special = {key: text for key in _SPECIAL if (text := _token_text(config, key, source)) is not None}
-        self.bos = self._known(special, "bos_token", vocab)
-        end = self._known(special, "eos_token", vocab)
+        self.bos = self._known(special, "bos_token")
+        end = self._known(special, "eos_token")
         self.eos = frozenset({*eos, *([] if end is None else [end])})
         for token in self.eos:
             if not 0 <= token < self._limit:
                 raise TokenizerError(f"{source}: eos_token_id {token} is not a token of this model")
         self._add_bos = config.get("add_bos_token") if isinstance(config.get("add_bos_token"), bool) else None
-        added = _guard(source, inner.get_added_tokens_decoder)
-        self._skip = frozenset(i for i, token in added.items() if token.special) | self.eos
+        self._skip = _guard(source, lambda: _special(self._inner)) | self.eos
         if self.bos is not None:
             self._skip |= {self.bos}
-        self._bytes = (
-            {i: int(t[3:5], 16) for t, i in vocab.items() if _BYTE.fullmatch(t)} if _falls_back(inner) else {}
-        )
+        self._bytes = _guard(source, lambda: _byte_tokens(self._inner))
         self.template: ChatTemplate | None = None
         if template is not None:
             # Imported here: Jinja takes longer to import than all of pocketlm.
@@ -90,21 +85,20 @@ class Tokenizer:
             self.bos = self._leading_token()
 
     @classmethod
-    def of(cls, model: LoadedModel, eos: Iterable[int] = ()) -> Tokenizer:
-        """The tokenizer of an opened model; ``eos`` adds ids that end a generation.
+    def of(cls, model: LoadedModel, eos: Iterable[int] = (), found: ReadTokenizer | None = None) -> Tokenizer:
+        """The tokenizer of an opened model; ``eos`` adds ids that end a generation, ``found`` is what was
+        read of it already.
 
         Raises:
             TokenizerError: it is missing, damaged or not of this model.
             TemplateError: its chat template is not valid.
         """
-        inner, vocabulary = model.read_tokenizer()
         return cls(
-            inner,
+            model.read_tokenizer(found),
             config=model.tokenizer_config,
             template=model.chat_template,
             eos=eos,
             vocab_size=model.graph.vocab_size,
-            vocabulary=vocabulary,
             source=str(model.tokenizer_path),
         )
 
@@ -225,12 +219,12 @@ class Tokenizer:
         ids = self.encode("")
         return ids[0] if ids else None
 
-    def _known(self, special: Mapping[str, str], key: str, vocab: Mapping[str, int]) -> int | None:
+    def _known(self, special: Mapping[str, str], key: str) -> int | None:
         if key not in special:
             return None
-        if special[key] not in vocab:
+        if (token := self._inner.token_to_id(special[key])) is None:
             raise TokenizerError(f"{self._source}: {key} {special[key]!r:.60} is not in the vocabulary")
-        return vocab[special[key]]
+        return token
 
 
 def _guard(source: str, work: Callable[[], Result]) -> Result:
@@ -243,10 +237,20 @@ def _guard(source: str, work: Callable[[], Result]) -> Result:
         raise TokenizerError(f"{source}: damaged or not supported: {problem!s:.200}") from problem
 
 
-def _falls_back(inner: tokenizers.Tokenizer) -> bool:
-    # Whether "<0x41>" decodes to "A".
-    token = inner.token_to_id("<0x41>")
-    return token is not None and inner.decode([token], skip_special_tokens=False) == "A"
+def _special(inner: tokenizers.Tokenizer | BytePairTokenizer) -> frozenset[int]:
+    """Ids of the tokens that are no text."""
+    if isinstance(inner, BytePairTokenizer):
+        return inner.special
+    return frozenset(i for i, token in inner.get_added_tokens_decoder().items() if token.special)
+
+
+def _byte_tokens(inner: tokenizers.Tokenizer | BytePairTokenizer) -> dict[int, int]:
+    """The bytes of tokens that stand for one, as "<0x41>" does, if the decoder makes an "A" of that."""
+    letter = inner.token_to_id("<0x41>")
+    if letter is None or inner.decode([letter], skip_special_tokens=False) != "A":
+        return {}
+    found = {byte: inner.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
+    return {token: byte for byte, token in found.items() if token is not None}
 
 
 def _token_text(config: Mapping[str, Any], key: str, source: str) -> str | None:

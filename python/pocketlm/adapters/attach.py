@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pocketlm.graph import Add, Graph, Linear, Op, Scale, Weight
+from pocketlm.records import dataclass
 
 # Ends of the names of what is added to a site.
 SUFFIX_A, SUFFIX_B, SUFFIX_SCALE, SUFFIX_SUM = ".lora_a", ".lora_b", ".lora_scale", ".lora"
 _OPERANDS = ("x", "a", "b", "q", "k", "v", "gate", "up")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class LowRank:
     """The low-rank term of a weight: names of A [rank, inputs] and B [outputs, rank], and the factor."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pocketlm.errors import ConfigError, ParameterError
 from pocketlm.generate.params import SamplingParams
+from pocketlm.records import dataclass
 
 _TAKEN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -49,7 +49,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 class GenerationDefaults:
     """Sampling parameters that a model asks for, and the token ids that end its texts."""
 
-    params: SamplingParams = SamplingParams()  # noqa: RUF009  (frozen)
+    params: SamplingParams = SamplingParams()
     eos: tuple[int, ...] = ()
 
     @classmethod

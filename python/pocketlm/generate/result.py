@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from pocketlm.records import dataclass
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -109,8 +110,8 @@ class Completion:
     stop_reason: str | int | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     seed: int = 0
-    usage: Usage = field(default_factory=Usage)
-    timings: Timings = field(default_factory=Timings)
+    usage: Usage = Usage()
+    timings: Timings = Timings()
     others: tuple[Completion, ...] = ()
 
     def __str__(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from types import TracebackType
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from pocketlm.errors import ParameterError
 from pocketlm.generate.params import SamplingParams, checked
 from pocketlm.generate.result import Completion
 from pocketlm.generate.stream import Stream
+from pocketlm.records import dataclass
 
 
 @dataclass(frozen=True)

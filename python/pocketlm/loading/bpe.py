@@ -1,19 +1,22 @@
-"""Byte-pair tokenizers put together from their parts, faster than the library reads them.
+"""Byte-pair tokenizers from their parts: at once what decodes, and what encodes with the first text.
 
-The library reads the merges of a ``tokenizer.json`` through an intermediate form, and tells the vocabulary
-only by copying it. A parser of our own and the library's constructor are faster together, and have the
-vocabulary at once. What is not of the usual form goes back to the library.
+The library's object of a vocabulary of 32,000 tokens takes four times as long to make as all else that opens
+a model, and is of no use to a caller who has token ids, as programs often do. So a parser of our own reads
+and checks the tables, the library's decoder turns their tokens into text, and the library's tokenizer is put
+together from them later. What is not of the usual form is left to the library, at once.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from pocketlm._core import read_byte_pairs
+from pocketlm._core import BytePairs
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 _OPTIONS = {
     "dropout",
@@ -28,44 +31,146 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
-def read_bpe(data: bytes) -> tuple[Tokenizer, dict[str, int]] | None:
-    """The tokenizer that ``Tokenizer.from_buffer(data)`` makes, and the ids of its tokens by their text, but
-    without truncation and padding. ``None`` if ``data`` is no byte-pair tokenizer of the usual form, damaged
-    ones included, of which the library knows better what to say."""
-    from tokenizers import AddedToken, Tokenizer
-    from tokenizers.models import BPE
+class BytePairTokenizer:
+    """What pocketlm uses of the library's ``Tokenizer``, with the same names and results.
+
+    Safe to use from any number of threads.
+    """
+
+    def __init__(self, data: bytes, tables: BytePairs, steps: Tokenizer, parts: dict[str, Any]) -> None:
+        """``data`` is the file; ``tables`` and ``parts`` are what it holds; ``steps`` has all but tokens."""
+        self._data, self._tables, self._parts, self.steps = data, tables, parts, steps
+        self._added: dict[int, str] = {token["id"]: token["content"] for token in parts["added_tokens"]}
+        self._ids = {text: number for number, text in self._added.items()}
+        self.special = frozenset(token["id"] for token in parts["added_tokens"] if token["special"])
+        self.size = max(tables.size, 1 + max(self._added, default=-1))
+        self.longest = max(tables.longest, *map(len, self._ids), 0)
+        self._lock = threading.Lock()
+        self._whole: Tokenizer | None = None
+
+    @property
+    def whole(self) -> Tokenizer:
+        """The library's tokenizer, made when first asked for.
+
+        Raises:
+            Exception: what the library raises for parts that it does not take.
+        """
+        with self._lock:
+            if self._whole is None:
+                self._whole = self._assembled() or self._read()
+                self._data = b""
+            return self._whole
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> Encoding:
+        """As the library's."""
+        # An empty text has the tokens that the last step adds, whatever the vocabulary.
+        inner = self.whole if text else self.steps
+        return inner.encode(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """As the library's: ids without a token have no text."""
+        if skip_special_tokens:
+            ids = [i for i in ids if i not in self.special]
+        texts = self._tables.texts(ids)
+        if None in texts:
+            texts = [self._added.get(i) if text is None else text for i, text in zip(ids, texts, strict=True)]
+        tokens = [text for text in texts if text is not None]
+        decoder = self.steps.decoder
+        return " ".join(tokens) if decoder is None else decoder.decode(tokens)
+
+    def id_to_token(self, token: int) -> str | None:
+        """The text of a token."""
+        return self._added.get(token) or self._tables.texts([token])[0]
+
+    def token_to_id(self, text: str) -> int | None:
+        """The id of a token."""
+        found = self._ids.get(text)
+        return self._tables.id(text) if found is None else found
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token with its id, added ones included."""
+        return self._tables.vocabulary() | self._ids
+
+    @property
+    def model(self) -> Any:
+        """The library's model."""
+        return self.whole.model
+
+    def _assembled(self) -> Tokenizer | None:
+        """The library's tokenizer from its parts; ``None`` where that would not be what it reads itself."""
+        from tokenizers import AddedToken, Tokenizer
+        from tokenizers.models import BPE
+
+        options = {name: value for name, value in self._parts["model"].items() if value is not None}
+        try:
+            found = Tokenizer(BPE(vocab=self._tables.vocabulary(), merges=self._tables.merges(), **options))
+            for name in _STEPS:
+                if (step := getattr(self.steps, name)) is not None:
+                    setattr(found, name, step)
+            tokens = self._parts["added_tokens"]
+            found.add_tokens([AddedToken(t["content"], **{flag: t[flag] for flag in _FLAGS}) for t in tokens])
+        except Exception as error:
+            # The library raises plain Exception for every fault of a part.
+            if type(error) not in (Exception, TypeError, ValueError):
+                raise
+            return None
+        return found if all(found.token_to_id(text) == i for text, i in self._ids.items()) else None
+
+    def _read(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        found = Tokenizer.from_buffer(self._data)
+        found.no_truncation()
+        found.no_padding()
+        return found
+
+
+def of_tables(data: bytes, tables: BytePairs) -> BytePairTokenizer | None:
+    """The tokenizer that ``Tokenizer.from_buffer(data)`` makes, but without truncation and padding;
+    ``tables`` are those of ``data``. ``None`` if it is not of the usual form, some damaged ones included, of
+    which the library knows better what to say."""
+    from tokenizers import Tokenizer
 
     try:
-        if (tables := read_byte_pairs(data)) is None:
-            return None
-        vocabulary, merges, rest = tables
-        found = json.loads(rest)
-        model, added = found.pop("model"), found.pop("added_tokens")
+        parts = json.loads(tables.rest)
+        model, added = parts["model"], parts["added_tokens"]
         if model.pop("type") != "BPE" or not model.keys() <= _OPTIONS:
             return None
-        options = {name: value for name, value in model.items() if value is not None}
-        shell = {"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
-        steps = Tokenizer.from_str(json.dumps({**found, **shell}))
-        tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, **options))
-        for name in _STEPS:
-            if (step := getattr(steps, name)) is not None:
-                setattr(tokenizer, name, step)
-        ids = {token["content"]: token["id"] for token in added}
-        tokenizer.add_tokens(
-            [AddedToken(token["content"], **{f: token[f] for f in _FLAGS}) for token in added]
-        )
-        vocabulary.update(ids)
-        # The library numbers added tokens itself. Where a file has other numbers, it has to read it whole.
-        if any(tokenizer.token_to_id(text) != number for text, number in ids.items()):
+        prefix = model.get("continuing_subword_prefix") or ""
+        if not tables.merges_are_tokens(len(prefix.encode())) or not _numbered_alike(tables, added):
             return None
-        # Which of two tokens a number stands for would be chance.
-        if len(set(vocabulary.values())) != len(vocabulary):
-            return None
+        # The library checks the options and steps, without tokens.
+        shell = {"added_tokens": [], "model": {**model, "type": "BPE", "vocab": {}, "merges": []}}
+        steps = Tokenizer.from_str(json.dumps(parts | shell | {"truncation": None, "padding": None}))
+        return BytePairTokenizer(data, tables, steps, parts)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return None
     except Exception as error:
-        # The library raises plain Exception for every fault of a part.
+        # As above.
         if type(error) is not Exception:
             raise
         return None
-    return tokenizer, vocabulary
+
+
+def _numbered_alike(tables: BytePairs, added: list[dict[str, Any]]) -> bool:
+    """Whether the library, which numbers added tokens itself, would number them as the file does, and no two
+    tokens alike."""
+    following, seen = len(tables), set()
+    for token in added:
+        text, number = token["content"], token["id"]
+        if (
+            not text
+            or text in seen
+            or type(number) is not int
+            or any(type(token[flag]) is not bool for flag in _FLAGS)
+        ):
+            return False
+        seen.add(text)
+        expected = tables.id(text)
+        if expected is None:
+            if tables.texts([following])[0] is not None:
+                return False
+            expected, following = following, following + 1
+        if number != expected:
+            return False
+    return True

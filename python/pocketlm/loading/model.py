@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,14 +24,16 @@ from pocketlm.loading.files import (
 )
 from pocketlm.loading.safetensors import open_weights
 from pocketlm.loading.tokenizer import ReadTokenizer, check_tokenizer, read_tokenizer
+from pocketlm.records import dataclass
 
 if TYPE_CHECKING:
     from pocketlm.adapters.files import Adapter
 
+TOKENIZER = "tokenizer.json"
 ADAPTERS, RECOVERY = "adapters", "recovery"  # a model's directory of adapters, and the one that it attaches
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class LoadedModel:
     """A model whose files are open and whose weights fit its graph.
 
@@ -51,17 +52,18 @@ class LoadedModel:
     @property
     def tokenizer_path(self) -> Path:
         """Where the tokenizer is; it may not exist."""
-        return self.path / "tokenizer.json"
+        return self.path / TOKENIZER
 
-    def read_tokenizer(self) -> ReadTokenizer:
-        """The tokenizer, read anew. Not kept: the vocabulary of a large one takes megabytes.
+    def read_tokenizer(self, found: ReadTokenizer | None = None) -> ReadTokenizer:
+        """The tokenizer, read anew unless it is ``found`` already. Not kept: the vocabulary of a large one
+        takes megabytes.
 
         Raises:
             TokenizerError: it is missing, damaged or not this model's.
         """
         path = self.tokenizer_path
-        found = read_tokenizer(path)
-        check_tokenizer(path, found.vocabulary, self.graph.vocab_size)
+        found = read_tokenizer(path) if found is None else found
+        check_tokenizer(path, found.size, self.graph.vocab_size)
         return found
 
 

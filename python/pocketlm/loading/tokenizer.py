@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pocketlm.errors import FileFormatError, MissingFileError, TokenizerError
-from pocketlm.loading.bpe import read_bpe
+from pocketlm._core import BytePairs, BytePairsReading
+from pocketlm.errors import FileFormatError, MissingFileError, PocketlmError, TokenizerError
+from pocketlm.loading.bpe import BytePairTokenizer, of_tables
 from pocketlm.loading.files import read_small
 
 if TYPE_CHECKING:
@@ -20,60 +20,101 @@ MAX_GROWTH = 4096  # how many times longer replacements may make a text; publish
 
 
 class ReadTokenizer(NamedTuple):
-    """A tokenizer, and the ids of its tokens by their text: the library takes long to tell them."""
+    """A tokenizer that neither truncates nor pads, with what reading it told of its vocabulary."""
 
-    inner: Tokenizer
-    vocabulary: dict[str, int]
+    inner: Tokenizer | BytePairTokenizer
+    size: int
+    """One more than the largest id."""
+    longest: int
+    """Characters of the longest token."""
+
+    @classmethod
+    def of(cls, inner: Tokenizer) -> ReadTokenizer:
+        """A tokenizer of the library, which is changed to that end.
+
+        Raises:
+            Exception: what the library raises for a damaged one.
+        """
+        inner.no_truncation()
+        inner.no_padding()
+        vocabulary = inner.get_vocab(with_added_tokens=True)
+        return cls(inner, 1 + max(vocabulary.values(), default=-1), max(map(len, vocabulary), default=0))
+
+
+class TokenizerReading:
+    """A ``tokenizer.json`` that is being read, its large tables in a thread of their own."""
+
+    def __init__(self, path: Path) -> None:
+        """Begins. Raises nothing: what is wrong is said by :meth:`result`."""
+        self._path = path
+        self._data = b""
+        self._tables: BytePairsReading | None = None
+        self._problem: PocketlmError | None = None
+        try:
+            self._data = read_small(path, MAX_BYTES)
+        except PocketlmError as problem:
+            self._problem = problem
+        else:
+            self._tables = BytePairs.reading(self._data)
+
+    def result(self) -> ReadTokenizer:
+        """The tokenizer, of whatever model it is; to be called once.
+
+        Raises:
+            TokenizerError: the file is missing, damaged or out for harm.
+            StorageError: it cannot be read.
+        """
+        if isinstance(self._problem, MissingFileError):
+            raise TokenizerError(f"{self._problem}; a model needs its tokenizer.json") from self._problem
+        if isinstance(self._problem, FileFormatError):
+            raise TokenizerError(str(self._problem)) from self._problem
+        if self._problem is not None:
+            raise self._problem
+        try:
+            found, steps = self._put_together()
+            grown = max(_growth(_state(part)) for part in (steps.normalizer, steps.decoder))
+        # The library raises plain Exception for every fault of a file, and wraps panics in BaseException.
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
+            raise TokenizerError(f"{self._path}: damaged or of an unknown form ({error})"[:500]) from error
+        if grown > MAX_GROWTH:
+            raise TokenizerError(
+                f"{self._path}: its replacements would make a text up to {grown:.3g} times longer"
+            )
+        return found
+
+    def _put_together(self) -> tuple[ReadTokenizer, Tokenizer]:
+        """The tokenizer, and one of the library that has its steps."""
+        # Imported here: opening a model for benchmarks needs no tokenizer.
+        from tokenizers import Tokenizer
+
+        tables = None if self._tables is None else self._tables.result()
+        if tables is not None and (parts := of_tables(self._data, tables)) is not None:
+            return ReadTokenizer(parts, parts.size, parts.longest), parts.steps
+        whole = Tokenizer.from_buffer(self._data)
+        return ReadTokenizer.of(whole), whole
 
 
 def read_tokenizer(path: Path) -> ReadTokenizer:
-    """The tokenizer in ``path`` (``tokenizer.json``), of whatever model it is.
-
-    Raises:
-        TokenizerError: the file is missing, damaged or out for harm.
-    """
-    # Imported here: opening a model for benchmarks needs no tokenizer.
-    from tokenizers import Tokenizer
-
-    try:
-        data = read_small(path, MAX_BYTES)
-    except MissingFileError as error:
-        raise TokenizerError(f"{error}; a model needs its tokenizer.json") from error
-    except FileFormatError as error:
-        raise TokenizerError(str(error)) from error
-    try:
-        if (found := read_bpe(data)) is not None:
-            tokenizer, vocabulary = found
-        else:
-            tokenizer = Tokenizer.from_buffer(data)
-            vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        grown = max(_growth(_state(part)) for part in (tokenizer.normalizer, tokenizer.decoder))
-    # The library raises plain Exception for every fault of a file, and wraps panics in BaseException.
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-            raise
-        raise TokenizerError(f"{path}: damaged or of an unknown form ({error})"[:500]) from error
-    if grown > MAX_GROWTH:
-        raise TokenizerError(f"{path}: its replacements would make a text up to {grown:.3g} times longer")
-    return ReadTokenizer(tokenizer, vocabulary)
+    """The tokenizer in ``path``, as :meth:`TokenizerReading.result` gives it."""
+    return TokenizerReading(path).result()
 
 
-def check_tokenizer(path: Path, vocabulary: Mapping[str, int], vocab_size: int) -> None:
-    """Whether the tokenizer of ``path`` may be that of a model with ``vocab_size`` embeddings.
+def check_tokenizer(path: Path, size: int, vocab_size: int) -> None:
+    """Whether the tokenizer of ``path``, with ids below ``size``, may be that of a model with ``vocab_size``
+    embeddings.
 
     Raises:
         TokenizerError: an id is beyond the embedding, or the embedding more than twice as large (padding
             explains less).
     """
-    largest = max(vocabulary.values(), default=-1)
-    if largest >= vocab_size:
+    if size > vocab_size:
         raise TokenizerError(
-            f"{path}: token id {largest} is beyond the model's embedding of {vocab_size} rows"
+            f"{path}: token id {size - 1} is beyond the model's embedding of {vocab_size} rows"
         )
-    if 2 * (largest + 1) < vocab_size:
-        raise TokenizerError(
-            f"{path}: {largest + 1} tokens for an embedding of {vocab_size} rows: not this model's"
-        )
+    if 2 * size < vocab_size:
+        raise TokenizerError(f"{path}: {size} tokens for an embedding of {vocab_size} rows: not this model's")
 
 
 def _state(part: Any) -> Any:

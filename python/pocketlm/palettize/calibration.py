@@ -230,7 +230,7 @@ def vocabulary(model: LoadedModel) -> str | None:
     with storage_errors(model.tokenizer_path):
         if not model.tokenizer_path.exists():
             return None
-    tokens = sorted(model.read_tokenizer().vocabulary.items())
+    tokens = sorted(model.read_tokenizer().inner.get_vocab().items())
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
 
 

@@ -1,200 +1,235 @@
-//! The large tables of a byte-pair tokenizer's file, read straight into Python's objects.
+//! The large tables of a byte-pair tokenizer's file, kept as they are read.
 //!
-//! Python's own parser makes a list of every merge and a string of every half of one, which then become tuples; here a merge is a
-//! tuple at once, and its halves are the vocabulary's strings.
+//! A vocabulary of 32,000 tokens as Python's objects, and its merges as pairs of them, take longer to make than all else that
+//! opens a model. Here they stay in a few arrays until a text is to be encoded; tokens are looked up by number and by text.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
+use std::hash::BuildHasher;
+use std::marker::PhantomData;
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
 
+use hashbrown::{DefaultHashBuilder, HashTable};
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// Vocabulary, merges, and the rest of a `tokenizer.json` as a JSON text without them. `None` if `data` is not of that form:
-/// not JSON, no `model` with `vocab` (ids below 2^32) and `merges` (pairs of texts, or texts with one space between), or a key twice.
-#[pyfunction]
-pub fn read_byte_pairs<'py>(
-    py: Python<'py>,
-    data: &[u8],
-) -> Option<(Bound<'py, PyDict>, Bound<'py, PyList>, String)> {
-    let mut tables = Tables { py, vocabulary: None, merges: None, texts: HashMap::new() };
-    let mut parser = serde_json::Deserializer::from_slice(data);
-    let rest = Object { tables: &mut tables, is_model: false }.deserialize(&mut parser).ok()?;
-    parser.end().ok()?;
-    Some((tables.vocabulary?, tables.merges?, rest))
+use crate::arguments::{Integer, token_ids};
+
+/// Vocabulary and merges of a `tokenizer.json` whose model is byte-pair encoding.
+#[pyclass(frozen, name = "BytePairs", module = "pocketlm._core")]
+pub(crate) struct PyBytePairs {
+    vocabulary: Vocabulary,
+    /// Numbers of entries of the vocabulary.
+    merges: Vec<[u32; 2]>,
+    rest: String,
 }
 
-struct Tables<'py, 'de> {
-    py: Python<'py>,
-    vocabulary: Option<Bound<'py, PyDict>>,
-    merges: Option<Bound<'py, PyList>>,
-    /// The vocabulary's strings.
-    texts: HashMap<Cow<'de, str>, Bound<'py, PyString>>,
-}
-
-impl<'py> Tables<'py, '_> {
-    fn text(&self, text: &str) -> Bound<'py, PyString> {
-        self.texts.get(text).cloned().unwrap_or_else(|| PyString::new(self.py, text))
+#[pymethods]
+impl PyBytePairs {
+    /// Begins to read a `tokenizer.json` in a thread of its own, which needs no lock of the interpreter.
+    #[staticmethod]
+    fn reading(data: PyBackedBytes) -> PyResult<PyBytePairsReading> {
+        let thread =
+            std::thread::Builder::new().name("pocketlm-read".into()).spawn(move || Self::parse(&data))?;
+        Ok(PyBytePairsReading(Mutex::new(Some(thread))))
     }
 
-    fn pair(&self, left: &str, right: &str) -> PyResult<Bound<'py, PyTuple>> {
-        PyTuple::new(self.py, [self.text(left), self.text(right)])
+    /// The file without the two tables, as JSON.
+    #[getter]
+    fn rest(&self) -> &str {
+        &self.rest
+    }
+
+    /// One more than the largest id.
+    #[getter]
+    fn size(&self) -> u64 {
+        self.vocabulary.by_id.last().map_or(0, |&(id, _)| u64::from(id) + 1)
+    }
+
+    /// Characters of the longest token.
+    #[getter]
+    fn longest(&self) -> usize {
+        self.vocabulary.texts().map(|text| text.chars().count()).max().unwrap_or(0)
+    }
+
+    /// Whether what each merge makes is a token; of a right half `skip` bytes, the prefix of inner parts of words, are left out.
+    fn merges_are_tokens(&self, py: Python<'_>, skip: Integer) -> PyResult<bool> {
+        let skip = skip.to("skip")?;
+        Ok(py.detach(|| {
+            let mut whole = String::new();
+            self.merges.iter().all(|&[left, right]| {
+                whole.clear();
+                whole.push_str(self.vocabulary.text(left));
+                let Some(right) = self.vocabulary.text(right).get(skip..) else { return false };
+                whole.push_str(right);
+                self.vocabulary.entry(&whole).is_some()
+            })
+        }))
+    }
+
+    /// The id of a token.
+    fn id(&self, text: &str) -> Option<u32> {
+        self.vocabulary.entry(text).map(|entry| self.vocabulary.ids[entry as usize])
+    }
+
+    /// The texts of the tokens with those ids; `None` where there is none.
+    fn texts(&self, ids: &Bound<'_, PyAny>) -> PyResult<Vec<Option<&str>>> {
+        let Vocabulary { by_id, .. } = &self.vocabulary;
+        let place = |id| by_id.binary_search_by_key(&id, |&(id, _)| id).ok();
+        let text = |id| place(id).map(|at| self.vocabulary.text(by_id[at].1));
+        Ok(token_ids("ids", ids)?.into_iter().map(text).collect())
+    }
+
+    /// Every token's text, with its id, in the file's order.
+    fn vocabulary<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let found = PyDict::new(py);
+        for (text, id) in self.vocabulary.texts().zip(&self.vocabulary.ids) {
+            found.set_item(text, id)?;
+        }
+        Ok(found)
+    }
+
+    /// The merges, best first. Halves that are alike are one object.
+    fn merges<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let texts: Vec<_> = self.vocabulary.texts().map(|text| PyString::new(py, text)).collect();
+        let found = PyList::empty(py);
+        for pair in &self.merges {
+            found.append(PyTuple::new(py, pair.map(|half| &texts[half as usize]))?)?;
+        }
+        Ok(found)
+    }
+
+    /// Number of tokens.
+    fn __len__(&self) -> usize {
+        self.vocabulary.ids.len()
     }
 }
 
-/// Python fails here where memory does.
-fn failed<E: Error>(error: PyErr) -> E {
-    E::custom(error)
-}
+/// A `tokenizer.json` that is being read.
+#[pyclass(frozen, name = "BytePairsReading", module = "pocketlm._core")]
+pub(crate) struct PyBytePairsReading(Mutex<Option<JoinHandle<Option<PyBytePairs>>>>);
 
-/// The file's object, or its `model`: yields what is not a table, as JSON.
-struct Object<'a, 'py, 'de> {
-    tables: &'a mut Tables<'py, 'de>,
-    is_model: bool,
-}
-
-impl<'de> DeserializeSeed<'de> for Object<'_, '_, 'de> {
-    type Value = String;
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<String, D::Error> {
-        from.deserialize_map(self)
+#[pymethods]
+impl PyBytePairsReading {
+    /// Waits for the tables; to be called once. `None` if the file is not of the usual form: not JSON, no `model` with `vocab` (ids
+    /// below 2^32, none twice) and `merges` (pairs of its texts, or texts with one space between), or a key twice.
+    fn result(&self, py: Python<'_>) -> Option<PyBytePairs> {
+        let thread = self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        // A thread that panicked has read nothing; the library then says what it makes of the file.
+        py.detach(|| thread.join().ok().flatten())
     }
 }
 
-impl<'de> Visitor<'de> for Object<'_, '_, 'de> {
-    type Value = String;
-
-    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<String, A::Error> {
-        let Self { tables, is_model } = self;
-        let (mut rest, mut seen) = (String::from("{"), HashSet::new());
-        while let Some(key) = map.next_key::<String>()? {
-            match (is_model, key.as_str()) {
-                (true, "vocab") => map.next_value_seed(Vocabulary(tables))?,
-                (true, "merges") => map.next_value_seed(Merges(tables))?,
-                (_, name) => {
-                    if rest.len() > 1 {
-                        rest.push(',');
-                    }
-                    rest.push_str(&serde_json::to_string(name).map_err(A::Error::custom)?);
-                    rest.push(':');
-                    if !is_model && name == "model" {
-                        rest.push_str(&map.next_value_seed(Object { tables, is_model: true })?);
-                    } else {
-                        rest.push_str(map.next_value::<&RawValue>()?.get());
-                    }
+impl PyBytePairs {
+    fn parse(data: &[u8]) -> Option<Self> {
+        let file: Members<'_> = serde_json::from_slice(data).ok()?;
+        let (mut tables, mut rest) = ([None; 2], Vec::new());
+        for (key, value) in file.0 {
+            if key != "model" {
+                rest.push((key, value.get().to_owned()));
+                continue;
+            }
+            let mut others = Vec::new();
+            for (key, value) in serde_json::from_str::<Members<'_>>(value.get()).ok()?.0 {
+                match &*key {
+                    "vocab" => tables[0] = Some(value.get()),
+                    "merges" => tables[1] = Some(value.get()),
+                    _ => others.push((key, value.get().to_owned())),
                 }
             }
-            if !seen.insert(key) {
-                return Err(A::Error::custom("a key is there twice"));
+            rest.push((key, object(&others)?));
+        }
+        let [vocabulary, merges] = tables;
+        let vocabulary = Vocabulary::of(serde_json::from_str::<Pairs<'_, u32>>(vocabulary?).ok()?)?;
+        let merges = serde_json::from_str::<Vec<Merge<'_>>>(merges?).ok()?;
+        let halves = |Merge(left, right)| Some([vocabulary.entry(&left)?, vocabulary.entry(&right)?]);
+        let merges = merges.into_iter().map(halves).collect::<Option<_>>()?;
+        Some(Self { vocabulary, merges, rest: object(&rest)? })
+    }
+}
+
+/// The JSON of an object of such members.
+fn object(members: &[(Cow<'_, str>, String)]) -> Option<String> {
+    let mut json = String::from("{");
+    for (key, value) in members {
+        if json.len() > 1 {
+            json.push(',');
+        }
+        json.push_str(&serde_json::to_string(key).ok()?);
+        json.push(':');
+        json.push_str(value);
+    }
+    json.push('}');
+    Some(json)
+}
+
+/// Texts with their ids, both of which are there once.
+struct Vocabulary {
+    /// One after another.
+    all: String,
+    /// Where each text ends.
+    ends: Vec<u32>,
+    ids: Vec<u32>,
+    /// Ids and entries by ascending id.
+    by_id: Vec<(u32, u32)>,
+    /// Entries by their text.
+    by_text: HashTable<u32>,
+    hasher: DefaultHashBuilder,
+}
+
+impl Vocabulary {
+    /// `None` if a text or an id is there twice, or the texts are too long for this.
+    fn of(Pairs(pairs): Pairs<'_, u32>) -> Option<Self> {
+        let mut found = Self {
+            all: String::with_capacity(pairs.iter().map(|(text, _)| text.len()).sum()),
+            ends: Vec::with_capacity(pairs.len()),
+            ids: Vec::with_capacity(pairs.len()),
+            by_id: Vec::new(),
+            by_text: HashTable::with_capacity(pairs.len()),
+            hasher: DefaultHashBuilder::default(),
+        };
+        for (entry, (text, id)) in (0u32..).zip(&pairs) {
+            if found.entry(text).is_some() {
+                return None;
             }
+            found.all.push_str(text);
+            found.ends.push(u32::try_from(found.all.len()).ok()?);
+            found.ids.push(*id);
+            let hash = found.hasher.hash_one(text.as_bytes());
+            // Not rehashed: there is room for all.
+            found.by_text.insert_unique(hash, entry, |_| hash);
         }
-        rest.push('}');
-        Ok(rest)
-    }
-}
-
-struct Vocabulary<'a, 'py, 'de>(&'a mut Tables<'py, 'de>);
-
-impl<'de> DeserializeSeed<'de> for Vocabulary<'_, '_, 'de> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
-        from.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Vocabulary<'_, '_, 'de> {
-    type Value = ();
-
-    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.write_str("an object of ids")
+        found.by_id = found.ids.iter().copied().zip(0..).collect();
+        found.by_id.sort_unstable();
+        found.by_id.windows(2).all(|pair| pair[0].0 != pair[1].0).then_some(found)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Self(tables) = self;
-        let found = PyDict::new(tables.py);
-        while let Some(Text(key)) = map.next_key::<Text<'de>>()? {
-            let text = PyString::new(tables.py, &key);
-            found.set_item(&text, map.next_value::<u32>()?).map_err(failed)?;
-            tables.texts.insert(key, text);
-        }
-        tables.vocabulary = Some(found);
-        Ok(())
-    }
-}
-
-struct Merges<'a, 'py, 'de>(&'a mut Tables<'py, 'de>);
-
-impl<'de> DeserializeSeed<'de> for Merges<'_, '_, 'de> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
-        from.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Merges<'_, '_, 'de> {
-    type Value = ();
-
-    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.write_str("a list of merges")
+    fn text(&self, entry: u32) -> &str {
+        let entry = entry as usize;
+        let start = if entry == 0 { 0 } else { self.ends[entry - 1] };
+        &self.all[start as usize..self.ends[entry] as usize]
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let Self(tables) = self;
-        let found = PyList::empty(tables.py);
-        while let Some(pair) = seq.next_element_seed(Merge(tables))? {
-            found.append(pair).map_err(failed)?;
-        }
-        tables.merges = Some(found);
-        Ok(())
-    }
-}
-
-/// Published files have lists of two, older ones texts with a space between.
-struct Merge<'a, 'py, 'de>(&'a Tables<'py, 'de>);
-
-impl<'py, 'de> DeserializeSeed<'de> for Merge<'_, 'py, '_> {
-    type Value = Bound<'py, PyTuple>;
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
-        from.deserialize_any(self)
-    }
-}
-
-impl<'py, 'de> Visitor<'de> for Merge<'_, 'py, '_> {
-    type Value = Bound<'py, PyTuple>;
-
-    fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.write_str("two texts")
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        (0..).take(self.ends.len()).map(|entry| self.text(entry))
     }
 
-    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-        match text.split_once(' ') {
-            Some((left, right)) if !right.contains(' ') => self.0.pair(left, right).map_err(failed),
-            _ => Err(E::custom("not two texts")),
-        }
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let mut next = || seq.next_element::<Text<'de>>();
-        match (next()?, next()?, next()?) {
-            (Some(Text(left)), Some(Text(right)), None) => self.0.pair(&left, &right).map_err(failed),
-            _ => Err(A::Error::custom("not two texts")),
-        }
+    fn entry(&self, text: &str) -> Option<u32> {
+        let hash = self.hasher.hash_one(text.as_bytes());
+        self.by_text.find(hash, |&entry| self.text(entry) == text).copied()
     }
 }
 
 /// A text, borrowed from the file where it holds no escape.
 struct Text<'de>(Cow<'de, str>);
 
-impl<'de> serde::Deserialize<'de> for Text<'de> {
+impl<'de> Deserialize<'de> for Text<'de> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct Either;
         impl<'de> Visitor<'de> for Either {
@@ -213,5 +248,79 @@ impl<'de> serde::Deserialize<'de> for Text<'de> {
             }
         }
         from.deserialize_str(Either)
+    }
+}
+
+/// The members of an object in their order, doubles included.
+struct Pairs<'de, V>(Vec<(Cow<'de, str>, V)>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<'de, V> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Each<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for Each<V> {
+            type Value = Pairs<'de, V>;
+
+            fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+                to.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut found = Vec::new();
+                while let Some((Text(key), value)) = map.next_entry()? {
+                    found.push((key, value));
+                }
+                Ok(Pairs(found))
+            }
+        }
+        from.deserialize_map(Each(PhantomData))
+    }
+}
+
+/// The members of an object, each there once, their values unread.
+struct Members<'de>(Vec<(Cow<'de, str>, &'de RawValue)>);
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let Pairs(found) = Pairs::deserialize(from)?;
+        let mut seen = HashSet::new();
+        if found.iter().all(|(key, _)| seen.insert(key)) {
+            Ok(Self(found))
+        } else {
+            Err(D::Error::custom("a key is there twice"))
+        }
+    }
+}
+
+/// Two texts. Published files have lists of two, older ones texts with a space between.
+struct Merge<'de>(Cow<'de, str>, Cow<'de, str>);
+
+impl<'de> Deserialize<'de> for Merge<'de> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Merge<'de>;
+
+            fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+                to.write_str("two texts")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Merge<'de>, E> {
+                match text.split_once(' ') {
+                    Some((left, right)) if !right.contains(' ') => {
+                        Ok(Merge(left.to_owned().into(), right.to_owned().into()))
+                    }
+                    _ => Err(E::custom("not two texts")),
+                }
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Merge<'de>, A::Error> {
+                let mut next = || seq.next_element::<Text<'de>>();
+                match (next()?, next()?, next()?) {
+                    (Some(Text(left)), Some(Text(right)), None) => Ok(Merge(left, right)),
+                    _ => Err(A::Error::custom("not two texts")),
+                }
+            }
+        }
+        from.deserialize_any(Either)
     }
 }

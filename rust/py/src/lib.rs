@@ -21,7 +21,7 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
-    use crate::byte_pairs::read_byte_pairs;
+    use crate::byte_pairs::{PyBytePairs, PyBytePairsReading};
     #[pymodule_export]
     use crate::continuation::PyContinuation;
     #[pymodule_export]

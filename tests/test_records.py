@@ -1,0 +1,163 @@
+"""Records behave as the frozen dataclasses of the standard library do."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import pickle
+from typing import Any, ClassVar
+
+import pytest
+
+from pocketlm.graph import Linear, Weight
+from pocketlm.records import dataclass
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base."""
+
+    kind: ClassVar[str] = "base"
+    name: str
+
+
+@dataclass(frozen=True)
+class Ours(Base):
+    """A record."""
+
+    kind: ClassVar[str] = "ours"
+    sizes: tuple[int, ...]
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.scale < 0:
+            raise ValueError("scale")
+
+
+@dataclasses.dataclass(frozen=True)
+class TheirBase:
+    """A base."""
+
+    kind: ClassVar[str] = "base"
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Theirs(TheirBase):
+    """A record."""
+
+    kind: ClassVar[str] = "ours"
+    sizes: tuple[int, ...]
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.scale < 0:
+            raise ValueError("scale")
+
+
+BOTH = pytest.mark.parametrize("made", [Ours, Theirs])
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        ((), {}),
+        (("a",), {}),
+        (("a", (1,)), {"name": "b"}),
+        (("a", (1,), 2.0, 3), {}),
+        (("a", (1,)), {"other": 1}),
+        ((), {"sizes": (1,)}),
+    ],
+)
+def test_wrong_arguments_are_type_errors(made: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        made(*args, **named)
+
+
+@BOTH
+def test_values_are_fields(made: Any) -> None:
+    one, other = made("a", (1, 2)), made(sizes=(1, 2), name="a", scale=1.0)
+    assert one == other and hash(one) == hash(other)
+    assert one != made("a", (1, 2), 2.0) and one != ("a", (1, 2), 1.0) and one.kind == "ours"
+    assert repr(one) == f"{made.__name__}(name='a', sizes=(1, 2), scale=1.0)"
+    assert vars(one) == dataclasses.asdict(one) == {"name": "a", "sizes": (1, 2), "scale": 1.0}
+    assert list(vars(made("a", scale=2.0, sizes=()))) == [field.name for field in dataclasses.fields(made)]
+    assert dataclasses.replace(one, scale=3.0) == made("a", (1, 2), 3.0)
+    assert copy.deepcopy(one) == pickle.loads(pickle.dumps(one)) == one
+    with pytest.raises(ValueError, match="scale"):
+        made("a", (), -1.0)
+
+
+@BOTH
+def test_fields_cannot_be_changed(made: Any) -> None:
+    one = made("a", ())
+    with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign to field 'name'"):
+        one.name = "b"
+    with pytest.raises(dataclasses.FrozenInstanceError, match="cannot delete field 'scale'"):
+        del one.scale
+    assert one == made("a", ())
+
+
+@BOTH
+def test_a_pattern_takes_fields_in_order(made: Any) -> None:
+    match made("a", (3,)):
+        case Ours(name, sizes) | Theirs(name, sizes):
+            assert (name, sizes) == ("a", (3,))
+        case _:
+            pytest.fail("no pattern")
+
+
+def test_their_signature_is_that_of_a_dataclass() -> None:
+    assert str(inspect.signature(Ours)) == str(inspect.signature(Theirs))
+    assert str(inspect.signature(Weight)).startswith("(name: 'str', shape: 'tuple[int, ...]', transposed")
+
+
+def test_a_class_keeps_what_it_defines_itself() -> None:
+    @dataclass(frozen=True)
+    class Loud:
+        """Has its own text and hash."""
+
+        value: int
+
+        def __repr__(self) -> str:
+            return "LOUD"
+
+        def __hash__(self) -> int:
+            return 7
+
+    assert repr(Loud(1)) == "LOUD" and hash(Loud(1)) == 7 and Loud(1) == Loud(1) != Loud(2)
+
+
+def test_what_is_not_a_record_cannot_be_declared() -> None:
+    with pytest.raises(TypeError, match="frozen"):
+        dataclass(frozen=False)(Base)
+    with pytest.raises(TypeError, match="docstring"):
+
+        @dataclass(frozen=True)
+        class Bare:
+            value: int
+
+    with pytest.raises(TypeError, match=r"Order\.second"):
+
+        @dataclass(frozen=True)
+        class Order:
+            """A field without a default after one with."""
+
+            first: int = 1
+            second: int  # type: ignore[misc]
+
+    with pytest.raises(TypeError, match=r"Made\.values"):
+
+        @dataclass(frozen=True)
+        class Made:
+            """A default that is made."""
+
+            values: list[int] = dataclasses.field(default_factory=list)
+
+
+def test_operations_of_the_graph_are_records() -> None:
+    weight = Weight("w", (2, 3))
+    op = Linear("layers.0.ffn.down", 2, 0, weight)
+    assert op.weights() == (weight,) and op.inputs() == (0,)
