@@ -51,8 +51,11 @@ class Peer(Adapter):
     has_batches = True
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:
-        if variant == "16":
-            return checkpoint
+        path = checkpoint if variant == "16" else self._palettized(checkpoint, variant, target)
+        _read_anew(path)
+        return path
+
+    def _palettized(self, checkpoint: Path, variant: str, target: Path) -> Path:
         path = target / f"{variant}-bit"
         if not path.exists():  # palettize is atomic: a directory that is there is whole
             program = str(Path(sys.executable).with_name("pocketlm"))
@@ -142,3 +145,16 @@ class Peer(Adapter):
 
         build = zlib.crc32(Path(str(_core.__file__)).read_bytes())  # so that figures of another are not kept
         return f"{_core.__version__} ({_core.current_isa()}, build {build:08x})"
+
+
+def _read_anew(path: Path) -> None:
+    """Has the weights read in as they are after ``palettize`` or a download, in large pages. What has been in
+    the system's memory for long, or was copied, may lie there in small ones."""
+    import pocketlm
+    from pocketlm.loading.files import forget_pages
+
+    for file in path.glob("*.safetensors"):
+        with file.open("rb") as opened:
+            forget_pages(opened.fileno())
+    with pocketlm.load(path, prewarm=True):
+        pass
