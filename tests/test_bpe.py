@@ -132,6 +132,9 @@ def test_what_the_library_would_build_otherwise_it_reads_whole(monkeypatch: pyte
         tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).to_str().encode(),
         changed(lambda v: v["added_tokens"][0].update(id=250)),  # another number than the library gives
         changed(lambda v: v["model"].update(cache_size=3)),
+        changed(lambda v: v["added_tokens"][0].update(normalized=True), metaspace()),
+        changed(lambda v: None).replace(b'"special":', b'"special": false, "special":'),
+        changed(lambda v: v["model"]["merges"].append(" ".join(v["model"]["merges"][0]))),
         changed(lambda v: v["model"]["merges"].append(["a", "b", "c"])),
         changed(lambda v: v["model"]["merges"].append(["absent", "too"])),
         changed(lambda v: v["model"]["vocab"].update({"x y": -1})),
@@ -150,8 +153,7 @@ def test_what_the_library_would_build_otherwise_it_reads_whole(monkeypatch: pyte
     ],
 )
 def test_what_is_not_of_the_usual_form_is_left_to_the_library(data: bytes) -> None:
-    found = read_bpe(data)
-    assert found is None or found.whole.to_str() == by_library(data).to_str()
+    assert read_bpe(data) is None
 
 
 def test_where_bytes_are_damaged_it_reads_what_the_library_reads_or_nothing() -> None:

@@ -132,9 +132,12 @@ def of_tables(data: bytes, tables: BytePairs) -> BytePairTokenizer | None:
     from tokenizers import Tokenizer
 
     try:
-        parts = json.loads(tables.rest)
+        parts = json.loads(tables.rest, object_pairs_hook=_unique)
         model, added = parts["model"], parts["added_tokens"]
         if model.pop("type") != "BPE" or not model.keys() <= _OPTIONS:
+            return None
+        # Of such tokens the library decodes what the normalizer makes of them.
+        if parts.get("normalizer") is not None and any(token["normalized"] for token in added):
             return None
         prefix = model.get("continuing_subword_prefix") or ""
         if not tables.merges_are_tokens(len(prefix.encode())) or not _numbered_alike(tables, added):
@@ -150,6 +153,14 @@ def of_tables(data: bytes, tables: BytePairs) -> BytePairTokenizer | None:
         if type(error) is not Exception:
             raise
         return None
+
+
+def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, no key of which may be there twice, as for the library."""
+    found = dict(members)
+    if len(found) < len(members):
+        raise ValueError("a key is there twice")
+    return found
 
 
 def _numbered_alike(tables: BytePairs, added: list[dict[str, Any]]) -> bool:

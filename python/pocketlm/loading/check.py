@@ -42,11 +42,10 @@ def check_weights(graph: Graph, store: WeightStore, source: str) -> None:
         _check(store.info(name), weight, name in matrices)
     tied = not any(_HEAD.search(name) for name in used)
     for name in store.names():
+        if name in used or _BUFFERS.search(name) or (tied and _HEAD.search(name)):
+            continue
         info = store.info(name)
-        harmless = (
-            _BUFFERS.search(name) or info.kind not in (*PALETTES, *DENSE) or (tied and _HEAD.search(name))
-        )
-        if name not in used and not harmless:
+        if info.kind in (*PALETTES, *DENSE):
             raise WeightError(
                 f"{info.file or source}: tensor {name!r:.200} {list(info.shape)} has no place in this model: "
                 "config.json describes another one"
@@ -54,13 +53,15 @@ def check_weights(graph: Graph, store: WeightStore, source: str) -> None:
 
 
 def _check(info: TensorInfo, weight: Weight, is_matrix: bool) -> None:
-    where = f"{info.file or 'memory'}: tensor {info.name!r}"
     palettized = info.kind in PALETTES
-    if not palettized and info.kind not in DENSE:
-        raise WeightError(f"{where} has type {info.kind}; weights must be {', '.join((*PALETTES, *DENSE))}")
-    if palettized and not is_matrix:
-        raise WeightError(f"{where} is palettized ({info.kind}); only matrices and embeddings can be")
     # Palettized matrices are always [outputs, inputs].
     wanted = weight.shape[::-1] if weight.transposed and not palettized else weight.shape
-    if info.shape != wanted:
-        raise WeightError(f"{where} has shape {list(info.shape)}, the model wants {list(wanted)}")
+    if not palettized and info.kind not in DENSE:
+        problem = f"has type {info.kind}; weights must be {', '.join((*PALETTES, *DENSE))}"
+    elif palettized and not is_matrix:
+        problem = f"is palettized ({info.kind}); only matrices and embeddings can be"
+    elif info.shape != wanted:
+        problem = f"has shape {list(info.shape)}, the model wants {list(wanted)}"
+    else:
+        return
+    raise WeightError(f"{info.file or 'memory'}: tensor {info.name!r} {problem}")

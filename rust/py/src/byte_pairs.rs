@@ -27,6 +27,8 @@ pub(crate) struct PyBytePairs {
     vocabulary: Vocabulary,
     /// Numbers of entries of the vocabulary.
     merges: Vec<[u32; 2]>,
+    /// Whether what each merge makes is a token, without a prefix.
+    joined: bool,
     rest: String,
 }
 
@@ -61,16 +63,8 @@ impl PyBytePairs {
     /// Whether what each merge makes is a token; of a right half `skip` bytes, the prefix of inner parts of words, are left out.
     fn merges_are_tokens(&self, py: Python<'_>, skip: Integer) -> PyResult<bool> {
         let skip = skip.to("skip")?;
-        Ok(py.detach(|| {
-            let mut whole = String::new();
-            self.merges.iter().all(|&[left, right]| {
-                whole.clear();
-                whole.push_str(self.vocabulary.text(left));
-                let Some(right) = self.vocabulary.text(right).get(skip..) else { return false };
-                whole.push_str(right);
-                self.vocabulary.entry(&whole).is_some()
-            })
-        }))
+        // The usual case is known from the thread that read the file.
+        Ok(if skip == 0 { self.joined } else { py.detach(|| self.vocabulary.has_joined(&self.merges, skip)) })
     }
 
     /// The id of a token.
@@ -148,9 +142,14 @@ impl PyBytePairs {
         let [vocabulary, merges] = tables;
         let vocabulary = Vocabulary::of(serde_json::from_str::<Pairs<'_, u32>>(vocabulary?).ok()?)?;
         let merges = serde_json::from_str::<Vec<Merge<'_>>>(merges?).ok()?;
-        let halves = |Merge(left, right)| Some([vocabulary.entry(&left)?, vocabulary.entry(&right)?]);
-        let merges = merges.into_iter().map(halves).collect::<Option<_>>()?;
-        Some(Self { vocabulary, merges, rest: object(&rest)? })
+        // The library takes one form or the other.
+        if merges.windows(2).any(|two| two[0].2 != two[1].2) {
+            return None;
+        }
+        let halves = |Merge(left, right, _)| Some([vocabulary.entry(&left)?, vocabulary.entry(&right)?]);
+        let merges = merges.into_iter().map(halves).collect::<Option<Vec<_>>>()?;
+        let joined = vocabulary.has_joined(&merges, 0);
+        Some(Self { vocabulary, merges, joined, rest: object(&rest)? })
     }
 }
 
@@ -208,6 +207,18 @@ impl Vocabulary {
         found.by_id = found.ids.iter().copied().zip(0..).collect();
         found.by_id.sort_unstable();
         found.by_id.windows(2).all(|pair| pair[0].0 != pair[1].0).then_some(found)
+    }
+
+    /// Whether the halves of each pair are a token together; `skip` bytes of the right one are left out.
+    fn has_joined(&self, pairs: &[[u32; 2]], skip: usize) -> bool {
+        let mut whole = String::new();
+        pairs.iter().all(|&[left, right]| {
+            whole.clear();
+            whole.push_str(self.text(left));
+            let Some(right) = self.text(right).get(skip..) else { return false };
+            whole.push_str(right);
+            self.entry(&whole).is_some()
+        })
     }
 
     fn text(&self, entry: u32) -> &str {
@@ -291,8 +302,8 @@ impl<'de> Deserialize<'de> for Members<'de> {
     }
 }
 
-/// Two texts. Published files have lists of two, older ones texts with a space between.
-struct Merge<'de>(Cow<'de, str>, Cow<'de, str>);
+/// Two texts, and whether they are a list of two, as in newer files; older ones have texts with a space between.
+struct Merge<'de>(Cow<'de, str>, Cow<'de, str>, bool);
 
 impl<'de> Deserialize<'de> for Merge<'de> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
@@ -307,7 +318,7 @@ impl<'de> Deserialize<'de> for Merge<'de> {
             fn visit_str<E: Error>(self, text: &str) -> Result<Merge<'de>, E> {
                 match text.split_once(' ') {
                     Some((left, right)) if !right.contains(' ') => {
-                        Ok(Merge(left.to_owned().into(), right.to_owned().into()))
+                        Ok(Merge(left.to_owned().into(), right.to_owned().into(), false))
                     }
                     _ => Err(E::custom("not two texts")),
                 }
@@ -316,7 +327,7 @@ impl<'de> Deserialize<'de> for Merge<'de> {
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Merge<'de>, A::Error> {
                 let mut next = || seq.next_element::<Text<'de>>();
                 match (next()?, next()?, next()?) {
-                    (Some(Text(left)), Some(Text(right)), None) => Ok(Merge(left, right)),
+                    (Some(Text(left)), Some(Text(right)), None) => Ok(Merge(left, right, true)),
                     _ => Err(A::Error::custom("not two texts")),
                 }
             }
