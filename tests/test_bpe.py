@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +16,8 @@ from tokenizers import AddedToken, models, processors
 
 from pocketlm._core import BytePairs
 from pocketlm.loading.bpe import BytePairTokenizer, of_tables
+from pocketlm.loading.tokenizer import ReadTokenizer
+from pocketlm.tokenizer import Tokenizer
 from tokenizer_files import byte_level, metaspace
 
 
@@ -126,11 +131,27 @@ def test_what_the_library_would_build_otherwise_it_reads_whole(monkeypatch: pyte
     assert found.encode(text).ids == by_library(data).encode(text).ids
 
 
+def test_copies_encode_and_decode_alike() -> None:
+    found = Tokenizer(ReadTokenizer(read := read_bpe(FORMS["fallback"]()), read.size, read.longest))  # type: ignore[arg-type,union-attr]
+    for copied in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        ids = copied.encode("once upon a cat 😀")
+        assert ids == found.encode("once upon a cat 😀") and copied.decode(ids) == found.decode(ids)
+
+
+def test_threads_that_need_it_first_together_have_one_tokenizer_each_or_the_same() -> None:
+    found = read_bpe(FORMS["bytes"]())
+    assert found is not None
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda _: found.encode("once upon a time").ids, range(32)))
+    assert all(ids == texts[0] for ids in texts) and texts[0]
+
+
 @pytest.mark.parametrize(
     "data",
     [
         tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).to_str().encode(),
         changed(lambda v: v["added_tokens"][0].update(id=250)),  # another number than the library gives
+        changed(lambda v: v["model"]["vocab"].update({"far": 700}), more_tokens()),  # added ones go on where?
         changed(lambda v: v["model"].update(cache_size=3)),
         changed(lambda v: v["added_tokens"][0].update(normalized=True), metaspace()),
         changed(lambda v: None).replace(b'"special":', b'"special": false, "special":'),

@@ -292,8 +292,8 @@ def test_an_idle_engine_uses_no_processor_time() -> None:
 def test_machine() -> None:
     assert _core.current_isa() in [name for name, available in _core.isa_levels() if available]
     choices = _core.prompt_kernels()
-    assert sorted(kind for kind, _ in choices) == sorted(kind for kind, *_ in _core.palette_kinds())
-    assert all(name in ("panels", "registers") for _, name in choices)
+    assert sorted(kind for kind, *_ in choices) == sorted(kind for kind, *_ in _core.palette_kinds())
+    assert all(name in ("panels", "registers") for _, *names in choices for name in names)
     rows = _core.kernel_registry()
     assert {"matmul_palette", "attention_split"} <= {row["op"] for row in rows}
     assert all(row["available"] for row in rows if row["chosen"])

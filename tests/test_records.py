@@ -148,13 +148,29 @@ def test_what_is_not_a_record_cannot_be_declared() -> None:
             first: int = 1
             second: int  # type: ignore[misc]
 
-    with pytest.raises(TypeError, match=r"Made\.values"):
+    for options in ({"default_factory": list}, {"repr": False}, {"compare": False}, {"kw_only": True}):
+        with pytest.raises(TypeError, match=r"Made\.values"):
 
-        @dataclass(frozen=True)
-        class Made:
-            """A default that is made."""
+            @dataclass(frozen=True)
+            class Made:
+                """A field with an option."""
 
-            values: list[int] = dataclasses.field(default_factory=list)
+                values: Any = dataclasses.field(**options)  # type: ignore[call-overload]
+
+
+def test_a_plain_subclass_is_its_own() -> None:
+    class Noted(Base):
+        def __init__(self, name: str, note: str) -> None:
+            super().__init__(name)
+            self.note = note
+
+    one = Noted("a", "b")
+    assert list(inspect.signature(Noted).parameters) == ["name", "note"] and one.note == "b"
+    del one.note
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.name = "c"  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        repr(Base.__new__(Base))
 
 
 def test_operations_of_the_graph_are_records() -> None:

@@ -65,6 +65,8 @@ def test_sizes_that_do_not_match_are_refused() -> None:
         Tokenizer(inner, config={"bos_token": "<nowhere>"})
     with pytest.raises(TokenizerError, match="eos_token"):
         Tokenizer(inner, config={"eos_token": 5})
+    with pytest.raises(TokenizerError, match="surrogates"):
+        Tokenizer(inner, config={"bos_token": "\ud800"})
 
 
 def test_bad_text_and_ids_are_refused() -> None:

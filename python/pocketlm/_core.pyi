@@ -344,9 +344,9 @@ def isa_levels() -> list[tuple[str, bool]]:
 def isa_notes() -> list[str]:
     """What a user should know of instruction sets that the processor has and that are not used."""
 
-def prompt_kernels() -> list[tuple[str, str]]:
-    """Each palettized kind, and how the kernel for prompts (more than 16 rows) holds its decoded weights:
-    ``panels`` in memory, or ``registers``. The faster one, measured when first used: some milliseconds.
+def prompt_kernels() -> list[tuple[str, str, str]]:
+    """Each palettized kind, and how the kernels for 9 to 16 rows and for more hold its decoded weights:
+    ``panels`` in memory, or ``registers``. The faster ones, measured when first used: some milliseconds.
 
     Raises:
         UnsupportedError: ``POCKETLM_ISA`` names what this machine has not.

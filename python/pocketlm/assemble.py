@@ -13,7 +13,7 @@ from pocketlm.checks import flag, integer, shown
 from pocketlm.errors import MissingFileError, ParameterError
 from pocketlm.generate.defaults import GenerationDefaults
 from pocketlm.loading import LoadedModel, open_model
-from pocketlm.loading.model import TOKENIZER, locate
+from pocketlm.loading.model import TOKENIZER, check_adapter, locate
 from pocketlm.loading.tokenizer import TokenizerReading
 from pocketlm.model import LM
 from pocketlm.tokenizer import Tokenizer
@@ -26,9 +26,7 @@ DEFAULT_CONTEXT = (
     4096  # tokens; where the model could do more, its cache would often take more than its weights
 )
 _MOST = (1 << 62) - 1  # of a number that the engine is given
-_SMALL_TOKENIZER = (
-    4 << 20
-)  # bytes; read at once. One of 128,000 tokens takes half a second, many times the rest
+_SMALL_TOKENIZER = 4 << 20  # bytes; read beside the rest, which a larger one would outlast
 
 
 def load(
@@ -92,6 +90,7 @@ def load(
         raise ParameterError(f"draft: must be a path, a hub id or a loaded model, not {shown(draft)}")
     if not isinstance(kv_dtype, str) or kv_dtype not in ("f16", "int8"):
         raise ParameterError(f"kv_dtype: must be 'f16' or 'int8', not {shown(kv_dtype)}")
+    check_adapter(adapter)
     if revision is not None and not isinstance(revision, str):
         raise ParameterError(f"revision: must be a string, not {shown(revision)}")
     if path_or_id is None and not BUNDLED.is_dir():

@@ -42,7 +42,7 @@ def examine(*, quick: bool = False) -> dict[str, Any]:
     }
     try:
         found["isa"] = _core.current_isa()
-        found["prompt_kernels"] = dict(_core.prompt_kernels())
+        found["prompt_kernels"] = {kind: choices for kind, *choices in _core.prompt_kernels()}
     except PocketlmError as error:
         problems.append(str(error))
     if not quick and not problems:

@@ -291,10 +291,11 @@ class LM:
 
         Raises:
             ParameterError: the model is closed.
+            TokenizerError: its tokenizer is damaged or not of this model.
         """
         self._check_open()
         self.engine.prewarm()
-        self.tokenizer.encode("a")
+        self.tokenizer.prewarm()
         key = object()
         size = max(1, min(33, self.context - 2))
         try:

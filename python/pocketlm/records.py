@@ -5,7 +5,8 @@ a class: with the thirty classes that a model is opened with, as long as all els
 methods are the same for every class instead, and look at its fields when they are called.
 
 To type checkers the decorator is the one of the standard library, and what it makes is a dataclass:
-``fields``, ``replace`` and ``asdict`` of ``dataclasses`` work as with any other.
+``fields``, ``replace`` and ``asdict`` of ``dataclasses`` work as with any other. Fields may have a default,
+but none of the options of ``dataclasses.field``; only a record can inherit the fields of one.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ def _made(cls: type) -> type:
     start, required = {}, 0
     for field in dataclasses.fields(found):
         start[field.name] = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            raise TypeError(f"{cls.__name__}.{field.name}: a record has no default that is made anew")
+        plain = field.init and field.repr and field.compare and field.hash is None and not field.kw_only
+        if not plain or field.default_factory is not dataclasses.MISSING:
+            raise TypeError(f"{cls.__name__}.{field.name}: fields of a record have no options but a default")
         if field.default is dataclasses.MISSING:
             required += 1
             if required < len(start):
@@ -69,11 +71,11 @@ def _init(self: Any, *args: Any, **named: Any) -> None:
 
 
 def _values(self: Any) -> tuple[Any, ...]:
-    return tuple([self.__dict__[name] for name in type(self)._start])
+    return tuple([getattr(self, name) for name in type(self)._start])
 
 
 def _repr(self: Any) -> str:
-    fields = ", ".join(f"{name}={self.__dict__[name]!r}" for name in type(self)._start)
+    fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in type(self)._start)
     return f"{type(self).__qualname__}({fields})"
 
 
@@ -85,11 +87,20 @@ def _hash(self: Any) -> int:
     return hash(_values(self))
 
 
+def _is_frozen(cls: Any, name: str) -> bool:
+    # A plain subclass may have attributes of its own.
+    return "_start" in vars(cls) or name in cls._start
+
+
 def _set(self: Any, name: str, value: object) -> None:
+    if not _is_frozen(type(self), name):
+        return object.__setattr__(self, name, value)
     raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
 
 
 def _delete(self: Any, name: str) -> None:
+    if not _is_frozen(type(self), name):
+        return object.__delattr__(self, name)
     raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
 
 
@@ -99,6 +110,9 @@ class _Signature:
     def __get__(self, instance: object, cls: Any) -> Any:
         import inspect
 
+        if cls.__init__ is not _init:  # of a plain subclass
+            own = inspect.signature(cls.__init__)
+            return own.replace(parameters=list(own.parameters.values())[1:])
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         return inspect.Signature(
             [

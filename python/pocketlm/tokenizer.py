@@ -102,6 +102,15 @@ class Tokenizer:
             source=str(model.tokenizer_path),
         )
 
+    def prewarm(self) -> None:
+        """Makes what encodes texts, which else waits for the first one.
+
+        Raises:
+            TokenizerError: the library does not take the tokenizer.
+        """
+        if isinstance(inner := self._inner, BytePairTokenizer):
+            _guard(self._source, lambda: inner.whole)
+
     def same_tokens(self, other: Tokenizer) -> bool:
         """Whether every token has the same id and text in both."""
         return self is other or self._inner.get_vocab() == other._inner.get_vocab()
@@ -174,10 +183,11 @@ class Tokenizer:
     @property
     def unknown(self) -> int | None:
         """The id that stands for text that the vocabulary cannot spell, or ``None`` if it can spell all."""
-        token = getattr(self._inner.model, "unk_token", None)
+        model = _guard(self._source, lambda: self._inner.model)
+        token = getattr(model, "unk_token", None)
         if isinstance(token, str):
             return self._inner.token_to_id(token)
-        found = getattr(self._inner.model, "unk_id", None)  # of the Unigram model
+        found = getattr(model, "unk_id", None)  # of the Unigram model
         return found if isinstance(found, int) else None
 
     def pieces(self) -> int:
@@ -186,7 +196,7 @@ class Tokenizer:
 
     def token_id(self, text: str) -> int | None:
         """The id of a token of the vocabulary, by its exact text."""
-        return self._inner.token_to_id(text)
+        return _guard(self._source, lambda: self._inner.token_to_id(text))
 
     def vocabulary(self) -> dict[str, int]:
         """Every token's text, as the vocabulary writes it, with its id."""
@@ -222,7 +232,7 @@ class Tokenizer:
     def _known(self, special: Mapping[str, str], key: str) -> int | None:
         if key not in special:
             return None
-        if (token := self._inner.token_to_id(special[key])) is None:
+        if (token := _guard(self._source, lambda: self._inner.token_to_id(special[key]))) is None:
             raise TokenizerError(f"{self._source}: {key} {special[key]!r:.60} is not in the vocabulary")
         return token
 

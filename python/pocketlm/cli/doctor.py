@@ -53,8 +53,9 @@ def _show(found: dict[str, Any]) -> None:
     click.echo(f"{'levels':<12} {levels}")
     click.echo(f"{'in use':<12} {found['isa']}")
     if found["prompt_kernels"]:
-        choices = ", ".join(f"{kind} {name}" for kind, name in found["prompt_kernels"].items())
-        click.echo(f"{'prompts':<12} decoded to {choices}")
+        for title, place in (("9 to 16 rows", 0), ("prompts", 1)):
+            choices = ", ".join(f"{kind} {names[place]}" for kind, names in found["prompt_kernels"].items())
+            click.echo(f"{title:<12} decoded to {choices}")
     for note in found["isa_notes"]:
         click.echo(f"{'':<12} {note}")
     click.echo(f"{'libraries':<12} {', '.join(f'{k} {v}' for k, v in found['libraries'].items())}")

@@ -9,7 +9,6 @@ together from them later. What is not of the usual form is left to the library, 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +44,6 @@ class BytePairTokenizer:
         self.special = frozenset(token["id"] for token in parts["added_tokens"] if token["special"])
         self.size = max(tables.size, 1 + max(self._added, default=-1))
         self.longest = max(tables.longest, *map(len, self._ids), 0)
-        self._lock = threading.Lock()
         self._whole: Tokenizer | None = None
 
     @property
@@ -55,11 +53,17 @@ class BytePairTokenizer:
         Raises:
             Exception: what the library raises for parts that it does not take.
         """
-        with self._lock:
-            if self._whole is None:
-                self._whole = self._assembled() or self._read()
-                self._data = b""
-            return self._whole
+        # Without a lock, which a fork or a signal handler could find taken for ever: threads that come here
+        # at once each make one.
+        data = self._data
+        if (found := self._whole) is None:
+            found = self._whole = self._assembled() or _read(data)
+            self._data = b""
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies are the library's."""
+        return _same, (self.whole,)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> Encoding:
         """As the library's."""
@@ -116,13 +120,18 @@ class BytePairTokenizer:
             return None
         return found if all(found.token_to_id(text) == i for text, i in self._ids.items()) else None
 
-    def _read(self) -> Tokenizer:
-        from tokenizers import Tokenizer
 
-        found = Tokenizer.from_buffer(self._data)
-        found.no_truncation()
-        found.no_padding()
-        return found
+def _read(data: bytes) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    found = Tokenizer.from_buffer(data)
+    found.no_truncation()
+    found.no_padding()
+    return found
+
+
+def _same(tokenizer: Tokenizer) -> Tokenizer:
+    return tokenizer
 
 
 def of_tables(data: bytes, tables: BytePairs) -> BytePairTokenizer | None:
@@ -179,7 +188,8 @@ def _numbered_alike(tables: BytePairs, added: list[dict[str, Any]]) -> bool:
         seen.add(text)
         expected = tables.id(text)
         if expected is None:
-            if tables.texts([following])[0] is not None:
+            # Where numbers have gaps, the library's versions do not agree on what comes next.
+            if tables.size != len(tables):
                 return False
             expected, following = following, following + 1
         if number != expected:

@@ -67,6 +67,16 @@ class LoadedModel:
         return found
 
 
+def check_adapter(adapter: object) -> None:
+    """Whether this says which adapter to attach.
+
+    Raises:
+        ParameterError: it is neither ``"recovery"`` nor ``None``.
+    """
+    if adapter is not None and (not isinstance(adapter, str) or adapter != RECOVERY):
+        raise ParameterError(f"adapter: must be {RECOVERY!r} or None, not {shown(adapter)}")
+
+
 def locate(path_or_id: str | PathLike[str], revision: str | None = None) -> Path:
     """The directory of a model: a path, or failing that the download of a hub id.
 
@@ -108,8 +118,7 @@ def open_model(
         TemplateError: the chat template cannot be read.
         ParameterError: ``adapter`` is neither ``"recovery"`` nor ``None``.
     """
-    if adapter is not None and (not isinstance(adapter, str) or adapter != RECOVERY):
-        raise ParameterError(f"adapter: must be {RECOVERY!r} or None, not {shown(adapter)}")
+    check_adapter(adapter)
     path = locate(path_or_id, revision)
     config_path = path / "config.json"
     config = read_json(config_path, ConfigError)

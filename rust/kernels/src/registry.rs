@@ -51,7 +51,7 @@ macro_rules! kernel_ops {
 }
 
 kernel_ops! {
-    /// Palettized weights × int8 activations. Variants "1", "2-16", "many".
+    /// Palettized weights × int8 activations. Variants "1", "2-16" (for more rows too, where it is faster), "many" (from nine on).
     MatmulPalette, "matmul_palette", MatmulPaletteFn;
     /// One row of a palettized table to float32. Variant "row".
     EmbedPalette, "embed_palette", EmbedPaletteFn;

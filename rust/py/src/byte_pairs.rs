@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::marker::PhantomData;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
@@ -34,12 +34,14 @@ pub(crate) struct PyBytePairs {
 
 #[pymethods]
 impl PyBytePairs {
-    /// Begins to read a `tokenizer.json` in a thread of its own, which needs no lock of the interpreter.
+    /// Begins to read a `tokenizer.json` in a thread of its own, which needs no lock of the interpreter; where no thread is to be had,
+    /// it is read when the result is asked for.
     #[staticmethod]
-    fn reading(data: PyBackedBytes) -> PyResult<PyBytePairsReading> {
-        let thread =
-            std::thread::Builder::new().name("pocketlm-read".into()).spawn(move || Self::parse(&data))?;
-        Ok(PyBytePairsReading(Mutex::new(Some(thread))))
+    fn reading(data: PyBackedBytes) -> PyBytePairsReading {
+        let (data, work) = (Arc::new(data), std::thread::Builder::new().name("pocketlm-read".into()));
+        let shared = Arc::clone(&data);
+        let thread = work.spawn(move || Self::parse(&shared));
+        PyBytePairsReading(Mutex::new(Some(thread.map_err(|_| data))))
     }
 
     /// The file without the two tables, as JSON.
@@ -107,16 +109,22 @@ impl PyBytePairs {
 
 /// A `tokenizer.json` that is being read.
 #[pyclass(frozen, name = "BytePairsReading", module = "pocketlm._core")]
-pub(crate) struct PyBytePairsReading(Mutex<Option<JoinHandle<Option<PyBytePairs>>>>);
+pub(crate) struct PyBytePairsReading(Mutex<Option<Reading>>);
+
+/// The thread that reads, or what it was to read.
+type Reading = Result<JoinHandle<Option<PyBytePairs>>, Arc<PyBackedBytes>>;
 
 #[pymethods]
 impl PyBytePairsReading {
     /// Waits for the tables; to be called once. `None` if the file is not of the usual form: not JSON, no `model` with `vocab` (ids
     /// below 2^32, none twice) and `merges` (pairs of its texts, or texts with one space between), or a key twice.
     fn result(&self, py: Python<'_>) -> Option<PyBytePairs> {
-        let thread = self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        // A thread that panicked has read nothing; the library then says what it makes of the file.
-        py.detach(|| thread.join().ok().flatten())
+        let reading = self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        py.detach(|| match reading {
+            // A thread that panicked has read nothing; the library then says what it makes of the file.
+            Ok(thread) => thread.join().ok().flatten(),
+            Err(data) => PyBytePairs::parse(&data),
+        })
     }
 }
 

@@ -30,11 +30,14 @@ pub(crate) fn machine_memory() -> Option<u64> {
     pocketlm_engine::machine_memory()
 }
 
-/// How the kernels for prompts hold the decoded weights of each kind: measured when first asked, some milliseconds in all.
+/// How the kernels for prompts hold the decoded weights of each kind, for nine to sixteen rows and for more: measured when first asked,
+/// some milliseconds in all.
 #[pyfunction]
-pub(crate) fn prompt_kernels(py: Python<'_>) -> PyResult<Vec<(&'static str, &'static str)>> {
+pub(crate) fn prompt_kernels(py: Python<'_>) -> PyResult<Vec<(&'static str, &'static str, &'static str)>> {
     let kernels = Kernels::best().map_err(unsupported)?;
-    Ok(py.detach(|| Kind::ALL.map(|kind| (kind.name(), kernels.prompt_kernel(kind, usize::MAX)))).to_vec())
+    let choices =
+        |kind: Kind| (kind.name(), kernels.prompt_kernel(kind, 16), kernels.prompt_kernel(kind, usize::MAX));
+    Ok(py.detach(|| Kind::ALL.map(choices)).to_vec())
 }
 
 /// What a user should know of instruction sets that are here and not used.

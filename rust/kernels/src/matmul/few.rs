@@ -1,4 +1,4 @@
-//! One to sixteen rows of activations: codes are decoded in registers and used for up to eight rows at once.
+//! One row of activations, a few, and wherever that measures faster than panels, many: codes are decoded in registers and used for up to eight rows at once.
 
 // Counted loops over arrays of registers: they unroll reliably, and the index names the register.
 #![allow(clippy::needless_range_loop)]
