@@ -11,7 +11,6 @@ speak of them; weights carry the tensor name of the checkpoint.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from typing import ClassVar, Literal
@@ -70,11 +69,7 @@ class Op:
 
     def weights(self) -> tuple[Weight, ...]:
         """The tensors that this operation reads."""
-        return tuple(
-            value
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Weight)
-        )
+        return tuple([value for value in vars(self).values() if isinstance(value, Weight)])
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class BytePairTokenizer:
         self.special = frozenset(token["id"] for token in parts["added_tokens"] if token["special"])
         self.size = max(tables.size, 1 + max(self._added, default=-1))
         self.longest = max(tables.longest, *map(len, self._ids), 0)
+        self._join = " ".join if steps.decoder is None else steps.decoder.decode
         self._whole: Tokenizer | None = None
 
     @property
@@ -73,14 +74,15 @@ class BytePairTokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """As the library's: ids without a token have no text."""
+        if self._whole is not None:  # faster by a microsecond
+            return self._whole.decode(ids, skip_special_tokens=skip_special_tokens)
         if skip_special_tokens:
             ids = [i for i in ids if i not in self.special]
         texts = self._tables.texts(ids)
         if None in texts:
-            texts = [self._added.get(i) if text is None else text for i, text in zip(ids, texts, strict=True)]
-        tokens = [text for text in texts if text is not None]
-        decoder = self.steps.decoder
-        return " ".join(tokens) if decoder is None else decoder.decode(tokens)
+            found = [self._added.get(i) if text is None else text for i, text in zip(ids, texts, strict=True)]
+            return self._join([text for text in found if text is not None])
+        return self._join(texts)  # type: ignore[arg-type]  # as seen, none is None
 
     def id_to_token(self, token: int) -> str | None:
         """The text of a token."""

@@ -79,7 +79,14 @@ impl PyBytePairs {
         let Vocabulary { by_id, .. } = &self.vocabulary;
         let place = |id| by_id.binary_search_by_key(&id, |&(id, _)| id).ok();
         let text = |id| place(id).map(|at| self.vocabulary.text(by_id[at].1));
-        Ok(token_ids("ids", ids)?.into_iter().map(text).collect())
+        // Short lists of plain numbers, as each token of a text asks for twice, need no look at what else they could be.
+        let short = ids.cast::<PyList>().ok().filter(|list| list.len() <= 64);
+        let plain = short.and_then(|list| list.iter().map(|id| id.extract::<u32>().ok()).collect());
+        Ok(plain
+            .map_or_else(|| token_ids("ids", ids), Ok::<Vec<u32>, PyErr>)?
+            .into_iter()
+            .map(text)
+            .collect())
     }
 
     /// Every token's text, with its id, in the file's order.
