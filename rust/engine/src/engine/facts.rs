@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use pocketlm_kernels::{Kernels, KvType};
+use pocketlm_kernels::{Kernels, Kind, KvType};
 
 use super::Memory;
 use crate::graph::{Graph, OpKind};
-use crate::plan::Plan;
-use crate::store::WeightStore;
+use crate::plan::{Matrix, Plan};
+use crate::store::{TensorData, WeightStore};
 
 /// Facts of an engine, which its sequences and steps share.
 pub(super) struct Facts {
@@ -54,4 +54,17 @@ pub(super) fn bytes_per_token(graph: &Graph, plan: &Plan) -> u64 {
         })
         .sum();
     matrices + plan.weights.vectors.iter().map(|vector| 4 * vector.len() as u64).sum::<u64>()
+}
+
+/// Every kind of palettized weights.
+pub(super) fn palettes(plan: &Plan) -> Vec<Kind> {
+    let kind = |matrix: &Matrix| match matrix {
+        Matrix::Palette(tensor) => match tensor.data() {
+            TensorData::Palette { kind, .. } => Some(*kind),
+            _ => None,
+        },
+        Matrix::Dense { .. } => None,
+    };
+    let found = |wanted: &Kind| plan.weights.matrices.iter().any(|matrix| kind(matrix) == Some(*wanted));
+    Kind::ALL.into_iter().filter(found).collect()
 }

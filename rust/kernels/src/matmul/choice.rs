@@ -14,7 +14,7 @@ use crate::scratch::Scratch;
 
 /// The product that is measured: outputs and inputs of a part of a prompt's work, some tens of microseconds.
 const OUTPUTS: usize = 4 * TILE;
-const INPUTS: usize = 2048;
+const INPUTS: usize = 1024;
 /// Alternating measurements of each; the best counts, since others were disturbed.
 const ROUNDS: usize = 5;
 
@@ -25,7 +25,7 @@ pub(crate) struct Prompts {
     pub name: &'static str,
 }
 
-/// The faster kernel for so many rows of `kind`. Takes about a millisecond.
+/// The faster kernel for so many rows of `kind`. Takes less than a millisecond.
 ///
 /// # Safety
 /// The level of both kernels must be available, and both must be for weights of `kind`.
