@@ -1,7 +1,7 @@
 """Byte-pair tokenizers from their parts: at once what decodes, and what encodes with the first text.
 
-The library's object of a vocabulary of 32,000 tokens takes four times as long to make as all else that opens
-a model, and is of no use to a caller who has token ids, as programs often do. So a parser of our own reads
+The library's object of a vocabulary of 32,000 tokens takes twice as long to make as all else that opens a
+model, and is of no use to a caller who has token ids, as programs often do. So a parser of our own reads
 and checks the tables, the library's decoder turns their tokens into text, and the library's tokenizer is put
 together from them later. What is not of the usual form is left to the library, at once.
 """

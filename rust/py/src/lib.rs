@@ -5,6 +5,7 @@ mod byte_pairs;
 mod continuation;
 mod engine;
 mod errors;
+mod json;
 mod machine;
 mod moment;
 mod palettize;
