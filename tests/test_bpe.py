@@ -6,17 +6,24 @@ import copy
 import json
 import pickle
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
-from tokenizers import AddedToken, models, processors
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
-from pocketlm._core import BytePairs
+from pocketlm._core import BytePairs, byte_level_text
+from pocketlm.errors import TokenizerError
 from pocketlm.loading.bpe import BytePairTokenizer, of_tables
-from pocketlm.loading.tokenizer import ReadTokenizer
+from pocketlm.loading.tokenizer import ReadTokenizer, read_tokenizer
 from pocketlm.tokenizer import Tokenizer
 from tokenizer_files import byte_level, metaspace
 
@@ -122,6 +129,71 @@ def test_until_a_text_is_encoded_it_answers_as_the_library_does(
             assert found.decode(ids, skip_special_tokens=skip) == text
 
 
+@given(
+    st.lists(
+        st.text(st.one_of(st.characters(), st.sampled_from(sorted(pre_tokenizers.ByteLevel.alphabet())))),
+        max_size=8,
+    )
+)
+def test_byte_level_tokens_are_the_text_that_the_library_makes_of_them(texts: list[str]) -> None:
+    assert byte_level_text(texts) == decoders.ByteLevel().decode(texts)
+
+
+def test_every_pair_of_bytes_is_decoded_as_the_library_does() -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    decoder = decoders.ByteLevel()
+    assert len(alphabet) == 256
+    for first in alphabet:
+        for second in alphabet:
+            assert byte_level_text([first, second]) == decoder.decode([first, second])
+
+
+def test_byte_level_tokens_are_decoded_without_the_library_and_others_are_not(tmp_path: Path) -> None:
+    lines = """
+import sys
+from pathlib import Path
+from pocketlm.loading.tokenizer import read_tokenizer
+found = read_tokenizer(Path(sys.argv[1])).inner
+print(repr(found.decode([40, 41, 42])), "tokenizers" in sys.modules)
+"""
+    for inner, imports in ((byte_level(), False), (metaspace(), True)):
+        path = tmp_path / "tokenizer.json"
+        path.write_text(inner.to_str())
+        command = [sys.executable, "-c", lines, str(path)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert said == f"{inner.decode([40, 41, 42])!r} {imports}\n"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": {"type": "Unknown"}},
+        {"post_processor": {"type": "TemplateProcessing"}},
+        {
+            "pre_tokenizer": {
+                "type": "Split",
+                "pattern": {"Regex": "("},
+                "behavior": "Isolated",
+                "invert": False,
+            }
+        },
+    ],
+)
+def test_what_encodes_is_checked_with_the_first_text(tmp_path: Path, change: dict[str, Any]) -> None:
+    data = changed(lambda v: v.update(change))
+    (tmp_path / "tokenizer.json").write_bytes(data)
+    read = read_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer(read, config={"bos_token": "<|bos|>"}, source="tokenizer.json")
+    assert tokenizer.decode([40]) == Tokenizer(byte_level()).decode([40])
+    with pytest.raises(Exception, match=".") as expected:
+        by_library(data)
+    for encode in (lambda: tokenizer.encode("a text"), tokenizer.prewarm):
+        with pytest.raises(TokenizerError, match=re.escape(f"not supported: {expected.value}"[:100])):
+            encode()
+    with pytest.raises(TokenizerError, match="not supported: "):
+        tokenizer.encode("")
+
+
 def test_what_the_library_would_build_otherwise_it_reads_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     data = FORMS["added"]()
     found = read_bpe(data)
@@ -184,7 +256,15 @@ def test_where_bytes_are_damaged_it_reads_what_the_library_reads_or_nothing() ->
         damaged = bytearray(rng.choice(good))
         for _ in range(rng.randrange(1, 3)):
             damaged[rng.randrange(len(damaged))] = rng.choice(b'0123456789"{}[]:, abtruefalsn\\')
-        if (found := read_bpe(bytes(damaged))) is not None:
+        if (found := read_bpe(bytes(damaged))) is None:
+            continue
+        try:
+            expected = by_library(bytes(damaged)).to_str()
+        except Exception as problem:  # what encodes is checked with the first text
+            assert found.waits
+            with pytest.raises(type(problem), match=re.escape(str(problem))):
+                _ = found.whole
+        else:
             read += 1
-            assert found.whole.to_str() == by_library(bytes(damaged)).to_str()
+            assert found.whole.to_str() == expected
     assert read > 20

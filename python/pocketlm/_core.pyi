@@ -28,6 +28,7 @@ __all__ = [
     "TensorInfo",
     "WeightStore",
     "__version__",
+    "byte_level_text",
     "compensate_tensor",
     "cpu_count",
     "current_isa",
@@ -218,6 +219,11 @@ class Sequence:
         """Forgets the tokens from ``length`` on."""
     def free(self) -> None:
         """Gives the blocks back; later uses raise ParameterError. Freeing twice does nothing."""
+
+def byte_level_text(texts: AbstractSequence[str]) -> str:
+    """The text of tokens in which every byte is written as a character of GPT-2's alphabet; tokens with other
+    characters are text as they are. Bytes that are not UTF-8 become U+FFFD, one for each longest part that
+    could have begun a character."""
 
 @final
 class BytePairs:

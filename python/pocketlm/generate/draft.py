@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from pocketlm.errors import PocketlmError
@@ -14,12 +13,12 @@ from pocketlm.generate.job import Generation
 from pocketlm.generate.pace import Pace
 
 
-@dataclass
 class _Draft:
-    sequence: CacheSequence
-    known: list[int] = field(default_factory=list)  # tokens in it
-    sure: int = 0  # those of them that are certainly the text's
-    sampler: Any = None
+    def __init__(self, sequence: CacheSequence) -> None:
+        self.sequence = sequence
+        self.sampler: Any = None
+        self.known: list[int] = []  # tokens in it
+        self.sure = 0  # those of them that are certainly the text's
 
 
 class Drafter:

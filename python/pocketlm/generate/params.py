@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pocketlm.checks import first_of, flag, integer, number, shown
 from pocketlm.errors import ParameterError
+from pocketlm.records import dataclass
 
 DEFAULT_MAX_TOKENS = 1024  # where neither caller nor model says; less where the context ends sooner
 MAX_STOPS = 64

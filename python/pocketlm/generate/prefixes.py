@@ -4,7 +4,6 @@ again."""
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 
 from pocketlm.generate.engine import CacheSequence
 
@@ -12,11 +11,10 @@ MIN_SHARED = 8  # tokens; less is cheaper to compute than to look after
 MAX_ENTRIES = 32
 
 
-@dataclass
 class _Entry:
-    ids: list[int]
-    sequence: CacheSequence
-    owner: Hashable | None
+    # No dataclass, of which importing pocketlm would compile the methods.
+    def __init__(self, ids: list[int], sequence: CacheSequence, owner: Hashable | None) -> None:
+        self.ids, self.sequence, self.owner = ids, sequence, owner
 
 
 class PrefixCache:

@@ -2,17 +2,18 @@
 
 The library's object of a vocabulary of 32,000 tokens takes twice as long to make as all else that opens a
 model, and is of no use to a caller who has token ids, as programs often do. So a parser of our own reads
-and checks the tables, the library's decoder turns their tokens into text, and the library's tokenizer is put
-together from them later. What is not of the usual form is left to the library, at once.
+and checks the tables, and the library's tokenizer is put together from them later. Byte-level tokens become
+text here, so that the library is not imported before that; of others it does the steps. What is not of the
+usual form is left to the library, at once.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pocketlm._core import BytePairs
+from pocketlm._core import BytePairs, byte_level_text
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -27,6 +28,7 @@ _OPTIONS = {
     "ignore_merges",
 }
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_BYTE_LEVEL = ("add_prefix_space", "trim_offsets", "use_regex")
 _STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
@@ -36,16 +38,44 @@ class BytePairTokenizer:
     Safe to use from any number of threads.
     """
 
-    def __init__(self, data: bytes, tables: BytePairs, steps: Tokenizer, parts: dict[str, Any]) -> None:
-        """``data`` is the file; ``tables`` and ``parts`` are what it holds; ``steps`` has all but tokens."""
-        self._data, self._tables, self._parts, self.steps = data, tables, parts, steps
+    def __init__(self, data: bytes, tables: BytePairs, parts: dict[str, Any]) -> None:
+        """``data`` is the file; ``tables`` and ``parts`` are what it holds.
+
+        Raises:
+            Exception: what the library raises for steps or options that it does not take, unless they wait
+                for the first text: of byte-level tokens that are not normalized.
+        """
+        self._data, self._tables, self._parts = data, tables, parts
         self._added: dict[int, str] = {token["id"]: token["content"] for token in parts["added_tokens"]}
         self._ids = {text: number for number, text in self._added.items()}
         self.special = frozenset(token["id"] for token in parts["added_tokens"] if token["special"])
         self.size = max(tables.size, 1 + max(self._added, default=-1))
         self.longest = max(tables.longest, *map(len, self._ids), 0)
-        self._join = " ".join if steps.decoder is None else steps.decoder.decode
+        self._steps: Tokenizer | None = None
         self._whole: Tokenizer | None = None
+        self.waits = parts.get("normalizer") is None and _is_byte_level(parts.get("decoder"))
+        if _is_byte_level(parts.get("decoder")):
+            self._join: Callable[[list[str]], str] = byte_level_text
+        else:
+            decoder = self.steps.decoder
+            self._join = " ".join if decoder is None else decoder.decode
+        if not self.waits:
+            _ = self.steps
+
+    @property
+    def steps(self) -> Tokenizer:
+        """The library's tokenizer with the steps and options of this one, but no tokens.
+
+        Raises:
+            Exception: what the library raises for those that it does not take.
+        """
+        if (found := self._steps) is None:
+            from tokenizers import Tokenizer
+
+            model = {**self._parts["model"], "type": "BPE", "vocab": {}, "merges": []}
+            shell: dict[str, Any] = {"added_tokens": [], "model": model, "truncation": None, "padding": None}
+            found = self._steps = Tokenizer.from_str(json.dumps(self._parts | shell))
+        return found
 
     @property
     def whole(self) -> Tokenizer:
@@ -140,8 +170,6 @@ def of_tables(data: bytes, tables: BytePairs) -> BytePairTokenizer | None:
     """The tokenizer that ``Tokenizer.from_buffer(data)`` makes, but without truncation and padding;
     ``tables`` are those of ``data``. ``None`` if it is not of the usual form, some damaged ones included, of
     which the library knows better what to say."""
-    from tokenizers import Tokenizer
-
     try:
         parts = json.loads(tables.rest, object_pairs_hook=_unique)
         model, added = parts["model"], parts["added_tokens"]
@@ -153,10 +181,7 @@ def of_tables(data: bytes, tables: BytePairs) -> BytePairTokenizer | None:
         prefix = model.get("continuing_subword_prefix") or ""
         if not tables.merges_are_tokens(len(prefix.encode())) or not _numbered_alike(tables, added):
             return None
-        # The library checks the options and steps, without tokens.
-        shell = {"added_tokens": [], "model": {**model, "type": "BPE", "vocab": {}, "merges": []}}
-        steps = Tokenizer.from_str(json.dumps(parts | shell | {"truncation": None, "padding": None}))
-        return BytePairTokenizer(data, tables, steps, parts)
+        return BytePairTokenizer(data, tables, parts)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return None
     except Exception as error:
@@ -164,6 +189,16 @@ def of_tables(data: bytes, tables: BytePairs) -> BytePairTokenizer | None:
         if type(error) is not Exception:
             raise
         return None
+
+
+def _is_byte_level(decoder: Any) -> bool:
+    """Whether a decoder does what :func:`byte_level_text` does, whatever the options of its type."""
+    return (
+        isinstance(decoder, dict)
+        and decoder.keys() <= {"type", *_BYTE_LEVEL}
+        and decoder.get("type") == "ByteLevel"
+        and all(type(decoder.get(option, True)) is bool for option in _BYTE_LEVEL)
+    )
 
 
 def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -72,7 +72,8 @@ class TokenizerReading:
             raise self._problem
         try:
             found, steps = self._put_together()
-            grown = max(_growth(_state(part)) for part in (steps.normalizer, steps.decoder))
+            parts = () if steps is None else (steps.normalizer, steps.decoder)
+            grown = max((_growth(_state(part)) for part in parts), default=1.0)
         # The library raises plain Exception for every fault of a file, and wraps panics in BaseException.
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
@@ -84,14 +85,15 @@ class TokenizerReading:
             )
         return found
 
-    def _put_together(self) -> tuple[ReadTokenizer, Tokenizer]:
-        """The tokenizer, and one of the library that has its steps."""
-        # Imported here: opening a model for benchmarks needs no tokenizer.
+    def _put_together(self) -> tuple[ReadTokenizer, Tokenizer | None]:
+        """The tokenizer, and one of the library that has its steps, unless these neither normalize nor
+        replace."""
+        tables = None if self._tables is None else self._tables.result()
+        if tables is not None and (found := of_tables(self._data, tables)) is not None:
+            return ReadTokenizer(found, found.size, found.longest), None if found.waits else found.steps
+        # Imported here, since neither benchmarks nor token ids need it.
         from tokenizers import Tokenizer
 
-        tables = None if self._tables is None else self._tables.result()
-        if tables is not None and (parts := of_tables(self._data, tables)) is not None:
-            return ReadTokenizer(parts, parts.size, parts.longest), parts.steps
         whole = Tokenizer.from_buffer(self._data)
         return ReadTokenizer.of(whole), whole
 

@@ -3,7 +3,6 @@
 //! A vocabulary of 32,000 tokens as Python's objects, and its merges as pairs of them, take longer to make than all else that
 //! opens a model. Here they stay in a few arrays until a text is to be encoded; tokens are looked up by number and by text.
 
-use std::borrow::Cow;
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -14,7 +13,7 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
 use crate::arguments::{Integer, token_ids};
-use crate::json::{Members, Merge, Pairs};
+use crate::json::{File, Merge, Model, Pairs};
 
 /// Vocabulary and merges of a `tokenizer.json` whose model is byte-pair encoding.
 #[pyclass(frozen, name = "BytePairs", module = "pocketlm._core")]
@@ -54,7 +53,7 @@ impl PyBytePairs {
     /// Characters of the longest token.
     #[getter]
     fn longest(&self) -> usize {
-        self.vocabulary.texts().map(|text| text.chars().count()).max().unwrap_or(0)
+        self.vocabulary.longest
     }
 
     /// Whether what each merge makes is a token; of a right half `skip` bytes, the prefix of inner parts of words, are left out.
@@ -132,26 +131,9 @@ impl PyBytePairsReading {
 
 impl PyBytePairs {
     fn parse(data: &[u8]) -> Option<Self> {
-        let file: Members<'_> = serde_json::from_slice(data).ok()?;
-        let (mut tables, mut rest) = ([None; 2], Vec::new());
-        for (key, value) in file.0 {
-            if key != "model" {
-                rest.push((key, value.get().to_owned()));
-                continue;
-            }
-            let mut others = Vec::new();
-            for (key, value) in serde_json::from_str::<Members<'_>>(value.get()).ok()?.0 {
-                match &*key {
-                    "vocab" => tables[0] = Some(value.get()),
-                    "merges" => tables[1] = Some(value.get()),
-                    _ => others.push((key, value.get().to_owned())),
-                }
-            }
-            rest.push((key, object(&others)?));
-        }
-        let [vocabulary, merges] = tables;
-        let vocabulary = Vocabulary::of(serde_json::from_str::<Pairs<'_, u32>>(vocabulary?).ok()?)?;
-        let merges = serde_json::from_str::<Vec<Merge<'_>>>(merges?).ok()?;
+        let File { model, others } = serde_json::from_slice(data).ok()?;
+        let Model { vocab, merges, others: options } = model;
+        let vocabulary = Vocabulary::of(vocab)?;
         // The library takes one form or the other.
         if merges.windows(2).any(|two| two[0].2 != two[1].2) {
             return None;
@@ -159,12 +141,14 @@ impl PyBytePairs {
         let halves = |Merge(left, right, _)| Some([vocabulary.entry(&left)?, vocabulary.entry(&right)?]);
         let merges = merges.into_iter().map(halves).collect::<Option<Vec<_>>>()?;
         let joined = vocabulary.has_joined(&merges, 0);
-        Some(Self { vocabulary, merges, joined, rest: object(&rest)? })
+        let options = object(options.iter().map(|(key, value)| (&**key, value.get())))?;
+        let rest = others.iter().map(|(key, value)| (&**key, value.get())).chain([("model", &*options)]);
+        Some(Self { rest: object(rest)?, vocabulary, merges, joined })
     }
 }
 
 /// The JSON of an object of such members.
-fn object(members: &[(Cow<'_, str>, String)]) -> Option<String> {
+fn object<'a>(members: impl IntoIterator<Item = (&'a str, &'a str)>) -> Option<String> {
     let mut json = String::from("{");
     for (key, value) in members {
         if json.len() > 1 {
@@ -190,6 +174,8 @@ struct Vocabulary {
     /// Entries by their text.
     by_text: HashTable<u32>,
     hasher: DefaultHashBuilder,
+    /// Characters of the longest text.
+    longest: usize,
 }
 
 impl Vocabulary {
@@ -202,6 +188,7 @@ impl Vocabulary {
             by_id: Vec::new(),
             by_text: HashTable::with_capacity(pairs.len()),
             hasher: DefaultHashBuilder::default(),
+            longest: pairs.iter().map(|(text, _)| text.chars().count()).max().unwrap_or(0),
         };
         for (entry, (text, id)) in (0u32..).zip(&pairs) {
             if found.entry(text).is_some() {
@@ -221,13 +208,20 @@ impl Vocabulary {
 
     /// Whether the halves of each pair are a token together; `skip` bytes of the right one are left out.
     fn has_joined(&self, pairs: &[[u32; 2]], skip: usize) -> bool {
-        let mut whole = String::new();
+        let (mut whole, mut next) = (String::new(), 0);
         pairs.iter().all(|&[left, right]| {
+            let Some(right) = self.text(right).get(skip..) else { return false };
             whole.clear();
             whole.push_str(self.text(left));
-            let Some(right) = self.text(right).get(skip..) else { return false };
             whole.push_str(right);
-            self.entry(&whole).is_some()
+            // Most files have their tokens in the order in which merges make them.
+            let found = if (next as usize) < self.ends.len() && self.text(next) == whole {
+                Some(next)
+            } else {
+                self.entry(&whole)
+            };
+            next = found.map_or(0, |entry| entry + 1);
+            found.is_some()
         })
     }
 

@@ -59,18 +59,92 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<'de, V> {
     }
 }
 
-/// The members of an object, each there once, their values unread.
-pub(crate) struct Members<'de>(pub Vec<(Cow<'de, str>, &'de RawValue)>);
+/// A `tokenizer.json`: its model, and its other members, unread. No key is there twice.
+pub(crate) struct File<'de> {
+    pub model: Model<'de>,
+    pub others: Others<'de>,
+}
 
-impl<'de> Deserialize<'de> for Members<'de> {
+/// The model of a byte-pair tokenizer: the two tables, and its other members, unread. No key is there twice.
+pub(crate) struct Model<'de> {
+    pub vocab: Pairs<'de, u32>,
+    pub merges: Vec<Merge<'de>>,
+    pub others: Others<'de>,
+}
+
+/// Reads a member that may be there once.
+fn once<'de, T: Deserialize<'de>, A: MapAccess<'de>>(
+    to: &mut Option<T>,
+    map: &mut A,
+) -> Result<(), A::Error> {
+    if to.is_some() {
+        return Err(A::Error::custom("a key is there twice"));
+    }
+    *to = Some(map.next_value()?);
+    Ok(())
+}
+
+/// The other members of an object.
+type Others<'de> = Vec<(Cow<'de, str>, &'de RawValue)>;
+
+/// Those members, if none is there twice.
+fn distinct<E: Error>(others: Others<'_>) -> Result<Others<'_>, E> {
+    let mut seen = HashSet::new();
+    let known = others.iter().all(|(key, _)| seen.insert(key));
+    if known { Ok(others) } else { Err(E::custom("a key is there twice")) }
+}
+
+impl<'de> Deserialize<'de> for File<'de> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let Pairs(found) = Pairs::deserialize(from)?;
-        let mut seen = HashSet::new();
-        if found.iter().all(|(key, _)| seen.insert(key)) {
-            Ok(Self(found))
-        } else {
-            Err(D::Error::custom("a key is there twice"))
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = File<'de>;
+
+            fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+                to.write_str("a tokenizer")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<File<'de>, A::Error> {
+                let (mut model, mut others) = (None, Others::new());
+                while let Some(Text(key)) = map.next_key()? {
+                    match &*key {
+                        "model" => once(&mut model, &mut map)?,
+                        _ => others.push((key, map.next_value()?)),
+                    }
+                }
+                let model = model.ok_or_else(|| A::Error::missing_field("model"))?;
+                Ok(File { model, others: distinct(others)? })
+            }
         }
+        from.deserialize_map(Each)
+    }
+}
+
+impl<'de> Deserialize<'de> for Model<'de> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = Model<'de>;
+
+            fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+                to.write_str("the model of a byte-pair tokenizer")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Model<'de>, A::Error> {
+                let (mut vocab, mut merges, mut others) = (None, None, Others::new());
+                while let Some(Text(key)) = map.next_key()? {
+                    match &*key {
+                        "vocab" => once(&mut vocab, &mut map)?,
+                        "merges" => once(&mut merges, &mut map)?,
+                        _ => others.push((key, map.next_value()?)),
+                    }
+                }
+                let vocab = vocab.ok_or_else(|| A::Error::missing_field("vocab"))?;
+                let merges = merges.ok_or_else(|| A::Error::missing_field("merges"))?;
+                Ok(Model { vocab, merges, others: distinct(others)? })
+            }
+        }
+        from.deserialize_map(Each)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The Python binding of pocketlm: the module `pocketlm._core`, and nothing else.
 
 mod arguments;
+mod byte_level;
 mod byte_pairs;
 mod continuation;
 mod engine;
@@ -21,6 +22,8 @@ use pyo3::prelude::*;
 mod _core {
     use super::*;
 
+    #[pymodule_export]
+    use crate::byte_level::byte_level_text;
     #[pymodule_export]
     use crate::byte_pairs::{PyBytePairs, PyBytePairsReading};
     #[pymodule_export]
