@@ -131,7 +131,11 @@ def test_until_a_text_is_encoded_it_answers_as_the_library_does(
 
 @given(
     st.lists(
-        st.text(st.one_of(st.characters(), st.sampled_from(sorted(pre_tokenizers.ByteLevel.alphabet())))),
+        st.text(
+            st.one_of(
+                st.characters(codec="utf-8"), st.sampled_from(sorted(pre_tokenizers.ByteLevel.alphabet()))
+            )
+        ),
         max_size=8,
     )
 )
@@ -185,7 +189,7 @@ def test_what_encodes_is_checked_with_the_first_text(tmp_path: Path, change: dic
     read = read_tokenizer(tmp_path / "tokenizer.json")
     tokenizer = Tokenizer(read, config={"bos_token": "<|bos|>"}, source="tokenizer.json")
     assert tokenizer.decode([40]) == Tokenizer(byte_level()).decode([40])
-    with pytest.raises(Exception, match=".") as expected:
+    with pytest.raises(Exception, match=r"\w") as expected:
         by_library(data)
     for encode in (lambda: tokenizer.encode("a text"), tokenizer.prewarm):
         with pytest.raises(TokenizerError, match=re.escape(f"not supported: {expected.value}"[:100])):

@@ -27,6 +27,6 @@ pub use ops::{
     Norm, NormKind, Outer, SPLIT_TOKENS, TERMS_BLOCK,
 };
 pub use quantized::{
-    ACT_BLOCK, GROUP, QuantBuffer, QuantRowMut, QuantRows, QuantRowsMut, blocks, padded_cols,
+    ACT_BLOCK, GROUP, QuantBuffer, QuantRowMut, QuantRows, QuantRowsMut, blocks, padded_cols, row_stride,
 };
 pub use scratch::Scratch;

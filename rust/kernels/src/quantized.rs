@@ -15,6 +15,14 @@ pub const fn padded_cols(cols: usize) -> usize {
     cols.div_ceil(64) * 64
 }
 
+/// Bytes from one row of int8 activations to the next. Rows that are whole multiples of 512 bytes apart lie in so few sets of a first-level cache
+/// that those of one block push one another out, and get 256 bytes more. (p4, 8,192 inputs, weights in a cache, one Zen 3 core, G operations
+/// a second without and with: 8 rows 167 and 195, 16 rows in registers 73 and 176.)
+pub const fn row_stride(cols: usize) -> usize {
+    let padded = padded_cols(cols);
+    if padded.is_multiple_of(512) { padded + 256 } else { padded }
+}
+
 /// Activation blocks of a row.
 pub const fn blocks(cols: usize) -> usize {
     cols.div_ceil(ACT_BLOCK)
@@ -201,10 +209,10 @@ impl QuantBuffer {
     /// # Errors
     /// When the size overflows.
     pub fn new(rows: usize, cols: usize) -> Result<Self, KernelError> {
-        if cols > usize::MAX - 64 {
+        if cols > usize::MAX - 512 {
             return Err(KernelError::Overflow { what: "quantized rows" });
         }
-        let bytes = product("quantized rows", &[rows, padded_cols(cols)])?;
+        let bytes = product("quantized rows", &[rows, row_stride(cols)])?;
         let count = rows * blocks(cols);
         Ok(Self { rows, cols, values: vec![0; bytes], scales: vec![0.0; count], sums: vec![0; count] })
     }
@@ -214,7 +222,7 @@ impl QuantBuffer {
         QuantRows {
             rows: self.rows,
             cols: self.cols,
-            stride: padded_cols(self.cols),
+            stride: row_stride(self.cols),
             values: &self.values,
             scales: &self.scales,
             sums: &self.sums,
@@ -226,7 +234,7 @@ impl QuantBuffer {
         QuantRowsMut {
             rows: self.rows,
             cols: self.cols,
-            stride: padded_cols(self.cols),
+            stride: row_stride(self.cols),
             values: &mut self.values,
             scales: &mut self.scales,
             sums: &mut self.sums,

@@ -4,7 +4,7 @@ mod common;
 
 use common::rows::{LENGTHS, SPECIAL, assert_same_int8, int8_row, reference_int8};
 use common::{Random, kernels};
-use pocketlm_kernels::{GROUP, QuantBuffer, reference};
+use pocketlm_kernels::{GROUP, QuantBuffer, padded_cols, reference, row_stride};
 use proptest::prelude::*;
 
 fn check_quantize(x: &[f32]) {
@@ -47,6 +47,15 @@ fn quantize_is_the_rule_of_the_format() {
     let mut ties: Vec<f32> = (0..=254).map(|i| i as f32 * 0.5).collect();
     ties.push(-127.0);
     check_quantize(&ties);
+}
+
+#[test]
+fn rows_are_no_multiple_of_512_bytes_apart() {
+    for cols in 0..9000 {
+        let (stride, least) = (row_stride(cols), padded_cols(cols));
+        assert!(stride == least || (least % 512 == 0 && stride == least + 256), "{cols}: {stride}");
+        assert!(stride % 64 == 0 && stride % 512 != 0, "{cols}: {stride}");
+    }
 }
 
 #[test]

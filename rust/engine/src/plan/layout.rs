@@ -1,6 +1,6 @@
 //! Where buffers lie in the arena: two whose lifetimes do not meet share memory.
 
-use pocketlm_kernels::{blocks, padded_cols};
+use pocketlm_kernels::{blocks, row_stride};
 
 use super::Domain;
 
@@ -34,7 +34,7 @@ impl Buffer {
     pub fn stride(&self) -> usize {
         match self.content {
             Content::Float(width) => width.next_multiple_of(ALIGN / FLOAT),
-            Content::Quantized(width, _) => padded_cols(width),
+            Content::Quantized(width, _) => row_stride(width),
         }
     }
 

@@ -41,7 +41,9 @@ pub fn int8_row(cols: usize, write: impl FnOnce(&mut QuantRowMut<'_>)) -> Int8Ro
     row.scales.fill(99.0);
     row.sums.fill(99);
     write(&mut row);
-    (row.values.to_vec(), row.scales.to_vec(), row.sums.to_vec())
+    let (values, between) = row.values.split_at(padded_cols(cols));
+    assert!(between.iter().all(|&value| value == 99), "written between rows");
+    (values.to_vec(), row.scales.to_vec(), row.sums.to_vec())
 }
 
 pub fn assert_same_int8(what: &str, got: &Int8Row, expected: &Int8Row) {

@@ -4,7 +4,7 @@
 #![allow(dead_code)]
 
 use pocketlm_kernels::formats::pack;
-use pocketlm_kernels::{ACT_BLOCK, GROUP, Kind, Palette, QuantBuffer, TILE};
+use pocketlm_kernels::{ACT_BLOCK, GROUP, Kind, Palette, QuantBuffer, TILE, padded_cols};
 
 /// A small generator (splitmix64): tests need variety, not quality.
 pub struct Rng(pub u64);
@@ -123,6 +123,8 @@ pub fn activations(rows: usize, cols: usize, draw: Draw, rng: &mut Rng) -> Quant
                 }
             }
         }
+        // What may lie between rows is nothing to a kernel.
+        row.values[padded_cols(cols)..].fill(99);
         for (b, (scale, sum)) in row.scales.iter_mut().zip(row.sums).enumerate() {
             let block = &row.values[b * ACT_BLOCK..cols.min((b + 1) * ACT_BLOCK)];
             *sum = block.iter().map(|&q| i32::from(q)).sum();
