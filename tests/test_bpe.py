@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import random
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -198,6 +200,76 @@ def test_what_encodes_is_checked_with_the_first_text(tmp_path: Path, change: dic
         tokenizer.encode("")
 
 
+def test_a_refused_tokenizer_is_refused_again_without_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = read_bpe(changed(lambda v: v.update(pre_tokenizer={"type": "Unknown"})))
+    assert found is not None
+    with pytest.raises(Exception, match="PreTokenizer") as first:
+        found.encode("a text")
+    monkeypatch.setattr(BytePairTokenizer, "_assembled", None)
+    with pytest.raises(Exception, match="PreTokenizer") as second:
+        found.encode("a text")
+    assert second.value is first.value
+
+
+def test_a_library_that_cannot_be_imported_is_not_called_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = read_bpe(FORMS["bytes"]())
+    assert read is not None
+    tokenizer = Tokenizer(ReadTokenizer(read, read.size, read.longest), config={"bos_token": "<|bos|>"})
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "tokenizers", None)
+        with pytest.raises(TokenizerError, match="cannot be imported"):
+            tokenizer.encode("once upon a time")
+    assert tokenizer.encode("once upon a time")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_while_another_thread_encodes_its_first_text_leaves_a_usable_child(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(FORMS["bytes"]())
+    lines = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from pocketlm.loading.tokenizer import read_tokenizer
+found = read_tokenizer(Path(sys.argv[1])).inner
+assert "tokenizers" not in sys.modules
+thread = threading.Thread(target=found.encode, args=("once upon a time",))
+thread.start()
+time.sleep(float(sys.argv[2]))
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # a child that hangs ends by this
+    os._exit(0 if found.encode("once upon a time").ids else 1)
+thread.join()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    for delay in ("0", "0.001", "0.002", "0.004"):
+        command = [sys.executable, "-W", "ignore", "-c", lines, str(tmp_path / "tokenizer.json"), delay]
+        subprocess.run(command, check=True, timeout=60)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers")
+def test_a_signal_handler_that_interrupts_the_first_text_fails_alone(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(FORMS["bytes"]())
+    lines = """
+import signal, sys
+from pathlib import Path
+from pocketlm.errors import TokenizerError
+from pocketlm.loading.tokenizer import read_tokenizer
+from pocketlm.tokenizer import Tokenizer
+tokenizer = Tokenizer(read_tokenizer(Path(sys.argv[1])), config={"bos_token": "<|bos|>"})
+def handler(*_):
+    try:
+        assert tokenizer.encode("once upon")
+    except TokenizerError as error:
+        assert "cannot be imported" in str(error), error
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]))
+assert tokenizer.encode("once upon a time") and tokenizer.encode("once upon a time")
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+    for delay in ("0.0005", "0.001", "0.002", "0.004", "0.006"):
+        subprocess.run([sys.executable, "-c", lines, str(tmp_path / "tokenizer.json"), delay], check=True)
+
+
 def test_what_the_library_would_build_otherwise_it_reads_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     data = FORMS["added"]()
     found = read_bpe(data)
@@ -229,6 +301,9 @@ def test_threads_that_need_it_first_together_have_one_tokenizer_each_or_the_same
         changed(lambda v: v["added_tokens"][0].update(id=250)),  # another number than the library gives
         changed(lambda v: v["model"]["vocab"].update({"far": 700}), more_tokens()),  # added ones go on where?
         changed(lambda v: v["model"].update(cache_size=3)),
+        changed(lambda v: v.update(version="7.0")),
+        changed(lambda v: v.update(more=1)),
+        changed(lambda v: v["decoder"].pop("trim_offsets")),
         changed(lambda v: v["added_tokens"][0].update(normalized=True), metaspace()),
         changed(lambda v: None).replace(b'"special":', b'"special": false, "special":'),
         changed(lambda v: v["model"]["merges"].append(" ".join(v["model"]["merges"][0]))),

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+from pocketlm import SamplingParams
+from pocketlm.errors import ParameterError
 from pocketlm.graph import Linear, Weight
 from pocketlm.records import dataclass
 
@@ -177,3 +179,21 @@ def test_operations_of_the_graph_are_records() -> None:
     weight = Weight("w", (2, 3))
     op = Linear("layers.0.ffn.down", 2, 0, weight)
     assert op.weights() == (weight,) and op.inputs() == (0,)
+
+
+def test_frozen_dataclasses_may_inherit_from_a_record_and_others_may_not() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class More(SamplingParams):
+        more: int = 0
+
+    found = More(max_tokens=3, more=2)
+    assert (found.max_tokens, found.more, found.temperature) == (3, 2, None)
+    assert found == dataclasses.replace(More(more=2), max_tokens=3) and "more=2" in repr(found)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.max_tokens = 4  # type: ignore[misc]
+    with pytest.raises(ParameterError):
+        More(max_tokens=0)
+    with pytest.raises(TypeError, match="frozen"):
+        dataclasses.dataclass(
+            type("Loose", (SamplingParams,), {"__doc__": "", "__annotations__": {"n": int}})
+        )

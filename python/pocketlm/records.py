@@ -32,6 +32,7 @@ def _made(cls: type) -> type:
     # Without a docstring the library would write one, which takes as long as all the rest.
     if cls.__doc__ is None:
         raise TypeError(f"{cls.__name__} needs a docstring")
+    _set_frozen(cls, False)
     found: Any = dataclasses.dataclass(init=False, repr=False, eq=False)(cls)
     start, required = {}, 0
     for field in dataclasses.fields(found):
@@ -44,10 +45,19 @@ def _made(cls: type) -> type:
             if required < len(start):
                 raise TypeError(f"{cls.__name__}.{field.name} has no default, but one before it has")
     found._start = start
+    _set_frozen(found, True)
     for name, value in _METHODS.items():
         if name not in vars(cls):
             setattr(found, name, value)
     return found  # type: ignore[no-any-return]
+
+
+def _set_frozen(cls: type, frozen: bool) -> None:
+    # By this the standard library tells which dataclasses may inherit from a record: frozen ones. To make one
+    # that is frozen, it would compile methods.
+    for record in cls.__mro__:
+        if "_start" in vars(record):
+            record.__dataclass_params__.frozen = frozen  # type: ignore[attr-defined]
 
 
 def _init(self: Any, *args: Any, **named: Any) -> None:

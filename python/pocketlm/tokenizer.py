@@ -121,6 +121,7 @@ class Tokenizer:
         Raises:
             ParameterError: ``text`` is not a string, or not valid Unicode.
             ContextLengthError: the text is certainly longer than ``limit`` tokens (checked before the work).
+            TokenizerError: the library does not take the tokenizer, of which the first text is told.
         """
         if not isinstance(text, str):
             raise ParameterError(f"text: expected a string, not {type(text).__name__}")
@@ -243,6 +244,10 @@ def _guard(source: str, work: Callable[[], Result]) -> Result:
         return work()
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
+    except ImportError as problem:
+        raise TokenizerError(
+            f"{source}: the tokenizers library cannot be imported: {problem!s:.200}"
+        ) from problem
     except BaseException as problem:
         raise TokenizerError(f"{source}: damaged or not supported: {problem!s:.200}") from problem
 

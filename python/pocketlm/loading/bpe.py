@@ -3,14 +3,17 @@
 The library's object of a vocabulary of 32,000 tokens takes twice as long to make as all else that opens a
 model, and is of no use to a caller who has token ids, as programs often do. So a parser of our own reads
 and checks the tables, and the library's tokenizer is put together from them later. Byte-level tokens become
-text here, so that the library is not imported before that; of others it does the steps. What is not of the
-usual form is left to the library, at once.
+text without the library, which is then not even imported before it has a text to encode; other tokens are
+decoded by the library's decoder. What is not of the usual form is left to the library, at once.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pocketlm._core import BytePairs, byte_level_text
@@ -30,6 +33,30 @@ _OPTIONS = {
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _BYTE_LEVEL = ("add_prefix_space", "trim_offsets", "use_regex")
 _STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+_MEMBERS = {"version", "truncation", "padding", "added_tokens", "model", *_STEPS}
+
+# Held while the library is imported, and by a fork: a child could not finish what another thread had begun.
+_importing = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_importing.acquire,
+        after_in_parent=_importing.release,
+        after_in_child=_importing.release,
+    )
+
+
+def _library() -> ModuleType:
+    """The tokenizers library.
+
+    Raises:
+        ImportError: it cannot be imported, or a signal handler wants it that interrupted its import.
+    """
+    with _importing:
+        import tokenizers
+
+        if getattr(tokenizers.__spec__, "_initializing", False):
+            raise ImportError("tokenizers is being imported by what was interrupted")
+        return tokenizers
 
 
 class BytePairTokenizer:
@@ -42,8 +69,8 @@ class BytePairTokenizer:
         """``data`` is the file; ``tables`` and ``parts`` are what it holds.
 
         Raises:
-            Exception: what the library raises for steps or options that it does not take, unless they wait
-                for the first text: of byte-level tokens that are not normalized.
+            Exception: what the library raises for steps or options that it does not take. Those of byte-level
+                tokens without a normalizer are not looked at before there is a text to encode.
         """
         self._data, self._tables, self._parts = data, tables, parts
         self._added: dict[int, str] = {token["id"]: token["content"] for token in parts["added_tokens"]}
@@ -53,6 +80,7 @@ class BytePairTokenizer:
         self.longest = max(tables.longest, *map(len, self._ids), 0)
         self._steps: Tokenizer | None = None
         self._whole: Tokenizer | None = None
+        self._refused: BaseException | None = None
         self.waits = parts.get("normalizer") is None and _is_byte_level(parts.get("decoder"))
         if _is_byte_level(parts.get("decoder")):
             self._join: Callable[[list[str]], str] = byte_level_text
@@ -70,11 +98,9 @@ class BytePairTokenizer:
             Exception: what the library raises for those that it does not take.
         """
         if (found := self._steps) is None:
-            from tokenizers import Tokenizer
-
             model = {**self._parts["model"], "type": "BPE", "vocab": {}, "merges": []}
             shell: dict[str, Any] = {"added_tokens": [], "model": model, "truncation": None, "padding": None}
-            found = self._steps = Tokenizer.from_str(json.dumps(self._parts | shell))
+            found = self._steps = _library().Tokenizer.from_str(json.dumps(self._parts | shell))
         return found
 
     @property
@@ -84,12 +110,21 @@ class BytePairTokenizer:
         Raises:
             Exception: what the library raises for parts that it does not take.
         """
-        # Without a lock, which a fork or a signal handler could find taken for ever: threads that come here
-        # at once each make one.
+        # Without a lock, which a signal handler could find taken for ever: threads that come here at once
+        # each make one.
         data = self._data
-        if (found := self._whole) is None:
+        if (found := self._whole) is not None:
+            return found
+        if self._refused is not None:
+            raise self._refused
+        try:
             found = self._whole = self._assembled() or _read(data)
-            self._data = b""
+        except (ImportError, KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as problem:
+            self._refused = problem
+            raise
+        self._data = b""
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -134,29 +169,32 @@ class BytePairTokenizer:
 
     def _assembled(self) -> Tokenizer | None:
         """The library's tokenizer from its parts; ``None`` where that would not be what it reads itself."""
-        from tokenizers import AddedToken, Tokenizer
-        from tokenizers.models import BPE
-
         options = {name: value for name, value in self._parts["model"].items() if value is not None}
         try:
-            found = Tokenizer(BPE(vocab=self._tables.vocabulary(), merges=self._tables.merges(), **options))
+            steps, library = self.steps, _library()
+            model = library.models.BPE(
+                vocab=self._tables.vocabulary(), merges=self._tables.merges(), **options
+            )
+            found: Tokenizer = library.Tokenizer(model)
             for name in _STEPS:
-                if (step := getattr(self.steps, name)) is not None:
+                if (step := getattr(steps, name)) is not None:
                     setattr(found, name, step)
             tokens = self._parts["added_tokens"]
-            found.add_tokens([AddedToken(t["content"], **{flag: t[flag] for flag in _FLAGS}) for t in tokens])
+            found.add_tokens(
+                [library.AddedToken(t["content"], **{flag: t[flag] for flag in _FLAGS}) for t in tokens]
+            )
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            return None
         except Exception as error:
             # The library raises plain Exception for every fault of a part.
-            if type(error) not in (Exception, TypeError, ValueError):
+            if type(error) is not Exception:
                 raise
             return None
         return found if all(found.token_to_id(text) == i for text, i in self._ids.items()) else None
 
 
 def _read(data: bytes) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    found = Tokenizer.from_buffer(data)
+    found: Tokenizer = _library().Tokenizer.from_buffer(data)
     found.no_truncation()
     found.no_padding()
     return found
@@ -175,6 +213,8 @@ def of_tables(data: bytes, tables: BytePairs) -> BytePairTokenizer | None:
         model, added = parts["model"], parts["added_tokens"]
         if model.pop("type") != "BPE" or not model.keys() <= _OPTIONS:
             return None
+        if parts.get("version") != "1.0" or not parts.keys() <= _MEMBERS:
+            return None
         # Of such tokens the library decodes what the normalizer makes of them.
         if parts.get("normalizer") is not None and any(token["normalized"] for token in added):
             return None
@@ -192,11 +232,12 @@ def of_tables(data: bytes, tables: BytePairs) -> BytePairTokenizer | None:
 
 
 def _is_byte_level(decoder: Any) -> bool:
-    """Whether a decoder does what :func:`byte_level_text` does, whatever the options of its type."""
+    """Whether the library takes a decoder for byte-level tokens, all of which do what :func:`byte_level_text`
+    does."""
     return (
         isinstance(decoder, dict)
-        and decoder.keys() <= {"type", *_BYTE_LEVEL}
-        and decoder.get("type") == "ByteLevel"
+        and {"type", "add_prefix_space", "trim_offsets"} <= decoder.keys() <= {"type", *_BYTE_LEVEL}
+        and decoder["type"] == "ByteLevel"
         and all(type(decoder.get(option, True)) is bool for option in _BYTE_LEVEL)
     )
 

@@ -10,7 +10,7 @@ pub const ACT_BLOCK: usize = 256;
 /// bits, raised to 0..=127, the products of a group then fit into 16 bits: 127 × 258 = 32,766.
 pub const GROUP: i32 = 258;
 
-/// Bytes of one row of int8 activations: the inputs, zero-padded to a multiple of 64.
+/// Bytes that a row of int8 activations takes: the inputs, zero-padded to a multiple of 64.
 pub const fn padded_cols(cols: usize) -> usize {
     cols.div_ceil(64) * 64
 }
