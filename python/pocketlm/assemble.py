@@ -71,7 +71,7 @@ def load(
     Raises:
         MissingFileError, FileFormatError, ConfigError, WeightError, AdapterError, TokenizerError: the model
             cannot be used; the message names the file. A tokenizer of more than 4 MB is read, and so checked,
-            when it is first needed; of one with byte-level tokens, what encodes is checked with the first text.
+            when it is first needed; what encodes byte-level tokens is checked with the first text.
         ParameterError: an argument is out of range, or the draft model has another tokenizer.
         MemoryLimitError: ``max_memory``, or the machine's memory, would be exceeded.
     """

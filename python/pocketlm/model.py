@@ -136,6 +136,7 @@ class LM:
             ParameterError: a parameter is out of range, a token id is unknown, or a prompt is empty.
             ContextLengthError: a prompt and its ``max_tokens`` do not fit the context. Raised before any
                 work.
+            TokenizerError: the first text shows that the tokenizer is damaged or not of this model.
         """
         single = not is_batch(prompt)
         prompts = [prompt] if single else prompt
