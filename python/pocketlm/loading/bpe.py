@@ -81,14 +81,13 @@ class BytePairTokenizer:
         self._steps: Tokenizer | None = None
         self._whole: Tokenizer | None = None
         self._refused: BaseException | None = None
-        self.waits = parts.get("normalizer") is None and _is_byte_level(parts.get("decoder"))
-        if _is_byte_level(parts.get("decoder")):
-            self._join: Callable[[list[str]], str] = byte_level_text
-        else:
-            decoder = self.steps.decoder
-            self._join = " ".join if decoder is None else decoder.decode
+        byte_level = _is_byte_level(parts.get("decoder"))
+        self.waits = byte_level and parts.get("normalizer") is None
+        self._join: Callable[[list[str]], str] = byte_level_text
         if not self.waits:
-            _ = self.steps
+            decoder = self.steps.decoder
+            if not byte_level:
+                self._join = " ".join if decoder is None else decoder.decode
 
     @property
     def steps(self) -> Tokenizer:
