@@ -1,4 +1,4 @@
-# Everything here sets itself up in .venv; it needs Python 3.11+ and cargo.
+# Everything here sets itself up in .venv; it needs Python 3.11+, and Rust 1.95+ with cargo.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ export PIP_QUIET := 1
 demo: $(VENV)/.built ## write a story with the bundled model
 	@$(BIN)/pocketlm generate "Once upon a time, a little fox" --max-tokens 220 --temperature 0.7 --seed 7
 
-test: test-rust test-python ## all tests
+test: test-rust test-python ## the tests
 
 test-rust: ## the kernel and engine crates
 	cargo test --workspace --exclude pocketlm-py

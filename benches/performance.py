@@ -126,7 +126,7 @@ def absent(values: Mapping[str, Any]) -> list[str]:
     """The runtimes that have no row, in a sentence for each reason."""
     asked = {spec.partition(":")[0] for spec in values["arguments"]["variants"]}
     family = SHAPES[values["shape"]]["model_type"]
-    named = [title.rpartition(" ")[0] for title in values["not_run"]]
+    named = [title.rpartition(" ")[0] for title in (*values["not_run"], *values["results"])]
     peers = [adapters.adapter(name) for name in adapters.names() if name not in asked]
     # Those that use another's models are another way to run it, and no runtime of their own.
     peers = [peer for peer in peers if not peer.forms_of and peer.title not in named]

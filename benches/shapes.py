@@ -71,29 +71,6 @@ def _openelm(layers: int, width: int, head_dim: int, heads: list[int]) -> dict[s
     return dict(sorted(values.items()))
 
 
-_PHI3 = _COMMON | {
-    "architectures": ["Phi3ForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "embd_pdrop": 0.0,
-    "hidden_act": "silu",
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "max_position_embeddings": 4096,
-    "model_type": "phi3",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 32,
-    "original_max_position_embeddings": 4096,
-    "resid_pdrop": 0.0,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": None,
-    "rope_theta": 10000.0,
-    "sliding_window": 2047,
-    "tie_word_embeddings": False,
-    "vocab_size": 32064,
-}
-
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-tiny": _llama(
         288, 768, 6, 6, 6, vocab_size=4096, max_position_embeddings=8192, tie_word_embeddings=True
@@ -128,7 +105,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         head_dim=128,
         rope_theta=500000.0,
     ),
-    # Not a published one: the largest of the table of peers.
+    # Not a published one: heads and feed-forward as models of 3 billion parameters have them.
     "llama-3b": _llama(
         3072, 8192, 26, 24, 8, vocab_size=49152, max_position_embeddings=8192, tie_word_embeddings=True
     ),
@@ -136,7 +113,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "openelm-450m": _openelm(20, 1536, 64, [12] * 3 + [16] * 7 + [20] * 6 + [24] * 4),
     "openelm-1.1b": _openelm(28, 2048, 64, [16] * 3 + [20] * 7 + [24] * 8 + [28] * 6 + [32] * 4),
     "openelm-3b": _openelm(36, 3072, 128, [12] * 4 + [16] * 14 + [20] * 12 + [24] * 6),
-    "phi-3-mini": _PHI3,
 }
 CONTEXT_KEYS = ("max_position_embeddings", "max_context_length")
 
@@ -154,19 +130,13 @@ def _llama_tensors(c: dict[str, Any]) -> Iterator[Tensor]:
     for i in range(c["num_hidden_layers"]):
         layer = f"model.layers.{i}"
         yield f"{layer}.input_layernorm.weight", (width,)
-        if c["model_type"] == "phi3":
-            yield f"{layer}.self_attn.qkv_proj.weight", (q + 2 * kv, width)
-        else:
-            yield f"{layer}.self_attn.q_proj.weight", (q, width)
-            yield f"{layer}.self_attn.k_proj.weight", (kv, width)
-            yield f"{layer}.self_attn.v_proj.weight", (kv, width)
+        yield f"{layer}.self_attn.q_proj.weight", (q, width)
+        yield f"{layer}.self_attn.k_proj.weight", (kv, width)
+        yield f"{layer}.self_attn.v_proj.weight", (kv, width)
         yield f"{layer}.self_attn.o_proj.weight", (width, q)
         yield f"{layer}.post_attention_layernorm.weight", (width,)
-        if c["model_type"] == "phi3":
-            yield f"{layer}.mlp.gate_up_proj.weight", (2 * ffn, width)
-        else:
-            yield f"{layer}.mlp.gate_proj.weight", (ffn, width)
-            yield f"{layer}.mlp.up_proj.weight", (ffn, width)
+        yield f"{layer}.mlp.gate_proj.weight", (ffn, width)
+        yield f"{layer}.mlp.up_proj.weight", (ffn, width)
         yield f"{layer}.mlp.down_proj.weight", (width, ffn)
     yield "model.norm.weight", (width,)
     if not c["tie_word_embeddings"]:

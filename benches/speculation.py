@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pocketlm
-from benches import machine
+from benches import adapters, machine
 from pocketlm.clock import Clock
 
 BEGINNINGS = (
@@ -85,13 +85,13 @@ def main() -> None:
             f"{line['others_cpu']:.0%} of the machine"
         )
     if given.json:
-        values = described(given, lm.engine.threads, lm.engine.isa) | {"workloads": workloads}
+        values = described(given, lm.engine.threads) | {"workloads": workloads}
         given.json.write_text(json.dumps(values, indent=1) + "\n")
 
 
-def described(given: argparse.Namespace, threads: int, isa: str) -> dict[str, Any]:
+def described(given: argparse.Namespace, threads: int) -> dict[str, Any]:
     """What was measured, and under what, in the form that ``benches/published.py`` keeps."""
-    settings = {"threads": threads, "kernels": isa, "version": pocketlm.__version__}
+    settings = {"threads": threads, "version": adapters.adapter("pocketlm").version()}
     settings |= {"rounds": given.rounds, "tokens": given.tokens, "guesses": given.guesses}
     settings |= {"draft": Path(given.draft).name} if given.draft else {}
     return {

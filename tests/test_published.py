@@ -60,6 +60,17 @@ def test_the_page_names_runtimes_that_do_not_know_a_family() -> None:
     assert text.endswith("Not asked for: llama-cpp-python, mlx-lm.")
 
 
+def test_the_page_counts_a_runtime_that_ran_apart_and_gives_no_ratio_to_it() -> None:
+    values = comparison()
+    (once,) = values["results"]["other"]
+    values["results"] |= {"mlx-lm 8": [once | {"round": 7}]}
+    text = performance.section(values | {"not_run": {}})
+    assert "| mlx-lm 8 | 50.0" in text and ": mlx-lm 8" not in text
+    assert "mlx-lm" not in text.rpartition("Not asked for:")[2]
+    values["results"] = {"pocketlm 4": values["results"]["pocketlm 4"], "mlx-lm 8": [once | {"round": 7}]}
+    assert "times better" not in performance.section(values)
+
+
 def test_the_page_divides_the_time_of_a_prompt() -> None:
     # 10 us for each token of work, and 2 us for every 100 tokens before; products would take 8 us.
     figures = {

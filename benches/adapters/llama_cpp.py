@@ -39,7 +39,7 @@ class Peer(Adapter):
         "Q2_K": 0.3,
     }
     exact = frozenset({"F16"})
-    families = frozenset({"llama", "openelm", "phi3"})
+    families = frozenset({"llama", "openelm"})
     flash_attention = -1  # as it chooses, which is with
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:

@@ -22,7 +22,7 @@ class Peer(Adapter):
     title = "mlx-lm"
     packages = ("mlx-lm==0.32.2", "mlx[cpu]==0.32.4")
     forms = {"4": 0.85, "8": 0.99}  # noqa: RUF012
-    families = frozenset({"llama", "openelm", "phi3"})
+    families = frozenset({"llama", "openelm"})
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:
         def make(partial: Path) -> None:

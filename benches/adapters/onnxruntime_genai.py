@@ -28,7 +28,7 @@ class Peer(Adapter):
     packages = ("onnxruntime-genai==0.18.0",)
     converts_in = "torchao"
     forms = {"int4": 0.85}  # noqa: RUF012
-    families = frozenset({"llama", "phi3"})
+    families = frozenset({"llama"})
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:
         def make(partial: Path) -> None:

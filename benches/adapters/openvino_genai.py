@@ -23,7 +23,7 @@ class Peer(Adapter):
     packages = ("openvino-genai==2026.4.1.0",)
     converts_in = "torchao"
     forms = {"int4": 0.85, "int8": 0.99}  # noqa: RUF012
-    families = frozenset({"llama", "phi3"})
+    families = frozenset({"llama"})
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:
         return whole(target / variant, lambda partial: export(checkpoint, variant, partial))

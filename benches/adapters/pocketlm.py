@@ -47,7 +47,7 @@ class Peer(Adapter):
         "2": 0.3,
     }
     exact = frozenset({"16"})
-    families = frozenset({"llama", "openelm", "phi3"})
+    families = frozenset({"llama", "openelm"})
     has_batches = True
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:

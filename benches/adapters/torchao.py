@@ -30,7 +30,7 @@ class Peer(Adapter):
         "onnxruntime-genai==0.18.0",
     )
     forms = {"int4": 0.85, "bf16": 0.999}  # noqa: RUF012
-    families = frozenset({"llama", "phi3"})
+    families = frozenset({"llama"})
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:
         path = target / variant

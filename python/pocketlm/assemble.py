@@ -49,8 +49,8 @@ def load(
     Args:
         path_or_id: a directory (a Hugging Face checkpoint, or one palettized by pocketlm) or a hub id;
             ``None`` opens the bundled model.
-        threads: threads to compute with; ``None`` for at most as many as there are cores to use: one row, a
-            few, and prompts each get the number that is measured to be fastest while they run.
+        threads: threads to compute with; ``None`` for at most as many as there are cores to use: each number
+            of rows up to sixteen, and prompts, get the number that is measured to be fastest while they run.
         context: most tokens of a prompt and its answer together; ``None`` for the model's own context, at
             most 4096.
         precise: do not quantize activations to 8 bits: slower, for comparison.

@@ -6,7 +6,7 @@ methods are the same for every class instead, and look at its fields when they a
 
 To type checkers the decorator is the one of the standard library, and what it makes is a dataclass:
 ``fields``, ``replace`` and ``asdict`` of ``dataclasses`` work as with any other. Fields may have a default,
-but none of the options of ``dataclasses.field``; only a record can inherit the fields of one.
+but none of the options of ``dataclasses.field``. Records and frozen dataclasses can inherit one's fields.
 """
 
 from __future__ import annotations

@@ -59,7 +59,10 @@ draft_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 threads_option = click.option(
-    "--threads", type=click.IntRange(1), metavar="N", help="Threads to use.  [default: all cores]"
+    "--threads",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Threads to use.  [default: POCKETLM_THREADS, or as many as measure fastest]",
 )
 kv_option = click.option(
     "--kv",

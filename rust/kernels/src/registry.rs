@@ -75,7 +75,6 @@ kernel_ops! {
     Activate, "activate", ActivateFn;
     /// Activation function times a second input.
     Gated, "gated", GatedFn;
-    /// The same, and quantization.
     /// Sum.
     Add, "add", AddFn;
     /// Product with a number.

@@ -3,7 +3,7 @@
 //! An algorithm takes a token `S: Simd` and calls the operations of this trait; each instruction set implements them with
 //! the same IEEE-754 results, so one algorithm gives the same bits everywhere. A token can be made only by an `unsafe` call that
 //! promises the CPU's features, which is why the operations themselves are safe. Algorithms are `#[inline(always)]` and are
-//! instantiated inside functions that carry `#[target_feature]` (see `ops::table`): only there do they become vector code.
+//! instantiated inside functions that carry `#[target_feature]` (see `ops::instantiate`): only there do they become vector code.
 //!
 //! What "same bits" covers: every finite value, infinities and signed zeros; a NaN is a NaN everywhere, but its sign and
 //! payload are unspecified (instruction sets disagree on them, and the compiler may swap operands).
