@@ -146,6 +146,36 @@ def test_steps_may_be_as_many_as_wanted(calls: Calls) -> None:
     assert len(result.tokens) == 1
 
 
+@pytest.mark.parametrize("padding", ["u1", "<u2"])
+def test_fields_of_packed_records_are_read_where_they_lie_or_refused(calls: Calls, padding: str) -> None:
+    ids = np.zeros(20, np.dtype([("p", padding), ("v", "<u4")]))
+    ids["v"] = np.arange(20) % 13
+    wanted = calls.engine.trace(ids["v"].tolist())
+    for name, values in calls.engine.trace(ids["v"]).items():
+        assert np.array_equal(values, wanted[name])
+    floats = np.zeros((16, 32), np.dtype([("p", padding), ("v", "<f4")]))
+    floats["v"] = np.random.default_rng(0).random((16, 32)) + 0.5
+    square = np.zeros((32, 32), floats.dtype)
+    square["v"] = np.eye(32)
+    for argument, call in {
+        "x": lambda: _core.SecondMoment(32).add(floats["v"]),
+        "weights": lambda: _core.SecondMoment(32).add(calls.values, floats["v"][:, 0]),
+        "moment": lambda: _core.Hessian(square["v"], "p4", damping=0.1),
+        "importance": lambda: _core.palettize_tensor(calls.store, "w", "p4", importance=floats["v"][0]),
+        "row_weights": lambda: _core.compensate_tensor(
+            calls.store, "w", "p4", calls.hessian, rows=(0, 16), row_weights=floats["v"][:, 0]
+        ),
+    }.items():
+        with pytest.raises(errors.ParameterError, match=f"^{argument}: .* multiples of 4 bytes"):
+            call()
+    # Backwards and with steps they can be viewed.
+    moment, copied = _core.SecondMoment(16), _core.SecondMoment(16)
+    view = floats["v"].copy()[::-2, ::-2]
+    moment.add(view)
+    copied.add(view.copy())
+    assert np.array_equal(moment.finish(1.0), copied.finish(1.0))
+
+
 class Boundless:
     """A sequence without end that claims some length."""
 
@@ -176,6 +206,7 @@ CALLS = {
     "items to be timed": "engine.step_timed(others((sequence, [1], None, 'none')))",
     "names": "engine.trace([1], others('embed'))",
     "parts": "_core.Palettized.join(others(part))",
+    "texts": "_core.byte_level_text(others('a'))",
 }
 SCRIPT = """
 import numpy as np

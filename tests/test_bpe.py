@@ -211,6 +211,24 @@ def test_a_refused_tokenizer_is_refused_again_without_the_work(monkeypatch: pyte
     assert second.value is first.value
 
 
+class Alarm(Exception):
+    """What a signal's handler raises."""
+
+
+def test_an_exception_from_elsewhere_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: BytePairTokenizer) -> None:
+        raise Alarm("time is over")
+
+    read = read_bpe(FORMS["bytes"]())
+    assert read is not None
+    tokenizer = Tokenizer(ReadTokenizer(read, read.size, read.longest), config={"bos_token": "<|bos|>"})
+    with monkeypatch.context() as patched:
+        patched.setattr(BytePairTokenizer, "_assembled", interrupted)
+        with pytest.raises(Alarm, match="time is over"):
+            tokenizer.encode("once upon a time")
+    assert tokenizer.encode("once upon a time")
+
+
 def test_a_library_that_cannot_be_imported_is_not_called_damage(monkeypatch: pytest.MonkeyPatch) -> None:
     read = read_bpe(FORMS["bytes"]())
     assert read is not None

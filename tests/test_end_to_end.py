@@ -178,6 +178,22 @@ def test_what_cannot_be_loaded_is_refused(directory: Path, tmp_path: Path) -> No
         assert len(lm.generate("once", ignore_eos=True).tokens) == 3
 
 
+def test_what_is_wrong_with_one_text_is_no_other_texts_failure(lm: pocketlm.LM) -> None:
+    free = SamplingParams(max_tokens=30, seed=3, ignore_eos=True)
+    expected = lm.generate([5], free)
+    # The penalty makes logits infinite, which only sampling finds.
+    bad = free.replace(repetition_penalty=1e-38, logit_bias={6: 50.0})
+    with pytest.raises(ParameterError, match="repetition_penalty"):
+        lm.generate([6], bad)
+    good, failing = lm.stream([5], free), lm.stream([6], bad)
+    with pytest.raises(ParameterError, match="repetition_penalty"):
+        failing.result()
+    assert good.result().tokens == expected.tokens
+    with pytest.raises(ParameterError, match="repetition_penalty"):
+        lm.generate([[5], [6], [7]], [free, bad, free])
+    assert lm.generate([[5], [6]], free)[0].tokens == expected.tokens
+
+
 def test_fork_leaves_a_usable_child(directory: Path) -> None:
     # In a process of its own: others of this test run may have started threads that do not survive a fork.
     script = """

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -158,6 +160,115 @@ def test_a_text_whose_end_cannot_be_written_fails_alone(lm: LM, started: bool) -
     assert len(lm.engine.live) == len(lm._scheduler._prefixes)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("how", ["close", "cancel", "leave"])
+def test_a_stream_that_ends_while_a_step_runs_has_its_text_at_once(lm: LM, how: str) -> None:
+    chat = lm.session(max_tokens=60, ignore_eos=True, seed=1)
+    stream = chat.stream_response("hello")
+    pieces = [next(stream).text for _ in range(3)]
+
+    def end() -> None:
+        if how == "cancel":
+            stream.cancel()
+            assert stream.finished and stream.result().finish_reason == "cancelled"
+        elif how == "close":
+            stream.close()
+        else:
+            chat.close()
+
+    ended: list[threading.Thread] = []
+
+    def once() -> None:
+        if not ended:
+            ended.append(start(end))
+            ended[0].join(60)
+            # Before the step's end, and with a text to go on from.
+            assert not ended[0].is_alive()
+            assert [m.role for m in chat.transcript] == ["user", "assistant"]
+
+    engine: Any = lm.engine
+    engine.before_step = once
+    other = lm.generate([9], FREE)
+    engine.before_step = lambda: None
+    assert other.tokens == lm.generate([9], FREE).tokens
+    assert chat.transcript[1].content.startswith("".join(pieces))
+    if how != "leave":
+        answer = chat.respond("and then?")
+        assert [m.content for m in chat.transcript][2:] == ["and then?", answer.text]
+        chat.close()
+    assert len(lm.engine.live) == len(lm._scheduler._prefixes)  # type: ignore[attr-defined]
+
+
+def test_an_async_stream_that_was_left_is_not_still_answering(lm: LM) -> None:
+    engine: Any = lm.engine
+    engine.before_step = lambda: time.sleep(0.015)
+
+    async def talk() -> None:
+        chat = lm.session(max_tokens=60, ignore_eos=True, seed=1)
+        for _ in range(4):
+            turns, text = len(chat.transcript), ""
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.04), chat.stream_response("hello") as stream:
+                    async for chunk in stream:
+                        text += chunk.text
+            # At once, though the step may still run. What never began leaves no turn.
+            assert len(chat.transcript) == turns + 2 * (text != "" or len(chat.transcript) > turns)
+            assert not text or chat.transcript[-1].content.startswith(text)
+        chat.close()
+
+    asyncio.run(talk())
+
+
+def test_two_tasks_may_read_one_stream(lm: LM) -> None:
+    async def read() -> list[str]:
+        stream, found = lm.stream([5], FREE, max_tokens=40), []
+
+        async def some() -> None:
+            async for chunk in stream:
+                found.append(chunk.text)
+                await asyncio.sleep(0)
+
+        await asyncio.wait_for(asyncio.gather(some(), some()), 60)
+        return found
+
+    assert "".join(asyncio.run(read())) == lm.generate([5], FREE, max_tokens=40).text
+
+
+class Alarm(Exception):
+    """What a signal's handler raises."""
+
+
+@pytest.mark.parametrize("kind", [Alarm, KeyboardInterrupt])
+def test_a_handlers_exception_is_only_the_leading_threads(lm: LM, kind: type[BaseException]) -> None:
+    expected = [lm.generate([i], FREE, max_tokens=60).tokens for i in (5, 6)]
+    engine: Any = lm.engine
+    steps = [0]
+
+    def alarm() -> None:
+        steps[0] += 1
+        if steps[0] == 3:
+            raise kind("now")
+
+    other = lm.stream([6], FREE, max_tokens=60)
+    engine.before_step = alarm
+    with pytest.raises(kind, match="now"):
+        lm.generate([5], FREE, max_tokens=60)
+    assert other.result().tokens == expected[1]
+    assert lm.generate([5], FREE, max_tokens=60).tokens == expected[0]
+    assert len(lm.engine.live) == len(lm._scheduler._prefixes)  # type: ignore[attr-defined]
+
+
+def test_a_tokenizer_may_be_wanted_while_it_is_read() -> None:
+    def read() -> Tokenizer:
+        # As a signal's handler, or a forked child, may.
+        calls.append(len(calls))
+        return lm.tokenizer if len(calls) == 1 else TOKENIZER
+
+    calls: list[int] = []
+    engine: Any = FakeEngine(TOKENIZER.size)
+    with LM(engine, read, FakeSampler) as lm:  # type: ignore[arg-type]
+        assert lm.tokenizer is lm.tokenizer is TOKENIZER and len(calls) == 2
+
+
 def test_a_lost_job_is_an_error_and_no_endless_wait(lm: LM) -> None:
     stream = lm.stream([5], FREE)
     lm._scheduler._waiting.clear()
@@ -169,8 +280,8 @@ def test_a_lost_job_is_an_error_and_no_endless_wait(lm: LM) -> None:
 def test_an_event_loop_that_is_gone_harms_no_text(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.new_event_loop()
     stream, other = lm.stream([5], FREE), lm.stream([6], FREE)
-    stream._job.listener = lambda: _wake(loop, loop.create_future())
+    stream._job.listeners.append(lambda: _wake(loop, loop.create_future()))
     loop.close()
     monkeypatch.setattr(loop, "is_closed", lambda: False)  # it ended after it was asked
     assert other.result().finish_reason == stream.result().finish_reason == "length"
-    assert stream._job.listener is None
+    assert not stream._job.listeners

@@ -167,7 +167,8 @@ class Engine:
         """How one request goes on after ``prompt``: up to ``max_tokens`` or one of ``stop_ids``. At most
         ``guesses`` tokens (no more than 16) are guessed in a step."""
     def drafts(self, continuation: Continuation, texts: int) -> int:
-        """How many tokens a draft model should guess for one of ``texts`` requests that generate."""
+        """How many tokens a draft model should guess for one of ``texts`` requests that generate; 0 while
+        a step runs."""
     def prewarm(self) -> None:
         """Reads the weights' pages in and starts the threads."""
     @property
@@ -223,7 +224,11 @@ class Sequence:
 def byte_level_text(texts: AbstractSequence[str]) -> str:
     """The text of tokens in which every byte is written as a character of GPT-2's alphabet; tokens with other
     characters are text as they are. Bytes that are not UTF-8 become U+FFFD, one for each longest part that
-    could have begun a character."""
+    could have begun a character.
+
+    Raises:
+        ParameterError: ``texts`` is no sequence of texts, or too long.
+    """
 
 @final
 class BytePairs:

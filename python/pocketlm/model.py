@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -75,7 +74,6 @@ class LM:
         self.context = min(context or engine.context_length, engine.context_length, engine.cache_tokens)
         self.defaults = defaults or GenerationDefaults()
         self._tokenizer = tokenizer
-        self._tokenizer_lock = threading.Lock()
         self._describe = describe
         self._requests = Requests(
             lambda: self.tokenizer,
@@ -96,10 +94,14 @@ class LM:
         Raises:
             TokenizerError: it is damaged or not of this model.
         """
-        with self._tokenizer_lock:
-            if not isinstance(self._tokenizer, Tokenizer):
-                self._tokenizer = self._tokenizer()
-            return self._tokenizer
+        found = self._tokenizer
+        if not isinstance(found, Tokenizer):
+            # Without a lock, which a child or a signal's handler could find taken for ever: threads that come
+            # here at once each read it, and the first one's stays.
+            made = found()
+            if not isinstance(found := self._tokenizer, Tokenizer):
+                found = self._tokenizer = made
+        return found
 
     @property
     def info(self) -> Description:

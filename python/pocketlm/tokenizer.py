@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pocketlm.detokenize import Detokenizer
 from pocketlm.errors import ContextLengthError, ParameterError, TemplateError, TokenizerError
-from pocketlm.loading.bpe import BytePairTokenizer
+from pocketlm.loading.bpe import BytePairTokenizer, is_refusal
 from pocketlm.loading.tokenizer import ReadTokenizer
 
 if TYPE_CHECKING:
@@ -239,16 +239,15 @@ class Tokenizer:
 
 
 def _guard(source: str, work: Callable[[], Result]) -> Result:
-    # The library reports damage as bare Exception, and some of it as a panic, which is not even an Exception.
     try:
         return work()
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
-        raise
     except ImportError as problem:
         raise TokenizerError(
             f"{source}: the tokenizers library cannot be imported: {problem!s:.200}"
         ) from problem
     except BaseException as problem:
+        if not is_refusal(problem):
+            raise
         raise TokenizerError(f"{source}: damaged or not supported: {problem!s:.200}") from problem
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import threading
 from collections.abc import Sequence
 
-from pocketlm.generate.engine import BLOCK, Engine
+from pocketlm.errors import PocketlmError
+from pocketlm.generate.engine import BLOCK, Engine, StepResult
 from pocketlm.generate.job import Evaluation, Generation, Item, Job
 from pocketlm.generate.pace import Pace
 from pocketlm.generate.params import MAX_GUESSES
@@ -72,3 +76,30 @@ def limits(batch: Batch) -> tuple[int, float]:
         if not job.patient:
             seconds = STREAM_SECONDS
     return steps, seconds
+
+
+def run(
+    engine: Engine, items: Sequence[Item], steps: int, seconds: float, results: list[StepResult | Exception]
+) -> None:
+    """Adds to ``results`` what the engine gives for each item, or what is wrong with it alone.
+
+    A step that fails leaves all sequences as they were, and what it meets may be of one text (logits that are
+    not finite, say): each is then tried by itself.
+    """
+    step = functools.partial(engine.step, steps=steps, seconds=seconds)
+    try:
+        # One call of compiled code: no signal's handler can come between a step and the note of its results.
+        results.extend(itertools.chain.from_iterable(map(step, [list(items)])))
+    except (PocketlmError, MemoryError) as problem:
+        if len(items) == 1:
+            results.append(problem)
+            return
+        for item in items:
+            run(engine, [item], 1, 0.0, results)
+
+
+def is_foreign(problem: BaseException) -> bool:
+    """Whether an exception comes from a signal's handler, which may raise anything anywhere, but in the main
+    thread only. What the engine raises is of our own kinds, or a panic of its."""
+    ours = isinstance(problem, (PocketlmError, MemoryError)) or type(problem).__name__ == "PanicException"
+    return threading.current_thread() is threading.main_thread() and not ours

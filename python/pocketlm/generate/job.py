@@ -153,7 +153,8 @@ class Generation(Job):
         self._first: float | None = None
         self._ended = self.created
         self._taken = (0, 0)  # characters, tokens
-        self.listener: Callable[[], None] | None = None  # called from the leading thread when there is news
+        self.listeners: list[Callable[[], None]] = []  # called once there is news
+        self._guesses = (0, 0)  # proposed, accepted
 
     def begin(self, sequence: CacheSequence) -> None:
         super().begin(sequence)
@@ -173,6 +174,8 @@ class Generation(Job):
 
     def accept(self, count: int, result: StepResult) -> None:
         self.done += min(count, self.left)
+        # Noted here, since in a step the engine holds the continuation.
+        self._guesses = self.continuation.proposed, self.continuation.accepted
         tokens = result.tokens
         if not tokens:
             return
@@ -260,13 +263,7 @@ class Generation(Job):
             stop_reason=self.stop_reason,
             logprobs=None if self.logprobs is None else tuple(self.logprobs),
             seed=self.seed,
-            usage=Usage(
-                len(self.prompt),
-                self._reused,
-                len(self.tokens),
-                self.continuation.proposed,
-                self.continuation.accepted,
-            ),
+            usage=Usage(len(self.prompt), self._reused, len(self.tokens), *self._guesses),
             timings=Timings(
                 queued_seconds=started - self.created,
                 prefill_seconds=first - started,

@@ -25,15 +25,16 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 
 from pocketlm.errors import CancelledError, ContextLengthError, InternalError, ParameterError
-from pocketlm.generate.batch import blocks, blocks_needed, compose, limits
+from pocketlm.generate.batch import Batch, blocks, blocks_needed, compose, is_foreign, limits, run
 from pocketlm.generate.draft import Drafter
-from pocketlm.generate.engine import BLOCK, Engine
+from pocketlm.generate.engine import BLOCK, Engine, StepResult
 from pocketlm.generate.job import Generation, Job
 from pocketlm.generate.pace import Pace
 from pocketlm.generate.prefixes import PrefixCache
 from pocketlm.generate.result import Chunk
 
 MAX_RUNNING = 64
+PATIENCE = 1.0  # seconds after which who waits looks again, should a signal's handler have cost it its call
 
 
 class Scheduler:
@@ -52,7 +53,10 @@ class Scheduler:
         _live.add(self)
 
     def _reset(self) -> None:
-        self._changed = threading.Condition()
+        # Taken by itself, in compiled code: in the condition's own `with` a signal's handler could leave it
+        # taken.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._leader: int | None = None  # the thread that leads
         self._guests = 0  # threads that want the lead for something else than steps
         self._driver: threading.Thread | None = None
@@ -70,7 +74,7 @@ class Scheduler:
                     f"{job.total} tokens do not fit the cache of {self.engine.cache_tokens} tokens; "
                     "load the model with a larger one"
                 )
-        with self._changed:
+        with self._lock:
             self.check_open()
             self._waiting.extend(jobs)
             self.engine.interrupt()
@@ -93,23 +97,27 @@ class Scheduler:
             InternalError: there is nothing left to run, and still it is not ready.
         """
         while True:
-            with self._changed:
-                if self._leader == threading.get_ident():
-                    raise ParameterError("the model is at work in this thread already")
-                while (self._leader is not None or self._guests) and not ready():
-                    self._changed.wait()
-                if ready():
-                    return
-                self._leader = threading.get_ident()
+            leading = False
             try:
+                with self._lock:
+                    if self._leader == threading.get_ident():
+                        raise ParameterError("the model is at work in this thread already")
+                    while (self._leader is not None or self._guests) and not ready():
+                        self._changed.wait(PATIENCE)
+                    if ready():
+                        return
+                    self._leader, leading = threading.get_ident(), True
                 while not ready() and not self._guests:
                     if not self._step():
                         self._check_idle(ready)
             finally:
-                self._yield_lead()
+                if leading:
+                    # Before any call, in which a signal's handler could keep this from happening.
+                    self._leader = None
+                    self._after_lead()
 
     def _check_idle(self, ready: Callable[[], bool]) -> None:
-        with self._changed:  # others may submit jobs at any time
+        with self._lock:  # others may submit jobs at any time
             if not (self._running or self._waiting or ready()):
                 raise InternalError("the scheduler has nothing to do, but a caller waits for a result")
 
@@ -119,39 +127,43 @@ class Scheduler:
         if self._leader == threading.get_ident():  # called by what a step calls
             yield
             return
-        with self._changed:
-            self._guests += 1
-            self.engine.interrupt()
-            try:
-                while self._leader is not None:
-                    self._changed.wait()
-                self._leader = threading.get_ident()
-            finally:
-                self._guests -= 1
-                self._changed.notify_all()
+        waiting = leading = False
         try:
+            with self._lock:
+                self._guests += 1
+                waiting = True
+                self.engine.interrupt()
+                while self._leader is not None:
+                    self._changed.wait(PATIENCE)
+                self._leader, leading = threading.get_ident(), True
+                self._guests -= 1
+                waiting = False
             yield
         finally:
-            self._yield_lead()
+            if waiting:
+                self._guests -= 1
+            if leading:
+                self._leader = None  # as in `wait`
+            self._after_lead()
 
-    def _yield_lead(self) -> None:
-        with self._changed:
-            self._leader = None
+    def _after_lead(self) -> None:
+        with self._lock:
             self._changed.notify_all()
-            self._retire()  # what was cancelled or forgotten meanwhile
+            if self._leader is None:
+                self._retire()  # what was cancelled or forgotten meanwhile
 
     def take(self, job: Generation) -> Chunk | None:
         """What is new of a text (see :meth:`Generation.take`)."""
-        with self._changed:
+        with self._lock:
             return job.take()
 
     def listen(self, job: Generation, listener: Callable[[], None]) -> bool:
         """Whether a job has news already. If not, ``listener`` is called once it has, from a thread that does
         the work."""
-        with self._changed:
+        with self._lock:
             if job.has_news():
                 return True
-            job.listener = listener
+            job.listeners.append(listener)
             if self._driver is None or not self._driver.is_alive():
                 self._driver = threading.Thread(target=self._drive, name="pocketlm-driver", daemon=True)
                 self._driver.start()
@@ -159,28 +171,35 @@ class Scheduler:
 
     def _drive(self) -> None:
         def idle() -> bool:
-            return not any(isinstance(j, Generation) and j.listener for j in (*self._running, *self._waiting))
+            return not any(
+                isinstance(j, Generation) and j.listeners for j in (*self._running, *self._waiting)
+            )
 
         while True:
             self.wait(idle)
-            with self._changed:
+            with self._lock:
                 if idle():
                     self._driver = None
                     return
 
     def cancel(self, *jobs: Job) -> None:
-        """Ends jobs: at once if nothing runs, otherwise after the step that is running."""
-        with self._changed:
+        """Ends jobs at once. What they hold is freed now if nothing runs, otherwise after the step that is
+        running, whose results are not theirs any more."""
+        with self._lock:
             for job in jobs:
                 job.cancelled = True
+                if not job.finished:
+                    job.end()
+                    _notify(job)
             self.engine.interrupt()
             if self._leader is None:
                 self._retire()
+            self._changed.notify_all()
 
     def forget(self, owner: Hashable) -> None:
         """Frees what is kept for an owner: at once if nothing runs, otherwise after the step that is
         running."""
-        with self._changed:
+        with self._lock:
             self._forgotten.append(owner)
             if self._leader is None:
                 self._retire()
@@ -215,7 +234,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Ends all jobs and frees the cache. Waits for the step that is running."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             for job in (*self._waiting, *self._running):
                 job.cancelled = True
@@ -225,7 +244,7 @@ class Scheduler:
 
     def _step(self) -> bool:
         """Whether there was anything to run."""
-        with self._changed:
+        with self._lock:
             self._retire()
             self._admit()
             batch = compose(self._running, self.engine, self._pace)
@@ -234,6 +253,7 @@ class Scheduler:
                     raise InternalError("the scheduler has jobs but cannot run any")
                 return False
             self._free_blocks(blocks_needed(batch))
+        results: list[StepResult | Exception] = []
         try:
             steps, seconds = limits(batch)
             if self._drafter is not None:
@@ -241,28 +261,43 @@ class Scheduler:
                 # Further steps would be without the draft model.
                 steps = 1 if jobs and self._drafter.propose(jobs, self.engine) else min(steps, 16)
             began = time.perf_counter()
-            results = self.engine.step([item for _, item in batch], steps=steps, seconds=seconds)
+            run(self.engine, [item for _, item in batch], steps, seconds, results)
             if any(job.left for job, _ in batch):
                 rows = sum(len(item[1]) for _, item in batch)
                 self._pace.note(rows, time.perf_counter() - began)
-            with self._changed:
-                for (job, item), result in zip(batch, results, strict=True):
-                    try:
-                        job.accept(len(item[1]), result)
-                    except Exception as problem:
-                        self._finish(job, problem)
-                self._retire()
-                self._changed.notify_all()
+            self._accept(batch, results)
         except BaseException as problem:
-            # The cache may hold tokens that the jobs do not know of: they cannot go on.
-            failed = isinstance(problem, Exception)
-            with self._changed:
+            if is_foreign(problem):
+                # None of the jobs' business: what was computed is theirs, and whoever leads next goes on.
+                self._accept(batch, results)
+                raise
+            with self._lock:
                 for job, _ in batch:
-                    self._finish(job, problem if failed else CancelledError("the step was interrupted"))
+                    self._finish(job, problem)
                 self._changed.notify_all()
-            if not failed:
+            if not isinstance(problem, Exception):
                 raise
         return True
+
+    def _accept(self, batch: Batch, results: list[StepResult | Exception]) -> None:
+        """Gives jobs their results, each once: a second call goes on behind what the first has given."""
+        with self._lock:
+            while results:
+                (job, item), result = batch.pop(0), results.pop(0)
+                if job.finished:  # cancelled while the step ran
+                    continue
+                if isinstance(result, Exception):
+                    self._finish(job, result)
+                    continue
+                try:
+                    job.accept(len(item[1]), result)
+                except Exception as problem:
+                    self._finish(job, problem)
+                except BaseException:
+                    self._finish(job, CancelledError("the step was interrupted"))
+                    raise
+            self._retire()
+            self._changed.notify_all()
 
     def _free_blocks(self, needed: int) -> None:
         while self.engine.cache_tokens_free < needed * BLOCK and self._prefixes.evict():
@@ -271,7 +306,8 @@ class Scheduler:
     def _retire(self) -> None:
         for job in [j for j in self._waiting if j.cancelled]:
             self._waiting.remove(job)
-            job.end()
+            if not job.finished:
+                job.end()
             _notify(job)
         for job in [j for j in self._running if j.cancelled or j.finished]:
             self._finish(job)
@@ -335,6 +371,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _notify(job: Job) -> None:
-    if isinstance(job, Generation) and job.listener is not None and job.has_news():
-        listener, job.listener = job.listener, None
-        listener()
+    if isinstance(job, Generation) and job.listeners and job.has_news():
+        listeners, job.listeners = job.listeners, []
+        for listener in listeners:
+            listener()

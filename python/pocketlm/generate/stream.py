@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -90,10 +91,12 @@ class Stream(Iterator[Chunk], AsyncIterator[Chunk]):
         import asyncio
 
         loop = asyncio.get_running_loop()
-        news: asyncio.Future[None] = loop.create_future()
-        if not self._scheduler.listen(self._job, lambda: _wake(loop, news)):
+        while True:
+            news: asyncio.Future[None] = loop.create_future()
+            if self._scheduler.listen(self._job, functools.partial(_wake, loop, news)):
+                break
             try:
-                await news
+                await news  # another task may take what there is first
             except asyncio.CancelledError:
                 self.close()
                 raise
@@ -135,7 +138,7 @@ class Stream(Iterator[Chunk], AsyncIterator[Chunk]):
 
     def _settle(self) -> None:
         callback, self._on_end = self._on_end, None
-        if callback is not None and self._job.error is None:
+        if callback is not None and self._job.finished and self._job.error is None:
             callback(self._job.completion())
 
 

@@ -45,6 +45,14 @@ if hasattr(os, "register_at_fork"):
     )
 
 
+def is_refusal(problem: BaseException) -> bool:
+    """Whether that is how the library refuses what it is given: mostly by a bare ``Exception``, else by one
+    of Python's own or by a panic, which is not even an ``Exception``. All else comes from elsewhere: a
+    signal's handler may raise anything anywhere."""
+    own = isinstance(problem, (ValueError, TypeError, ArithmeticError, LookupError))
+    return own or type(problem) is Exception or type(problem).__name__ == "PanicException"
+
+
 def _library() -> ModuleType:
     """The tokenizers library.
 
@@ -118,10 +126,9 @@ class BytePairTokenizer:
             raise self._refused
         try:
             found = self._whole = self._assembled() or _read(data)
-        except (ImportError, KeyboardInterrupt, SystemExit, MemoryError):
-            raise
         except BaseException as problem:
-            self._refused = problem
+            if is_refusal(problem):
+                self._refused = problem
             raise
         self._data = b""
         return found

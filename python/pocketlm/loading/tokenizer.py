@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pocketlm._core import BytePairs, BytePairsReading
 from pocketlm.errors import FileFormatError, MissingFileError, PocketlmError, TokenizerError
-from pocketlm.loading.bpe import BytePairTokenizer, of_tables
+from pocketlm.loading.bpe import BytePairTokenizer, is_refusal, of_tables
 from pocketlm.loading.files import read_small
 
 if TYPE_CHECKING:
@@ -74,9 +74,8 @@ class TokenizerReading:
             found, steps = self._put_together()
             parts = () if steps is None else (steps.normalizer, steps.decoder)
             grown = max((_growth(_state(part)) for part in parts), default=1.0)
-        # The library raises plain Exception for every fault of a file, and wraps panics in BaseException.
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            if not is_refusal(error):
                 raise
             raise TokenizerError(f"{self._path}: damaged or of an unknown form ({error})"[:500]) from error
         if grown > MAX_GROWTH:

@@ -4,9 +4,9 @@ use std::fmt::Display;
 use std::ops::Not;
 
 use numpy::ndarray::{ArrayView, Dimension};
-use numpy::{PyReadonlyArray1, PyUntypedArrayMethods};
+use numpy::{Element, PyArrayMethods, PyReadonlyArray, PyReadonlyArray1, PyUntypedArrayMethods};
 use pocketlm_engine::pool::thread_count;
-use pocketlm_engine::{EngineError, machine_memory};
+use pocketlm_engine::reserved;
 use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
@@ -14,7 +14,7 @@ use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 use crate::errors::{parameter, to_python};
 
 /// Token ids in one argument at most: more than the context of any model, and no more than 64 MiB.
-const MOST_IDS: usize = 1 << 24;
+pub(crate) const MOST_IDS: usize = 1 << 24;
 /// Elements of other sequences at most, where nothing else bounds them.
 pub(crate) const MOST_ELEMENTS: usize = 1 << 20;
 
@@ -133,10 +133,11 @@ pub(crate) fn token_ids(name: &str, ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>
     // Lists first: asking whether something is an array imports NumPy, which takes longer than loading a model.
     let plain = ids.is_instance_of::<PyList>() || ids.is_instance_of::<PyTuple>();
     if !plain && let Ok(array) = ids.extract::<PyReadonlyArray1<'_, u32>>()
-        // What is longer is refused below.
+        // What is longer is refused below, and what cannot be viewed is looked at one by one.
         && array.len() <= MOST_IDS
+        && let Ok(view) = view(name, &array)
     {
-        return Ok(array.as_array().to_vec());
+        return Ok(view.to_vec());
     }
     elements(name, ids, MOST_IDS, |id| {
         let id: Integer = id.extract().map_err(|_| parameter(name, "must be integers, in one dimension"))?;
@@ -144,20 +145,32 @@ pub(crate) fn token_ids(name: &str, ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>
     })
 }
 
+/// A view of an array's numbers. The crate's own counts strides in whole numbers and asks nothing of where they begin, so that of a field of
+/// packed records it reads what lies between.
+///
+/// # Errors
+/// `ParameterError` about the argument `name` if numbers do not lie at multiples of their size.
+pub(crate) fn view<'a, T: Element, D: Dimension>(
+    name: &str,
+    array: &'a PyReadonlyArray<'_, T, D>,
+) -> PyResult<ArrayView<'a, T, D>> {
+    let size = size_of::<T>();
+    let whole = array.strides().iter().all(|stride| stride.unsigned_abs().is_multiple_of(size));
+    let viewable = array.is_empty() || (whole && array.data().is_aligned());
+    if !viewable {
+        let reason = format!("its numbers do not lie at multiples of {size} bytes; give a copy");
+        return Err(parameter(name, reason));
+    }
+    Ok(array.as_array())
+}
+
 /// A copy of an array's numbers: its owner may change it while the interpreter is released.
 ///
 /// # Errors
-/// `MemoryLimitError` about the argument `name`: an array of any shape may repeat a single number in memory.
-pub(crate) fn copied<D: Dimension>(name: &str, array: ArrayView<'_, f32, D>) -> PyResult<Vec<f32>> {
-    let needed = array.len() as u64 * 4;
-    let refused =
-        |available| to_python(EngineError::Memory { what: format!("a copy of {name}"), needed, available });
-    let available = machine_memory().unwrap_or(u64::MAX);
-    if needed > available {
-        return Err(refused(available));
-    }
-    let mut copy = Vec::new();
-    copy.try_reserve_exact(array.len()).map_err(|_| refused(0))?;
+/// As for [`view`]; `MemoryLimitError` about the argument `name`: an array of any shape may repeat a single number in memory.
+pub(crate) fn copied<D: Dimension>(name: &str, array: &PyReadonlyArray<'_, f32, D>) -> PyResult<Vec<f32>> {
+    let array = view(name, array)?;
+    let mut copy = reserved(array.len(), &format!("a copy of {name}")).map_err(to_python)?;
     copy.extend(array.iter());
     Ok(copy)
 }

@@ -6,6 +6,9 @@
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 
+use crate::arguments::{MOST_IDS, elements};
+use crate::errors::parameter;
+
 /// Whether a byte stands for itself.
 const fn is_plain(byte: u8) -> bool {
     matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..)
@@ -34,7 +37,11 @@ fn byte_of(character: char) -> Option<u8> {
 /// The text of tokens: of the bytes that their characters stand for, and of tokens with others as they are written. What is not UTF-8
 /// becomes U+FFFD, one for each longest part that could have begun a character.
 #[pyfunction]
-pub(crate) fn byte_level_text(texts: Vec<PyBackedStr>) -> String {
+pub(crate) fn byte_level_text(texts: &Bound<'_, PyAny>) -> PyResult<String> {
+    let text = |text: Bound<'_, PyAny>| {
+        text.extract::<PyBackedStr>().map_err(|_| parameter("texts", "must be texts"))
+    };
+    let texts = elements("texts", texts, MOST_IDS, text)?;
     let mut bytes = Vec::with_capacity(texts.iter().map(|text| text.len()).sum());
     for text in &texts {
         let start = bytes.len();
@@ -49,5 +56,6 @@ pub(crate) fn byte_level_text(texts: Vec<PyBackedStr>) -> String {
             }
         }
     }
-    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    Ok(String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }

@@ -194,7 +194,15 @@ impl PyEngine {
     /// Keys and values of a sequence.
     fn export<'py>(&self, py: Python<'py>, sequence: &PySequence) -> PyResult<Bound<'py, PyBytes>> {
         let bytes = py.detach(|| self.engine.export(&sequence.sequence)).map_err(to_python)?;
-        Ok(PyBytes::new(py, &bytes))
+        // Unlike `PyBytes::new`, which panics where there is no memory.
+        PyBytes::new_with(py, bytes.len(), |to| {
+            to.copy_from_slice(&bytes);
+            Ok(())
+        })
+        .map_err(|_| {
+            let (what, needed) = ("a copy of keys and values".into(), bytes.len() as u64);
+            to_python(EngineError::Memory { what, needed, available: 0 })
+        })
     }
 
     /// A sequence of what `export` gave.

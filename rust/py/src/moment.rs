@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
+use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
 use pocketlm_engine::EngineError;
 use pocketlm_engine::palettize::{Factored, SecondMoment};
 use pyo3::prelude::*;
@@ -37,13 +37,12 @@ impl PySecondMoment {
         threads: Option<Integer>,
     ) -> PyResult<()> {
         let threads = asked(threads)?;
-        let x = x.as_array();
-        if x.ncols() != self.width {
-            let reason = format!("has {} columns, not {}", x.ncols(), self.width);
+        if x.shape()[1] != self.width {
+            let reason = format!("has {} columns, not {}", x.shape()[1], self.width);
             return Err(to_python(EngineError::parameter("x", reason)));
         }
-        let x = copied("x", x)?;
-        let weights = weights.map(|weights| copied("weights", weights.as_array())).transpose()?;
+        let x = copied("x", &x)?;
+        let weights = weights.map(|weights| copied("weights", &weights)).transpose()?;
         py.detach(|| {
             let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             let moment = inner.as_ref().ok_or_else(finished)?;
@@ -86,12 +85,11 @@ impl PyHessian {
         threads: Option<Integer>,
     ) -> PyResult<Self> {
         let (kind, threads) = (palette_kind(kind)?, asked(threads)?);
-        let moment = moment.as_array();
-        if moment.nrows() != moment.ncols() {
-            let reason = format!("has shape [{}, {}], not that of a square", moment.nrows(), moment.ncols());
+        if moment.shape()[0] != moment.shape()[1] {
+            let reason = format!("has shape {:?}, not that of a square", moment.shape());
             return Err(to_python(EngineError::parameter("moment", reason)));
         }
-        let moment = copied("moment", moment)?;
+        let moment = copied("moment", &moment)?;
         let inner = py.detach(|| Factored::new(moment, damping, kind, threads)).map_err(to_python)?;
         Ok(Self { inner: Arc::new(inner) })
     }

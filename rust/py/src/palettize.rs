@@ -94,7 +94,7 @@ pub(crate) fn compensate_tensor(
 ) -> PyResult<PyPalettized> {
     let kind = palette_kind(kind)?;
     let hessian = Arc::clone(&hessian.inner);
-    let row_weights = copied("row_weights", row_weights.as_array())?;
+    let row_weights = copied("row_weights", &row_weights)?;
     let rows = rows.0.to("rows")?..rows.1.to("rows")?;
     let result = work(py, store, name, None, transposed, threads, progress, |source, threads, go_on| {
         compensate(source, kind, rows, &hessian, &row_weights, threads, go_on)
@@ -159,7 +159,7 @@ fn work<T: Send>(
     let threads = asked(threads)?;
     let tensor = store.shared().get(name).cloned().map_err(to_python)?;
     matrix(&tensor)?;
-    let importance = importance.map(|array| copied("importance", array.as_array())).transpose()?;
+    let importance = importance.map(|array| copied("importance", &array)).transpose()?;
     let mut raised = None;
     let outcome = py.detach(|| {
         let dense = tensor.dense()?;

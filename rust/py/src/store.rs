@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use numpy::{PyArray1, PyArrayDyn, PyArrayMethods};
+use pocketlm_engine::reserved;
 use pocketlm_engine::store::{Bytes, DenseType, Kind, Tensor, TensorData, WeightStore};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
@@ -173,10 +174,12 @@ impl PyWeightStore {
                 if let Some(len) = shape.first_mut() {
                     *len = part.len();
                 }
-                part.to_vec()
+                copy_of(part, name)?
             }
         };
-        PyArray1::from_vec(py, values).reshape(shape)
+        // NumPy's arrays have no more than 64 dimensions.
+        let refused = |_| to_python(tensor.error(format!("has {} dimensions", tensor.shape().len())));
+        PyArray1::from_vec(py, values).reshape(shape).map_err(refused)
     }
 
     /// Stored bytes `start` to `stop` of a tensor that is not palettized.
@@ -198,7 +201,8 @@ impl PyWeightStore {
             TensorData::Palette { .. } => return Err(to_python(tensor.error("is palettized"))),
         };
         let part = bytes.get(start..stop.unwrap_or(bytes.len()));
-        Ok(PyArray1::from_slice(py, part.ok_or_else(|| parameter("start, stop", "outside of the tensor"))?))
+        let part = part.ok_or_else(|| parameter("start, stop", "outside of the tensor"))?;
+        Ok(PyArray1::from_vec(py, copy_of(part, name)?))
     }
 
     /// Gives back the memory of the tensor's pages in a mapped file; they are read again when needed.
@@ -227,6 +231,13 @@ impl PyWeightStore {
             }
         }
     }
+}
+
+/// A copy of part of a tensor, in memory that NumPy takes over.
+fn copy_of<T: Copy>(part: &[T], name: &str) -> PyResult<Vec<T>> {
+    let mut copy = reserved(part.len(), &format!("a copy of {name:?}")).map_err(to_python)?;
+    copy.extend_from_slice(part);
+    Ok(copy)
 }
 
 /// Every palettized kind: see `_core.pyi`.

@@ -38,6 +38,7 @@ use crate::kv::{KV_TOKENS, KvCache, SequenceId};
 use crate::plan::{Matrix, Options, Plan};
 use crate::pool::{is_fixed, read_bandwidth_of, thread_count};
 use crate::run::{Schedule, SharedPartials, Shares, Worker};
+use crate::speculate::Costs;
 use crate::store::WeightStore;
 
 /// Steps of more rows would gain nothing and only take memory.
@@ -100,6 +101,8 @@ struct State {
     workers: Vec<Mutex<Worker>>,
     wanted: Vec<(SequenceId, usize)>,
     crew: CrewSize,
+    /// Times of steps, from which follows what guesses cost.
+    costs: Costs,
 }
 
 impl Engine {
@@ -267,6 +270,7 @@ impl State {
             workers: (0..threads).map(|_| Mutex::new(Worker::new(&plan, tokens))).collect(),
             wanted: Vec::with_capacity(plan.max_rows),
             crew,
+            costs: Costs::default(),
             plan,
         })
     }

@@ -19,14 +19,14 @@ impl Engine {
     /// last token is zero.
     ///
     /// # Errors
-    /// When the sequence is not this engine's, was freed, or the engine is closed.
+    /// When the sequence is not this engine's, was freed, or the engine is closed; when there is no memory for a copy.
     pub fn export(&self, sequence: &Sequence) -> Result<Vec<u8>, EngineError> {
         if !sequence.belongs_to(self) {
             return Err(EngineError::parameter("sequence", "belongs to another engine"));
         }
         let mut locked = self.inner.lock()?;
         let cache = &locked.state()?.cache;
-        Ok(cache.export(sequence.id()?))
+        cache.export(sequence.id()?)
     }
 
     /// A sequence of `length` tokens from what [`Engine::export`] gave for as many, by an engine of the same model.

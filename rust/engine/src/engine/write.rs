@@ -2,7 +2,6 @@
 
 use std::mem;
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pocketlm_kernels::sample::Sampler;
@@ -109,7 +108,7 @@ impl Engine {
         let mut list = Vec::with_capacity(items.len());
         for step in 0..steps {
             match self.write_once(items, &mut inputs, step == 0, &mut written, &mut list) {
-                Ok(time) => self.settle(items, &mut inputs, &written, time),
+                Ok(()) => {}
                 Err(error) if step == 0 => return Err(error),
                 Err(_) => break,
             }
@@ -128,13 +127,13 @@ impl Engine {
         self.inner.interrupted.store(true, Ordering::Relaxed);
     }
 
-    /// How many tokens a draft model should guess for a text, if it is one of `texts` that generate.
+    /// How many tokens a draft model should guess for a text, if it is one of `texts` that generate; none while a step runs.
     pub fn drafts(&self, continuation: &Continuation, texts: usize) -> usize {
-        continuation.drafts(Batch { costs: &self.costs(), texts, guesses: 0 })
-    }
-
-    fn costs(&self) -> MutexGuard<'_, Costs> {
-        self.inner.costs.lock().unwrap_or_else(PoisonError::into_inner)
+        let found = self.inner.try_lock().map(|mut locked| {
+            let costs = &locked.state()?.costs;
+            Ok::<_, EngineError>(continuation.drafts(Batch { costs, texts, guesses: 0 }))
+        });
+        found.and_then(Result::ok).unwrap_or(0)
     }
 
     /// Adds guesses behind the one token of each text that generates, as many as there is room for.
@@ -145,7 +144,6 @@ impl Engine {
         for (item, input) in items.iter().zip(&*inputs) {
             room.set_aside(item.sequence.length(), input.ids.len());
         }
-        let costs = self.costs();
         let mut made = 0;
         for (item, Input { ids, guesses, .. }) in items.iter_mut().zip(inputs) {
             *guesses = 0;
@@ -153,7 +151,7 @@ impl Engine {
                 (ids.len(), &mut item.continuation, &item.sampler, item.logits)
             {
                 let length = item.sequence.length() + 1;
-                let batch = Batch { costs: &costs, texts, guesses: made };
+                let batch = Batch { costs: &state.costs, texts, guesses: made };
                 *guesses = continuation.guess(room.behind(length), batch, ids);
                 // A draft model may know tokens that this one has no embedding for.
                 let limit = self.inner.facts.id_limit;
@@ -167,7 +165,7 @@ impl Engine {
         }
     }
 
-    /// One step with guesses; returns its time. `list` is empty before and after: only its memory is used.
+    /// One step with guesses, and what is learned from it. `list` is empty before and after: only its memory is used.
     fn write_once(
         &self,
         items: &mut [WriteItem<'_>],
@@ -175,7 +173,7 @@ impl Engine {
         first: bool,
         written: &mut [Written],
         list: &mut Vec<StepItem<'static>>,
-    ) -> Result<Duration, EngineError> {
+    ) -> Result<(), EngineError> {
         // Held from the guesses on, so that nobody takes the room that they were given.
         let mut locked = self.inner.lock()?;
         let state = locked.state()?;
@@ -190,7 +188,7 @@ impl Engine {
         }
         self.step_locked(state, &mut steps, None)?;
         let time = begun.elapsed();
-        for ((step, input), written) in steps.drain(..).zip(&*inputs).zip(written) {
+        for ((step, input), written) in steps.drain(..).zip(&*inputs).zip(&mut *written) {
             let result = step.into_result();
             let guessed = &input.ids[input.ids.len() - input.guesses..][..result.accepted];
             written.tokens.extend_from_slice(guessed);
@@ -204,25 +202,31 @@ impl Engine {
             }
         }
         *list = emptied(steps);
-        Ok(time)
+        settle(&mut state.costs, items, inputs, written, time);
+        Ok(())
     }
+}
 
-    /// Learns from a step and prepares the next.
-    fn settle(&self, items: &mut [WriteItem<'_>], inputs: &mut [Input], written: &[Written], time: Duration) {
-        let mut costs = self.costs();
-        let (texts, made) = (items.len(), inputs.iter().map(|input| input.guesses).sum());
-        if inputs.iter().all(|input| input.ids.len() == 1 + input.guesses) {
-            costs.note(texts, made, time.as_secs_f64());
-        }
-        for ((item, Input { ids, known, .. }), written) in items.iter_mut().zip(inputs).zip(written) {
-            let (Some(continuation), Some(&last)) = (&mut item.continuation, written.tokens.last()) else {
-                continue;
-            };
-            continuation.take(&written.tokens[*known..], Batch { costs: &costs, texts, guesses: made });
-            *known = written.tokens.len();
-            ids.clear();
-            ids.push(last);
-        }
+/// Learns from a step and prepares the next.
+fn settle(
+    costs: &mut Costs,
+    items: &mut [WriteItem<'_>],
+    inputs: &mut [Input],
+    written: &[Written],
+    time: Duration,
+) {
+    let (texts, made) = (items.len(), inputs.iter().map(|input| input.guesses).sum());
+    if inputs.iter().all(|input| input.ids.len() == 1 + input.guesses) {
+        costs.note(texts, made, time.as_secs_f64());
+    }
+    for ((item, Input { ids, known, .. }), written) in items.iter_mut().zip(inputs).zip(written) {
+        let (Some(continuation), Some(&last)) = (&mut item.continuation, written.tokens.last()) else {
+            continue;
+        };
+        continuation.take(&written.tokens[*known..], Batch { costs, texts, guesses: made });
+        *known = written.tokens.len();
+        ids.clear();
+        ids.push(last);
     }
 }
 

@@ -11,6 +11,7 @@ pub use memory::{CacheShape, KvView};
 pub(crate) use table::{SequenceId, Tables};
 
 use crate::error::EngineError;
+use crate::reserve::reserved;
 use memory::Blocks;
 use pocketlm_kernels::KvType;
 
@@ -104,14 +105,18 @@ impl KvCache {
     }
 
     /// Keys and values of a sequence: its blocks in order, little-endian; what lies behind its end is zero.
-    pub fn export(&self, id: SequenceId) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// [`EngineError::Memory`]
+    pub fn export(&self, id: SequenceId) -> Result<Vec<u8>, EngineError> {
         let mut left = self.tables.length(id);
-        let mut bytes = Vec::with_capacity(left.div_ceil(KV_TOKENS) * self.block_bytes());
+        let len = left.div_ceil(KV_TOKENS) * self.block_bytes();
+        let mut bytes = reserved(len, "a copy of keys and values")?;
         for &block in self.tables.blocks(id) {
             self.blocks.export(block, left.min(KV_TOKENS), &mut bytes);
             left = left.saturating_sub(KV_TOKENS);
         }
-        bytes
+        Ok(bytes)
     }
 
     /// A new sequence of `length` tokens from what [`KvCache::export`] gave for as many.

@@ -25,6 +25,7 @@ use fitter::{Fitter, Slot};
 
 use crate::error::EngineError;
 use crate::pool::ThreadPool;
+use crate::reserve::filled;
 
 /// Tiles that each thread takes from one dispatch to the pool. Between dispatches other users of the pool have their turn,
 /// and the caller may cancel.
@@ -140,10 +141,11 @@ impl<'a> Work<'a> {
         let (rows, cols) = (self.rows.len(), source.cols());
         let overflow = |_| source.error(format!("shape [{rows}, {cols}] overflows"));
         let tile_bytes = kind.bytes_per_tile(cols).map_err(overflow)?;
+        let what = |part: &str| format!("the {part} of {:?}", source.name);
         let mut result = Palettized {
-            codes: vec![0; kind.code_bytes(rows, cols).map_err(overflow)?],
-            codebook: vec![0; rows.div_ceil(TILE) * kind.codebook_len()],
-            scale: vec![f16::ZERO; rows],
+            codes: filled(kind.code_bytes(rows, cols).map_err(overflow)?, 0, &what("codes"))?,
+            codebook: filled(rows.div_ceil(TILE) * kind.codebook_len(), 0, &what("codebooks"))?,
+            scale: filled(rows, f16::ZERO, &what("scales"))?,
             fit: Fit::default(),
         };
         let first = self.rows.start / TILE;

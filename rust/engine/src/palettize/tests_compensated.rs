@@ -131,3 +131,22 @@ fn threads_groups_and_storage_order_do_not_matter() {
         assert_eq!(compensate(&source, kind, 0..16, &hessian, &[1.0; 16], 1, &mut |_| false), Ok(None));
     }
 }
+
+#[test]
+fn weights_near_the_largest_scale_are_fitted_or_refused() {
+    let cols = 32;
+    for (seed, kind) in (0..20).flat_map(|seed| Kind::ALL.map(|kind| (seed, kind))) {
+        let hessian = Factored::new(moment(cols, 1), 0.01, kind, 1).unwrap();
+        let plain = values(TILE * cols, seed);
+        let most = plain.iter().fold(0.0f32, |most, w| most.max(w.abs()));
+        // The largest entry times the largest f16, and some less.
+        let limit = f32::from(kind.grid().1) * 65504.0;
+        for part in [0.5, 0.75, 0.8, 0.9, 1.0, 1.1] {
+            let weights: Vec<f32> = plain.iter().map(|w| w / most * limit * part).collect();
+            let dense = Dense::from_f32(TILE, cols, &weights).unwrap();
+            let source = Source { name: "w", file: None, dense, transposed: false, importance: None };
+            let found = compensate(&source, kind, 0..TILE, &hessian, &[1.0; TILE], 1, &mut |_| true);
+            assert!(!matches!(found, Err(EngineError::Internal(_))), "{kind:?} {seed} {part}: {found:?}");
+        }
+    }
+}

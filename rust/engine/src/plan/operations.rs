@@ -9,6 +9,10 @@ use crate::error::EngineError;
 use crate::graph::{self, AttentionOp, Op, OpKind, Rotary};
 use crate::kv::CacheShape;
 
+/// Pairs that all distinct rotary embeddings of a graph have together. Each takes 6 KB for its angles, so that tables stay below 100 MB; models
+/// have one or two, of at most 128 pairs.
+const MAX_PAIRS: usize = 1 << 14;
+
 impl Builder<'_> {
     pub(super) fn plan_op(&mut self, index: usize) -> Result<(), EngineError> {
         let op = &self.graph.ops[index];
@@ -41,7 +45,7 @@ impl Builder<'_> {
                 }
             }
             OpKind::Rope { x, head_dim, rotary } => {
-                let table = self.rope_table(rotary);
+                let table = self.rope_table(rotary, &op.name)?;
                 let x = self.own(index, *x);
                 self.push(RowOp::Rope { table, x, head_dim: *head_dim });
                 Some(x)
@@ -179,13 +183,20 @@ impl Builder<'_> {
         Ok(self.weights.norms.len() - 1)
     }
 
-    fn rope_table(&mut self, rotary: &Rotary) -> usize {
+    fn rope_table(&mut self, rotary: &Rotary, site: &str) -> Result<usize, EngineError> {
         let same = |table: &RopeTable| {
             // Interleaving changes which channels pair, not the angles, but an executor reads it from the table.
             table.rotary == *rotary
         };
         if let Some(index) = self.ropes.iter().position(same) {
-            return index;
+            return Ok(index);
+        }
+        let pairs: usize = self.ropes.iter().map(|table| table.rotary.frequencies.len()).sum();
+        if pairs + rotary.frequencies.len() > MAX_PAIRS {
+            return Err(EngineError::graph(
+                site,
+                format!("all rotary embeddings have over {MAX_PAIRS} pairs"),
+            ));
         }
         let buffer = self.buffers.len();
         // All rows of the step have one, the tail looks its rows up; filled in the first phase, used in many.
@@ -212,6 +223,6 @@ impl Builder<'_> {
                 self.pending_members.push(member);
             }
         }
-        table
+        Ok(table)
     }
 }

@@ -170,7 +170,9 @@ fn bind(tensor: &Arc<Tensor>, weight: &Weight) -> Result<Matrix, EngineError> {
                 return Err(tensor.error(format!("is declared with shape {:?}", weight.shape)).into());
             };
             let bytes = if weight.transposed {
-                Bytes::copy(&transpose(bytes.as_slice(), cols, rows, dtype.size()))
+                let what = format!("the transpose of {:?}", tensor.name());
+                let source = bytes.as_slice();
+                Bytes::written(source.len(), &what, |to| transpose(source, to, cols, rows, dtype.size()))?
             } else {
                 bytes.clone()
             };
@@ -183,13 +185,11 @@ fn bind(tensor: &Arc<Tensor>, weight: &Weight) -> Result<Matrix, EngineError> {
     }
 }
 
-/// The transpose of a matrix of `rows` x `cols` elements of `size` bytes.
-fn transpose(source: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
-    let mut target = vec![0; source.len()];
+/// Writes the transpose of a matrix of `rows` x `cols` elements of `size` bytes.
+fn transpose(source: &[u8], target: &mut [u8], rows: usize, cols: usize, size: usize) {
     for (row, line) in source.chunks_exact(cols * size).enumerate() {
         for (col, element) in line.chunks_exact(size).enumerate() {
             target[(col * rows + row) * size..][..size].copy_from_slice(element);
         }
     }
-    target
 }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 use super::error::StoreError;
+use crate::error::EngineError;
+use crate::reserve::filled;
 
 /// Alignment of codes in files and in memory: one line of a tile, one cache line.
 pub const LINE: usize = 64;
@@ -70,7 +72,7 @@ pub struct MappedRange {
 /// Memory aligned to [`LINE`].
 #[derive(Debug, Clone)]
 pub struct OwnedBytes {
-    lines: Arc<[Line]>,
+    lines: Arc<Vec<Line>>,
     len: usize,
 }
 
@@ -92,7 +94,24 @@ impl Bytes {
             line.0[..chunk.len()].copy_from_slice(chunk);
             line
         });
-        Self::Owned(OwnedBytes { lines: lines.collect(), len: source.len() })
+        Self::Owned(OwnedBytes { lines: Arc::new(lines.collect()), len: source.len() })
+    }
+
+    /// `len` bytes in aligned memory, which are zeros until `write` has written them.
+    ///
+    /// # Errors
+    /// [`EngineError::Memory`] about `what`.
+    pub(crate) fn written(
+        len: usize,
+        what: &str,
+        write: impl FnOnce(&mut [u8]),
+    ) -> Result<Self, EngineError> {
+        let mut lines = filled(len.div_ceil(LINE), Line([0; LINE]), what)?;
+        // SAFETY: the lines are contiguous, initialised, borrowed by this slice alone, and 64 plain bytes each.
+        let bytes =
+            unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<u8>(), lines.len() * LINE) };
+        write(&mut bytes[..len]);
+        Ok(Self::Owned(OwnedBytes { lines: Arc::new(lines), len }))
     }
 
     /// The bytes.

@@ -95,6 +95,10 @@ impl Refit {
         for stretch in STRETCHES {
             let mut trial = start;
             trial.scale = trial.scale.map(|scale| round_scale(scale / stretch));
+            if trial.scale.iter().any(|scale| scale.is_infinite()) {
+                // Beyond the largest f16.
+                continue;
+            }
             for turn in 0..TURNS {
                 let from = if turn == 0 { self.solve(tile, &trial.scale) } else { trial.entries };
                 self.to_grid(tile, &trial.scale, from, &mut trial.entries);
