@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -359,7 +360,7 @@ def test_an_empty_prompt_is_refused(lm: LM) -> None:
     bare = LM(FakeEngine(TOKENIZER.size), Tokenizer(byte_level(bos=False)), FakeSampler)  # type: ignore[arg-type]
     for model in (lm, bare):
         for call in (lambda m: m.generate(""), lambda m: m.generate(["fine", ""]), lambda m: m.stream("")):
-            with pytest.raises(ParameterError, match="prompt: is empty"):
+            with pytest.raises(ParameterError, match=r"^prompt( 1)?: is empty"):
                 call(model)
     assert TOKENIZER.bos is not None
     assert lm.generate([TOKENIZER.bos], FREE).usage.prompt_tokens == 1
@@ -396,3 +397,57 @@ def test_closed_model_says_so() -> None:
     for call in (lambda: lm.generate([5], FREE), lambda: lm.session().respond("a"), lm.prewarm):
         with pytest.raises(ParameterError, match=r"^the model is closed$"):
             call()
+
+
+def test_what_is_no_single_prompt_is_told_how_it_is_given(lm: LM) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}]
+    calls: list[tuple[Any, Any, str]] = [
+        (lm.generate, messages, r"^prompt: messages go through lm\.tokenizer\.encode_chat\(messages\)"),
+        (lm.generate, messages[0], r"^prompt: messages go through"),
+        (lm.generate, ["a", messages], r"^prompt 1: messages go through"),
+        (lm.stream, messages, r"^prompt: messages go through"),
+        (lm.stream, ["a", "b"], "^prompt: a stream takes one prompt, not several"),
+        (lm.stream, [[5], [6]], "^prompt: a stream takes one prompt, not several"),
+        (lm.stream, iter(["a", "b"]), "^prompt: a stream takes one prompt, not several"),
+        (lm.generate, (word for word in ("a", "b")), "^prompt: several prompts must be given as a list"),
+        (lm.generate, (word for word in ["a"] * 1000), "^prompt: several prompts must be given as a list"),
+        (lm.score, iter(["a"]), "^prompt: token ids must be integers, not 'a'"),
+    ]
+    for call, prompt, message in calls:
+        with pytest.raises(ParameterError, match=message):
+            call(prompt)
+    assert lm.generate(lm.tokenizer.encode_chat(messages), FREE).usage.completion_tokens == 12
+    assert "lm.tokenizer.encode_chat(messages)" in (LM.generate.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        ("", {}, "prompt: is empty; to begin"),
+        ([], {}, "prompt: holds no tokens"),
+        ([5, -1], {}, "prompt: token id -1 is not from 0"),
+        ([5, "x"], {}, "prompt: token ids must be integers, not 'x'"),
+        ("lone \ud800", {}, "text: holds a lone surrogate"),
+        (b"bytes", {}, "prompt: is bytes"),
+        (None, {}, "prompt: expected a string or token ids, not NoneType"),
+        ([5] * 300, {}, "prompt: has more than 256 tokens"),
+        ("a " * 600, {}, r"the prompt has \d+ tokens; the context holds 256"),
+        ("a " * 30_000, {}, "a text of 60000 characters does not fit"),
+        ([5] * 250, {"max_tokens": 7}, "the prompt has 250 tokens and up to 7 are to follow"),
+    ],
+)
+def test_errors_about_one_of_several_prompts_say_which(
+    lm: LM, prompt: Any, params: dict[str, Any], message: str
+) -> None:
+    kinds = (ParameterError, ContextLengthError)
+    with pytest.raises(kinds, match=f"^{message}") as single:
+        lm.generate([prompt], **params)
+    for place in range(3):
+        prompts: list[Any] = ["a", [5], "b"]
+        prompts[place] = prompt
+        told = re.sub("^(prompt: |the prompt |text: )", "", message)
+        with pytest.raises(type(single.value), match=f"^prompt {place}: {told}"):
+            lm.generate(prompts, **params)
+    # What all have in common is no matter of one.
+    with pytest.raises(ParameterError, match=r"^stop_token_ids: "):
+        lm.generate(["a", "b"], stop_token_ids=[TOKENIZER.size])

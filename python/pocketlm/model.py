@@ -17,7 +17,7 @@ from pocketlm.generate.draft import Drafter
 from pocketlm.generate.engine import Engine, SamplerFactory
 from pocketlm.generate.job import Evaluation
 from pocketlm.generate.params import SamplingParams
-from pocketlm.generate.requests import Requests, is_batch
+from pocketlm.generate.requests import LIST, ONE, Requests, is_batch
 from pocketlm.generate.result import Completion
 from pocketlm.generate.scheduler import Scheduler
 from pocketlm.generate.session import Session
@@ -129,13 +129,14 @@ class LM:
     def generate(self, prompt: Any, params: Any = None, **overrides: Any) -> Completion | list[Completion]:
         """Continues a prompt, or each of several together.
 
-        ``prompt`` is a string, a sequence of token ids, or a list of either. ``params`` are
-        :class:`~pocketlm.SamplingParams` (or a list, one for each prompt); ``overrides`` change some of them
-        by name: ``lm.generate("Once", max_tokens=50, temperature=0.7)``. With ``n=3`` the result's
-        ``choices`` are three texts.
+        ``prompt`` is a string, a sequence of token ids, or a list of either; messages become token ids with
+        ``lm.tokenizer.encode_chat(messages)``. ``params`` are :class:`~pocketlm.SamplingParams` (or a list,
+        one for each prompt); ``overrides`` change some of them by name: ``lm.generate("Once", max_tokens=50,
+        temperature=0.7)``. With ``n=3`` the result's ``choices`` are three texts.
 
         Raises:
-            ParameterError: a parameter is out of range, a token id is unknown, or a prompt is empty.
+            ParameterError: a parameter is out of range, a token id is unknown, or a prompt is empty. Of
+                several prompts this and the next one say which, from 0 on.
             ContextLengthError: a prompt and its ``max_tokens`` do not fit the context. Raised before any
                 work.
             TokenizerError: the first text shows that the tokenizer is damaged or not of this model.
@@ -145,13 +146,8 @@ class LM:
         chosen = params if isinstance(params, Sequence) and not single else [params] * len(prompts)
         if len(chosen) != len(prompts):
             raise ParameterError(f"params: {len(chosen)} for {len(prompts)} prompts")
-        found = samples.run(
-            self._scheduler,
-            [
-                self._requests.generations(self._requests.ids(p), q, overrides)
-                for p, q in zip(prompts, chosen, strict=True)
-            ],
-        )
+        groups = self._requests.batch(prompts, chosen, overrides, LIST if single else None)
+        found = samples.run(self._scheduler, groups)
         return found[0] if single else found
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any) -> Stream:
@@ -160,7 +156,7 @@ class LM:
         Raises:
             As :meth:`generate`, at once.
         """
-        return self._start(self._requests.ids(prompt), params, overrides)
+        return self._start(self._requests.ids(prompt, several=ONE), params, overrides)
 
     def session(
         self,

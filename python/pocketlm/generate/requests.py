@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import numbers
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pocketlm.checks import first_of, shown
-from pocketlm.errors import ContextLengthError, ParameterError
+from pocketlm.errors import ContextLengthError, ParameterError, PocketlmError
 from pocketlm.generate.engine import Continuation, SamplerFactory
 from pocketlm.generate.job import Generation
 from pocketlm.generate.params import DEFAULT_MAX_TOKENS, NEUTRAL, SamplingParams, checked
@@ -24,6 +25,9 @@ _SAMPLED = (
     "presence_penalty",
     "frequency_penalty",
 )
+
+ONE = "a stream takes one prompt, not several"
+LIST = "several prompts must be given as a list"
 
 
 class Requests:
@@ -43,9 +47,9 @@ class Requests:
         self._continuation = continuation
         self._context, self._vocab_size = context, vocab_size
 
-    def ids(self, prompt: Any, *, empty: bool = False) -> list[int]:
+    def ids(self, prompt: Any, *, empty: bool = False, several: str | None = None) -> list[int]:
         """Token ids of a prompt: a string, or token ids, which are checked. With ``empty`` an empty string
-        stands for the token that begins a text.
+        stands for the token that begins a text. ``several`` says of several prompts why they are not taken.
 
         Raises:
             ParameterError: it is neither, it is empty, or an id is unknown.
@@ -63,7 +67,7 @@ class Requests:
             if not ids:
                 raise ParameterError("prompt: is empty, and this model has no token that begins a text")
         else:
-            ids = _token_ids("prompt", prompt, self._vocab_size, self._context)
+            ids = _token_ids("prompt", prompt, self._vocab_size, self._context, several)
         if len(ids) > self._context:
             raise ContextLengthError(f"the prompt has {len(ids)} tokens; the context holds {self._context}")
         return ids
@@ -83,6 +87,28 @@ class Requests:
         if not rest:
             raise ParameterError("continuation: is empty")
         return self.ids([*ids, *rest]), len(ids)
+
+    def batch(
+        self,
+        prompts: Sequence[Any],
+        params: Sequence[SamplingParams | None],
+        overrides: Mapping[str, Any],
+        several: str | None = None,
+    ) -> list[list[Generation]]:
+        """The texts to generate from each of some prompts. What is wrong with one of several is said with its
+        place in the list, from 0 on. ``several`` is as in :meth:`ids`.
+
+        Raises:
+            As :meth:`ids` and :meth:`generations`.
+        """
+        found = []
+        for place, (prompt, chosen) in enumerate(zip(prompts, params, strict=True)):
+            at = None if len(prompts) == 1 else place
+            with _told_of(at, ParameterError, ContextLengthError):
+                ids = self.ids(prompt, several=several)
+            with _told_of(at, ContextLengthError):  # a parameter is no matter of the prompt
+                found.append(self.generations(ids, chosen, overrides))
+        return found
 
     def generation(
         self,
@@ -165,19 +191,43 @@ class Requests:
 
 
 def is_batch(prompt: Any) -> bool:
-    """Whether a prompt is a list of prompts. A list of integers is one prompt; an empty list holds none."""
+    """Whether a prompt is a list of prompts. A list of integers is one prompt, and one of messages would be;
+    an empty list holds none."""
     if isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Sequence):
         return False
-    return not prompt or not isinstance(prompt[0], numbers.Integral)
+    return not prompt or not isinstance(prompt[0], numbers.Integral | Mapping)
 
 
-def _token_ids(name: str, ids: Iterable[Any], vocab_size: int, most: int) -> list[int]:
+@contextlib.contextmanager
+def _told_of(place: int | None, *kinds: type[PocketlmError]) -> Iterator[None]:
+    """Errors of some kinds about a prompt become errors about the prompt at this place of several."""
+    try:
+        yield
+    except kinds as problem:
+        if place is None:
+            raise
+        text = str(problem)
+        for start in ("prompt: ", "the prompt ", "text: "):
+            text = text.removeprefix(start)
+        raise type(problem)(f"prompt {place}: {text}") from problem
+
+
+def _token_ids(
+    name: str, ids: Iterable[Any], vocab_size: int, most: int, several: str | None = None
+) -> list[int]:
     if isinstance(ids, bytes | bytearray):  # its bytes would pass for ids
         raise ParameterError(f"{name}: is {type(ids).__name__}; decode it, or give token ids as a list")
     try:
         values = first_of(ids, most)
     except TypeError as problem:
         raise ParameterError(f"{name}: expected a string or token ids, not {type(ids).__name__}") from problem
+    # Said before the length: of prompts there may be more than the context holds tokens.
+    if isinstance(ids, Mapping) or (values and isinstance(values[0], Mapping)):
+        raise ParameterError(
+            f"{name}: messages go through lm.tokenizer.encode_chat(messages), which makes token ids of them"
+        )
+    if several and values and isinstance(values[0], Sequence):
+        raise ParameterError(f"{name}: {several}")
     if len(values) > most:
         raise ContextLengthError(f"{name}: has more than {most} tokens; the context holds {most}")
     if not values:
