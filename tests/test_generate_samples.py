@@ -107,3 +107,12 @@ def test_a_failure_while_the_prompt_is_computed_is_raised() -> None:
             with pytest.raises(type(error)):
                 lm.generate(PROMPT, FREE, n=3)
         assert len(lm.generate(PROMPT, FREE, n=3).choices) == 3
+
+
+def test_seeds_that_are_drawn_survive_readers_of_json_with_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.urandom", lambda size: b"\xff" * size)
+    with make(cache_tokens=16384) as lm:
+        seeds = [c.seed for c in lm.generate([5], max_tokens=1, n=128).choices]
+        given = lm.generate([5], max_tokens=1, seed=(1 << 64) - 1).seed
+    assert seeds == list(range(seeds[0], seeds[0] + 128)) and seeds[0] > 2**51 and seeds[-1] < 2**53
+    assert all(int(float(seed)) == seed for seed in seeds) and given == (1 << 64) - 1

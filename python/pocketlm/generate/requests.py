@@ -152,7 +152,8 @@ class Requests:
         for name, ids in (("stop_token_ids", chosen.stop_token_ids), ("logit_bias", chosen.logit_bias or ())):
             if any(i >= self._vocab_size for i in ids):
                 raise ParameterError(f"{name}: token ids must be below {self._vocab_size}")
-        first = int.from_bytes(os.urandom(8)) >> 1 if chosen.seed is None else chosen.seed
+        # 52 bits: those of all n stay below 2**53, so that readers of JSON which know only doubles keep them.
+        first = int.from_bytes(os.urandom(7)) >> 4 if chosen.seed is None else chosen.seed
         seeds = [(first + i) % (1 << 64) for i in range(chosen.n or 1)]
         return [self._job(prompt, chosen, room, seed, owner) for seed in seeds]
 
