@@ -10,7 +10,7 @@ import pytest
 
 from pocketlm.errors import ConfigError, ParameterError
 from pocketlm.generate.defaults import GenerationDefaults
-from pocketlm.generate.params import NEUTRAL, SamplingParams
+from pocketlm.generate.params import NEUTRAL, SamplingParams, checked
 
 NAN, INF = math.nan, math.inf
 
@@ -65,6 +65,36 @@ def test_names_are_checked_and_max_new_tokens_is_known() -> None:
         SamplingParams().replace(max_new_tokens=7, max_tokens=7)
     with pytest.raises(ParameterError, match="temprature"):
         SamplingParams().replace(temprature=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("repeat_penalty", "repetition_penalty"),
+        ("temprature", "temperature"),
+        ("max_length", "max_tokens"),
+        ("stops", "stop"),
+        ("xyz", None),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(name: str, meant: str | None) -> None:
+    hint = f"; the nearest is '{meant}'" if meant else ""
+    with pytest.raises(ParameterError, match=f"^{name}: unknown sampling parameter{hint}; known: max_tokens"):
+        SamplingParams().replace(**{name: 1})
+
+
+@pytest.mark.parametrize("value", [3, b"a", {"a": 1}])
+def test_stop_says_what_it_may_be(value: Any) -> None:
+    with pytest.raises(ParameterError) as found:
+        SamplingParams(stop=value)
+    assert str(found.value) == f"stop: must be a string or a sequence of strings, not {value!r}"
+
+
+def test_the_items_of_a_dict_are_keywords() -> None:
+    with pytest.raises(ParameterError, match=r"^params: expected SamplingParams, not dict; .*: \*\*params$"):
+        checked({"temperature": 1})
+    with pytest.raises(ParameterError, match=r"^params: expected SamplingParams, not list$"):
+        checked([])
 
 
 def test_what_is_left_open_comes_from_the_defaults() -> None:

@@ -36,7 +36,7 @@ class SamplingParams:
         logit_bias: token id -> number in [-100, 100] added to its score.
         stop: strings at which to stop; they are not part of the text.
         stop_token_ids: token ids at which to stop, besides the model's own.
-        seed: the same seed yields the same tokens, whatever else runs; ``None`` draws one.
+        seed: the same seed yields the same tokens, whatever else runs; ``None`` draws one below 2**53.
         logprobs: report each token's log-probability and those of this many likeliest tokens (0 to 64).
         ignore_eos: go on past the model's end-of-text token.
         num_speculative_tokens: most tokens guessed in a step (0 to 16), from what followed the last tokens
@@ -107,7 +107,10 @@ class SamplingParams:
         known = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
-                raise ParameterError(f"{name}: unknown sampling parameter; known: {', '.join(known)}")
+                from pocketlm.near import nearest  # only who misspells a name waits for it
+
+                hint = nearest(name, known)
+                raise ParameterError(f"{name}: unknown sampling parameter{hint}; known: {', '.join(known)}")
         return dataclasses.replace(self, **changes)
 
     def over(self, defaults: SamplingParams) -> SamplingParams:
@@ -124,7 +127,8 @@ def checked(params: Any) -> SamplingParams:
         ParameterError: it is something else.
     """
     if params is not None and not isinstance(params, SamplingParams):
-        raise ParameterError(f"params: expected SamplingParams, not {type(params).__name__}")
+        hint = "; give its items as keywords: **params" if isinstance(params, Mapping) else ""
+        raise ParameterError(f"params: expected SamplingParams, not {type(params).__name__}{hint}")
     return params or SamplingParams()
 
 
@@ -137,7 +141,8 @@ def _number(name: str, value: Any, least: float, most: float) -> float | None:
 
 
 def _stops(value: Any) -> tuple[str, ...]:
-    strings = [value] if isinstance(value, str) else _items("stop", value, MAX_STOPS)
+    kind = "a string or a sequence of strings"
+    strings = [value] if isinstance(value, str) else _items("stop", value, MAX_STOPS, kind)
     for text in strings:
         if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:
             raise ParameterError(
@@ -164,15 +169,15 @@ def _biases(value: Any) -> dict[int, float] | None:
     return biases
 
 
-def _items(name: str, value: Any, most: int) -> list[Any]:
+def _items(name: str, value: Any, most: int, kind: str = "a sequence") -> list[Any]:
     if value is None:
         return []
     if isinstance(value, str | bytes | Mapping):
-        raise ParameterError(f"{name}: must be a sequence, not {shown(value)}")
+        raise ParameterError(f"{name}: must be {kind}, not {shown(value)}")
     try:
         items = first_of(value, most)
     except TypeError as problem:
-        raise ParameterError(f"{name}: must be a sequence, not {shown(value)}") from problem
+        raise ParameterError(f"{name}: must be {kind}, not {shown(value)}") from problem
     if len(items) > most:
         raise ParameterError(f"{name}: must be at most {most}")
     return items
