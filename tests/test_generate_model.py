@@ -147,6 +147,8 @@ def test_stream_yields_the_same_text_in_pieces(lm: LM) -> None:
     assert chunks[-1].finish_reason == "length" and stream.completion is not None
     assert whole.logprobs is not None and len(whole.logprobs) == 12
     assert all(len(entry.top) == 2 and entry.logprob <= 0 for entry in whole.logprobs)
+    assert [entry.text for entry in whole.logprobs] == [TOKENIZER.decode_token(i) for i in whole.tokens]
+    assert any(entry.text != TOKENIZER.token_text(entry.token) for entry in whole.logprobs)
     assert next(stream, None) is None
 
 

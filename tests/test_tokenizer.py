@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import processors
 
+from pocketlm.detokenize import REPLACEMENT
 from pocketlm.errors import ContextLengthError, ParameterError, TemplateError, TokenizerError
 from pocketlm.loading.tokenizer import check_tokenizer, read_tokenizer
 from pocketlm.tokenizer import Tokenizer
@@ -163,3 +167,31 @@ def test_files_that_are_too_large_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(TokenizerError, match="not a regular file"):
         read_tokenizer(path)
+
+
+@pytest.mark.parametrize("inner", [byte_level(), metaspace()], ids=["byte_level", "metaspace"])
+@given(text=st.text() | st.text("once upon a time.é本 "))
+def test_texts_of_single_tokens_join_to_the_text(inner: tokenizers.Tokenizer, text: str) -> None:
+    tokenizer = Tokenizer(inner)
+    ids = [i for i in tokenizer.encode(text, bos=False) if tokenizer.token_text(i) != "<unk>"]
+    before = tokenizer.encode("once", bos=False)
+    expected = tokenizer.decode([*before, *ids], special=True)
+    found = "".join(tokenizer.decode_token(i) for i in ids)
+    # A character whose bytes are several tokens is none of their texts.
+    assert REPLACEMENT in found or f"once{found}" == expected
+
+
+def test_the_text_of_a_token_is_not_how_the_vocabulary_writes_it() -> None:
+    bytes_, words = Tokenizer(byte_level(), config=CONFIG), Tokenizer(metaspace())
+
+    def text(tokenizer: Tokenizer, token: str) -> str:
+        found = tokenizer.token_id(token)
+        assert found is not None
+        return tokenizer.decode_token(found)
+
+    assert [text(bytes_, token) for token in ("Ġ", "a", "ð", "<|end|>")] == [" ", "a", REPLACEMENT, "<|end|>"]
+    found = [text(words, token) for token in ("▁upon", "▁", "s", "<0x20>", "<0x41>", "<0xF0>", "</s>")]
+    assert found == [" upon", " ", "s", " ", "A", REPLACEMENT, "</s>"]
+    assert words.decode_token(words.size) == ""
+    with pytest.raises(ParameterError):
+        words.decode_token(-1)

@@ -181,6 +181,19 @@ class Tokenizer:
         """The token as the vocabulary writes it, or an empty string for an id without one."""
         return self._inner.id_to_token(token) or ""
 
+    def decode_token(self, token: int) -> str:
+        """The text of one token in the middle of a text: ``" upon"``, where the vocabulary writes "Ġupon" or
+        "▁upon". Bytes that are no whole character are U+FFFD; a special token is its name; an id without a
+        token has no text.
+
+        Raises:
+            ParameterError: the id is negative or not an integer.
+        """
+        alone, twice = self.decode([token], special=True), self.decode([token, token], special=True)
+        # Some decoders take the space off the first word, so the text is what a second one adds. That its
+        # bytes and the first one's make a character together is possible, if hardly; then it stands alone.
+        return (twice.startswith(alone) and twice[len(alone) :]) or alone
+
     @property
     def unknown(self) -> int | None:
         """The id that stands for text that the vocabulary cannot spell, or ``None`` if it can spell all."""

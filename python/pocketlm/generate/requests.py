@@ -178,7 +178,7 @@ class Requests:
             ),
             draft_sampler=functools.partial(self._new_sampler, chosen, seed),
             stop_ids=stop_ids,
-            token_text=tokenizer.token_text,
+            token_text=tokenizer.decode_token,
             seed=seed,
             owner=owner,
         )

@@ -14,7 +14,13 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class TokenLogprob:
     """One token's log-probability (natural logarithm), and the likeliest tokens of its place.
 
-    ``top`` holds (token id, log-probability), likeliest first.
+    Attributes:
+        token: its id.
+        text: what it adds to a text, its leading space included. Bytes that are no whole character are
+            U+FFFD; a special token, which the completion's text leaves out, is its name.
+        logprob: its log-probability.
+        top: (token id, log-probability), likeliest first; ``lm.tokenizer.decode_token(id)`` is the text of
+            one.
     """
 
     token: int
