@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_engine import FakeEngine, FakeResult, FakeSampler, FixedPace
+from pocketlm.describe import count
 from pocketlm.errors import ContextLengthError, ParameterError, WeightError
 from pocketlm.generate.pace import Pace
 from pocketlm.generate.params import SamplingParams
@@ -453,3 +455,27 @@ def test_errors_about_one_of_several_prompts_say_which(
     # What all have in common is no matter of one.
     with pytest.raises(ParameterError, match=r"^stop_token_ids: "):
         lm.generate(["a", "b"], stop_token_ids=[TOKENIZER.size])
+
+
+def test_a_model_says_what_it_is() -> None:
+    model = LM(FakeEngine(TOKENIZER.size), TOKENIZER, FakeSampler, name="stories")  # type: ignore[arg-type]
+    assert repr(model) == "<pocketlm.LM 'stories', context 256>"
+    model._describe = lambda: SimpleNamespace(parameters=1_235_814_400)  # type: ignore[assignment,return-value]
+    assert repr(model) == "<pocketlm.LM 'stories', 1.24 billion parameters, context 256>"
+    model._describe = lambda: 1 // 0  # type: ignore[assignment,return-value]
+    assert repr(model) == "<pocketlm.LM 'stories', context 256>"
+    model.close()
+    assert repr(model) == "<pocketlm.LM 'stories', closed>"
+    assert repr(LM.__new__(LM)) == "<pocketlm.LM>"
+
+
+def test_numbers_of_parameters_are_told_in_three_digits() -> None:
+    told = {
+        0: "0",
+        7: "7",
+        999: "999",
+        1500: "1.5 thousand",
+        27_400_000: "27.4 million",
+        999_700_000: "1,000 million",
+    }
+    assert {number: count(number) for number in told} == told

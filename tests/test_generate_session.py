@@ -131,3 +131,18 @@ def test_without_a_template_the_text_goes_on() -> None:
 
 def test_the_description_is_set_evenly() -> None:
     assert not [line for line in (inspect.getdoc(Session) or " ").splitlines() if line.startswith(" ")]
+
+
+def test_a_session_says_what_it_is() -> None:
+    with make() as lm:
+        lm.name = "stories"
+        chat = lm.session("Be brief.", max_tokens=5, seed=1, ignore_eos=True)
+        assert repr(chat) == "<pocketlm.Session with 'stories', 1 turn>"
+        usage = chat.respond("once").usage
+        told = f"<pocketlm.Session with 'stories', 3 turns, {usage.total_tokens} tokens"
+        assert repr(chat) == repr(chat.fork()) == f"{told}>"
+        chat.close()
+        assert repr(chat) == f"{told}, closed>"
+        chat.reset()
+        assert repr(chat) == "<pocketlm.Session with 'stories', 1 turn, closed>"
+    assert repr(Session.__new__(Session)) == "<pocketlm.Session>"

@@ -103,6 +103,14 @@ def describe(graph: Graph, store: _Store) -> Description:
     )
 
 
+def count(number: float) -> str:
+    """A number of parameters for people."""
+    units = ((1e9, " billion"), (1e6, " million"), (1e3, " thousand"), (1, ""))
+    size, unit = next((found for found in units if number >= found[0]), units[-1])
+    value = number / size
+    return f"{value:,.0f}{unit}" if value >= 100 else f"{value:.3g}{unit}"
+
+
 def _bits(stored: list[Tensor], weights: list[Tensor]) -> float:
     """Stored bits for each weight."""
     parameters = sum(t.parameters for t in weights)

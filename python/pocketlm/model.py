@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -310,6 +311,20 @@ class LM:
         self.engine.close()
         if self._draft is not None:
             self._draft.close()
+
+    def __repr__(self) -> str:
+        # Logs and debuggers ask for it at any time: it waits for nothing and leaves out what it cannot say.
+        try:
+            parts = [f"pocketlm.LM {self.name!r}"]
+            if self._scheduler.closed:
+                return f"<{parts[0]}, closed>"
+            with contextlib.suppress(Exception):
+                from pocketlm.describe import count
+
+                parts.append(f"{count(self.info.parameters)} parameters")
+            return f"<{', '.join([*parts, f'context {self.context}'])}>"
+        except Exception:
+            return "<pocketlm.LM>"
 
     def __enter__(self) -> LM:
         return self

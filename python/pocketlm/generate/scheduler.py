@@ -80,6 +80,11 @@ class Scheduler:
             self.engine.interrupt()
             self._changed.notify_all()
 
+    @property
+    def closed(self) -> bool:
+        """Whether the model is closed."""
+        return self._closed
+
     def check_open(self) -> None:
         """Refuses a model that is closed.
 

@@ -23,6 +23,8 @@ class Message:
 
 
 class _Model(Protocol):
+    name: str
+
     def _render(self, messages: Sequence[dict[str, str]]) -> list[int]: ...
 
     def _start(
@@ -69,6 +71,7 @@ class Session:
         self._key = object()
         if restore is not None:
             self._messages = [Message(*turn) for turn in model._read_session(restore, self._key)]
+        self._tokens: int | None = None  # of the transcript, as the last answer counted them
         self._busy: Stream | None = None
         self._closed = False
 
@@ -106,6 +109,7 @@ class Session:
         def on_end(completion: Completion) -> None:
             if completion.text or completion.finish_reason != "cancelled":
                 self._messages = [*turn, Message("assistant", completion.text)]
+                self._tokens = completion.usage.total_tokens
 
         ids = self._model._render([{"role": m.role, "content": m.content} for m in turn])
         chosen = self._params if params is None else checked(params).over(self._params)
@@ -115,7 +119,7 @@ class Session:
     def fork(self) -> Session:
         """A second session that goes on from the same transcript."""
         other = Session(self._model, None, self._params)
-        other._messages = list(self._messages)
+        other._messages, other._tokens = list(self._messages), self._tokens
         return other
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -138,6 +142,7 @@ class Session:
         if self._busy is not None:
             self._busy.close()
         self._messages = [m for m in self._messages[:1] if m.role == "system"]
+        self._tokens = None
 
     def close(self) -> None:
         """Ends a running answer and frees what is kept of the conversation. The transcript stays readable."""
@@ -145,6 +150,19 @@ class Session:
             self._busy.close()
         self._closed = True
         self._model._forget(self._key)
+
+    def __repr__(self) -> str:
+        try:
+            turns = len(self._messages)
+            parts = [
+                f"pocketlm.Session with {self._model.name!r}",
+                f"{turns} turn{'' if turns == 1 else 's'}",
+            ]
+            if self._tokens is not None:
+                parts.append(f"{self._tokens} tokens")
+            return f"<{', '.join([*parts, 'closed'] if self._closed else parts)}>"
+        except Exception:  # it is not made yet
+            return "<pocketlm.Session>"
 
     def __enter__(self) -> Session:
         return self
