@@ -51,6 +51,12 @@ def test_importing_the_package_imports_next_to_nothing() -> None:
     assert found.returncode == 0, found.stderr
 
 
+def test_kinds_of_errors_are_there_without_another_import() -> None:
+    code = "import pocketlm; assert issubclass(pocketlm.errors.ContextLengthError, pocketlm.PocketlmError)"
+    found = run("-c", code)
+    assert found.returncode == 0, found.stderr
+
+
 def test_using_the_package_imports_no_extras() -> None:
     code = (
         "import sys, pocketlm; [getattr(pocketlm, name) for name in pocketlm.__all__]; "

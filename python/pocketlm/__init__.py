@@ -5,7 +5,9 @@
     import pocketlm
 
     lm = pocketlm.load()                              # the bundled model; or a directory, or a hub id
-    print(lm.generate("Once upon a time").text)
+    print(lm.generate("Once upon a time").text)       # what follows the prompt, without the prompt
+
+What a file or a caller gets wrong raises a :class:`PocketlmError`; its kinds are in :mod:`pocketlm.errors`.
 
 Names are imported when first used, so that importing the package costs nothing.
 """
@@ -80,8 +82,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         value = importlib.import_module("pocketlm._core").__version__
-    elif name in ("palettize", "profile"):
-        return importlib.import_module(f"pocketlm.{name}")  # packages that can be called
+    elif name in ("errors", "palettize", "profile"):
+        return importlib.import_module(f"pocketlm.{name}")  # the latter two are packages that can be called
     elif name in _homes:
         value = getattr(importlib.import_module(f"pocketlm.{_homes[name]}"), name)
     else:
