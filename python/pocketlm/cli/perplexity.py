@@ -79,8 +79,8 @@ def command(
     if len(names) not in (1, 2):
         raise click.UsageError("expected [MODEL] FILE")
     model, file = names[0] if len(names) == 2 else None, Path(names[-1])
-    from tqdm import tqdm
-
+    from pocketlm.bar import Bar
+    from pocketlm.evaluate.windows import scored_bytes
     from pocketlm.loading.files import require_file, storage_errors
 
     with storage_errors(file):
@@ -90,8 +90,18 @@ def command(
     with (
         open_model(model, threads=threads, precise=precise, kv_dtype=kv_dtype, no_recovery=no_recovery) as lm,
         _opened(against, threads=threads, precise=precise) as source,
-        tqdm(total=size, unit="B", unit_scale=True, leave=False, disable=True if as_json else None) as bar,
+        Bar(
+            total=size,
+            desc="perplexity",
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            dynamic_ncols=True,
+            disable=True if as_json else None,  # None: unless standard error is a terminal
+        ) as bar,
     ):
+        if limit is not None and not bar.disable:
+            bar.reset(scored_bytes(lm.tokenizer, file, limit))
         settings: dict[str, Any] = {
             "context": context,
             "stride": stride,

@@ -241,11 +241,11 @@ def _asked(changes: tuple[str, ...]) -> dict[str, tuple[str, str]]:
 
 
 def _progress() -> Callable[[int, int], None]:
-    """Shows what is being measured, where somebody looks."""
+    """Shows what is being measured, where somebody looks. Without a total: rounds go on as time allows."""
 
     def show(done: int, total: int) -> None:
         if sys.stderr.isatty():
-            text = f"measuring products {done + 1}/{total}\r" if done < total else "\033[K"
+            text = f"measuring products: {done + 1}\r" if done < total else "\033[K"
             print(text, end="", file=sys.stderr, flush=True)
 
     return show

@@ -16,6 +16,7 @@ from pocketlm.tokenizer import Tokenizer
 Cut = tuple[int, int | None, int | None]  # context, stride, limit
 
 _MOST_TOKENS = 1 << 62
+_ANY_CONTEXT = 512  # where windows are cut for nothing but their sum
 _PIECE = 1 << 20  # characters tokenized at a time
 
 
@@ -96,6 +97,11 @@ def windows(
             break
     if len(pending) > start:
         yield _cut(pending, sizes, start, len(pending), context, bos)
+
+
+def scored_bytes(tokenizer: Tokenizer, path: str | PathLike[str], limit: int) -> int:
+    """Bytes that :func:`windows` ends after, whatever their size; raises what that raises."""
+    return sum(window.bytes for window in windows(tokenizer, path, context=_ANY_CONTEXT, limit=limit))
 
 
 def batched(found: Iterable[Window], size: int) -> Iterator[list[Window]]:

@@ -170,8 +170,8 @@ def _fill(
     kept = {at for at, _ in wholes}
     # Every part of the model sees every token, which the bar counts.
     times = len(parts) + len(wholes)
-    unit = f"tokens, once for each of {times} parts"
-    with Progress("calibrating", windows.size, progress, unit=unit, times=times) as bar:
+    told = f", once for each of {times} parts"
+    with Progress("calibrating", windows.size, progress, unit="tokens", times=times, told=told) as bar:
         bar.add(windows.size * (done + back))
         for index in range(done, len(parts)):
             hidden = Hidden.open(partial, index, parts[index], windows.size) if index else None

@@ -7,26 +7,29 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
-from tqdm import tqdm
+from pocketlm.bar import Bar
 
 _SCALED = 10_000  # counts from which on a figure of three digits is shown
 
 
 def _amount(total: int) -> str:
-    return str(tqdm.format_sizeof(total)) if total >= _SCALED else f"{total:,}"
+    return str(Bar.format_sizeof(total)) if total >= _SCALED else f"{total:,}"
 
 
 class Progress:
     """A bar on standard error that counts to ``total``, or a line where that is no terminal: a log then tells
     which stage it stands at. Nothing unless ``shown``. What is gone through several ``times`` the bar counts
-    as often, and the line once."""
+    as often, and the line once. The line goes on with what is ``told`` of the stage, and stands above the bar
+    too if anything is: the bar has no room for it."""
 
-    def __init__(self, title: str, total: int, shown: bool, unit: str, *, times: int = 1) -> None:
+    def __init__(
+        self, title: str, total: int, shown: bool, unit: str, *, times: int = 1, told: str = ""
+    ) -> None:
         watched = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-        if shown and not watched and sys.stderr is not None:
+        if shown and (told or not watched) and sys.stderr is not None:
             with suppress(OSError, ValueError):  # nobody reads it any more: no reason to stop
-                print(f"{title}: {_amount(total)} {unit}", file=sys.stderr, flush=True)
-        self._bar = tqdm(
+                print(f"{title}: {_amount(total)} {unit}{told}", file=sys.stderr, flush=True)
+        self._bar = Bar(
             total=total * times,
             desc=title,
             unit=f" {unit}",
