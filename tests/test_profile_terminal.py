@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pocketlm.cli import run
 from pocketlm.cli.profile import command
 from pocketlm.errors import ParameterError
 from pocketlm.profile import Profile, Table, WhatIf
+from pocketlm.profile.abbreviated import abbreviated, least_width
 from pocketlm.profile.columns import COLUMNS, chosen, digits, figure
 from pocketlm.profile.lines import SORTS, lines, ordered, total
 from pocketlm.profile.terminal import heading, notes, prediction, tables, wrapped
@@ -72,6 +74,34 @@ def test_as_many_columns_are_shown_as_there_is_room_for(found: Profile, width: i
         more = printed(found, width + 20, by=by)[1]
         assert {*columns} <= {*more}
         assert len(columns) == len(COLUMNS) or width < 120
+
+
+@pytest.mark.parametrize("width", [30, 40, 50, 60, 70])
+@pytest.mark.parametrize("by", ["site", "layer", "op"])
+def test_names_stay_apart_in_a_narrow_terminal(found: Profile, by: str, width: int) -> None:
+    texts, columns = printed(found, width, by=by, sort="order")
+    assert width < 60 or {"kind", "bits", "bytes", "time", "share"} <= {*columns}
+    for step, text in zip(STEPS, texts, strict=True):
+        whole = [*(line.name for line in lines(found.table, by, step)), "sum"]
+        names = [line.split("  ")[0].split()[0] for line in text[1:]]
+        assert len({*names}) == len(names) == len(whole)
+        for name, full in zip(names, whole, strict=True):
+            head, gap, tail = name.partition("…")
+            assert name == full or (gap and full.startswith(head) and full.endswith(tail) and tail)
+
+
+def test_names_are_shortened_by_whole_parts() -> None:
+    sites = ["layers.*.attn.q.norm", "layers.*.attn.k.norm", "layers.*.ffn.norm", "head"]
+    assert [*abbreviated(sites, 16).values()][:3] == ["lay…attn.q.norm", "lay…attn.k.norm", "lay…*.ffn.norm"]
+    assert [*abbreviated(sites, 12).values()] == ["lay…q.norm", "lay…k.norm", "lay…ffn.norm", "head"]
+    layers = [f"layers.{layer}.{site}" for layer in (1, 6, 16, 61) for site in ("attn.q.norm", "ffn.norm")]
+    for width in range(5, 30):
+        for name, short in abbreviated(layers, width).items():
+            layer, site = name.split(".", 2)[1:]
+            assert short == name or re.fullmatch(rf"(l|la|lay)?…{layer}\.{site}", short)
+    assert least_width(layers) == len("…16.attn.q.norm") and least_width([]) == 12
+    alike = ["a" * 30 + "b", "a" * 31]  # nothing but the end tells them apart
+    assert len({*abbreviated(alike, 12).values()}) == 2
 
 
 def header(text: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from pocketlm.near import nearest
 from pocketlm.profile.lines import Line
 from pocketlm.profile.profile import Profile
 
-LEAST_NAME, MOST_NAME = 12, 26  # characters of an operation's name, where columns are to fit
+MOST_NAME = 26  # characters of an operation's name that columns of less worth leave room for
 FEWEST_STEPS = 3  # of fewer, quartiles tell nothing
 _LONG_SECONDS, _LONG_JOULES = 0.02, 0.02  # steps from which on milliseconds and millijoules are shown
 
@@ -114,17 +114,17 @@ def widths(found: Sequence[Line], scale: Scale) -> dict[str, int]:
     }
 
 
-def fitting(tables: Sequence[tuple[Sequence[Line], Scale]], width: int) -> tuple[str, ...]:
-    """The columns that every one of some tables has room for in a terminal of ``width`` columns."""
-    # "and 120 more" stands among the names.
-    longest = max(LEAST_NAME, *(len(line.name) for found, _ in tables for line in found))
+def fitting(tables: Sequence[tuple[Sequence[Line], Scale]], width: int, least_name: int) -> tuple[str, ...]:
+    """The columns that every one of some tables has room for in a terminal of ``width`` columns, beside
+    names that cannot be told apart in fewer characters than ``least_name``."""
+    longest = max(least_name, *(len(line.name) for found, _ in tables for line in found))
     needed = [widths(found, scale) for found, scale in tables]
     known = any(line.kl is not None and line.has_kinds for found, _ in tables for line in found)
     kept: list[str] = []
     for name in _BY_WORTH:
         if name == "kl" and not known:
             continue  # a column of dashes
-        least = LEAST_NAME if name in _WORTH_NAMES else MOST_NAME
+        least = least_name if name in _WORTH_NAMES else max(least_name, MOST_NAME)
         tried = [*kept, name]
         room = width - min(longest, least) - len(tried)
         if all(sum(map(each.__getitem__, tried)) <= room for each in needed):

@@ -12,7 +12,8 @@ from rich.table import Table as Grid
 
 from pocketlm.cli.common import human
 from pocketlm.kinds import PALETTES
-from pocketlm.profile.columns import COLUMNS, FEWEST_STEPS, LEAST_NAME, Scale, digits, figure, fitting, widths
+from pocketlm.profile.abbreviated import LEAST, abbreviated, least_width
+from pocketlm.profile.columns import COLUMNS, FEWEST_STEPS, Scale, digits, figure, fitting, widths
 from pocketlm.profile.lines import Line, lines, ordered, tied, total
 from pocketlm.profile.profile import Profile, Total
 from pocketlm.profile.rows import STEPS, Row, Table
@@ -36,22 +37,31 @@ def tables(
     found = {step: ordered(lines(rows, by, step), sort) for step in steps}
     scales = {step: Scale.of(profile, step) for step in steps}
     shown = {step: [*found[step][:top], total(rows, step)] for step in steps}
+    # All of them, to say which layer it is even where only one is shown.
+    names = {line.name for step in steps for line in [*found[step], shown[step][-1]]}
     if columns is None:
-        columns = fitting([(shown[step], scales[step]) for step in steps], width)
+        columns = fitting([(shown[step], scales[step]) for step in steps], width, least_width(names))
     made: list[RenderableType] = []
     for step in steps:
         hidden = len(found[step]) - len(shown[step]) + 1
-        made.append(_grid(step, shown[step], scales[step], columns, width, hidden))
+        made.append(_grid(step, shown[step], scales[step], columns, names, width, hidden))
     return made, tuple(columns)
 
 
 def _grid(
-    step: str, found: Sequence[Line], scale: Scale, columns: Sequence[str], width: int, hidden: int
+    step: str,
+    found: Sequence[Line],
+    scale: Scale,
+    columns: Sequence[str],
+    names: Collection[str],
+    width: int,
+    hidden: int,
 ) -> Grid:
     needed = widths(found, scale)
     room = width - sum(needed[name] for name in columns) - len(columns)
     grid = Grid(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    grid.add_column(step, no_wrap=True, overflow="ellipsis", max_width=max(LEAST_NAME, room))
+    short = abbreviated(names, max(LEAST, room))
+    grid.add_column(step, no_wrap=True)
     for name in columns:
         column = COLUMNS[name]
         title, justify = column.title(scale), "left" if column.left else "right"
@@ -60,7 +70,7 @@ def _grid(
         if hidden and line is found[-1]:
             grid.add_row(f"and {hidden} more", style="dim")  # the sum, which comes next, holds them
         cells = [COLUMNS[name].text(line, scale) for name in columns]
-        grid.add_row(escape(line.name), *cells, style="bold" if line is found[-1] else None)
+        grid.add_row(escape(short[line.name]), *cells, style="bold" if line is found[-1] else None)
     return grid
 
 
