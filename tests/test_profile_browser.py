@@ -273,6 +273,8 @@ def test_the_panel_stays_where_it_is(opened: Any) -> None:
     opened.evaluate("report.setKind(report.data.matrices, 'p3')")
     assert opened.evaluate("(n => n.scrollWidth <= n.clientWidth)(document.getElementById('notes'))")
     assert opened.evaluate("document.getElementById('changes').clientHeight % 18") == 0
+    told = "other processes took" in opened.evaluate("document.getElementById('machine').title")
+    assert told == opened.evaluate("report.data.others_cpu !== null")
     panel, note = (opened.locator(one).bounding_box() for one in (".whatif", "#notes"))
     assert note["y"] + note["height"] <= panel["y"] + panel["height"]
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from pocketlm.cli import run
 from pocketlm.cli.profile import command
+from pocketlm.clock import Clock
 from pocketlm.errors import ParameterError
 from pocketlm.profile import Profile, Table, WhatIf
 from pocketlm.profile.abbreviated import abbreviated, least_width
@@ -189,7 +190,7 @@ def test_lines_are_wrapped_between_words(found: Profile, width: int) -> None:
     for line in heading(found):
         lines = wrapped([line], width)
         assert max(map(len, lines)) <= width and " ".join(lines).split() == line.split()
-        begin = 9 if line.startswith(("decode", "prefill", "power")) else 2
+        begin = 9 if line.startswith(("decode", "prefill", "power", "others")) else 2
         assert all(one.startswith(" " * begin) and one[begin] != " " for one in lines[1:])
     assert wrapped(["wrote        " + "x" * 100], 80)[-1].strip() == "x" * 100  # nothing breaks a word
 
@@ -223,6 +224,21 @@ def test_a_profile_prints_short(found: Profile) -> None:
     what = known(found, 0.0241)
     assert repr(what).startswith("WhatIf(1 of 1 tensors changed: 10 bytes") and "0.0241" in repr(what)
     assert "KL not known" in repr(known(found, None))
+
+
+def test_it_is_said_what_others_took(found: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(share: float | None) -> list[str]:
+        return [one for one in heading(dataclasses.replace(found, others_cpu=share)) if "other proc" in one]
+
+    assert said(0.374) == ["others   other processes took 37% of the machine meanwhile"] and not said(None)
+    assert found.to_dict()["others_cpu"] == found.others_cpu
+    assert (found.others_cpu is None) == (Clock.started() is None) and 0 <= (found.others_cpu or 0) <= 1
+    monkeypatch.setattr(Clock, "now", no_clock)
+    assert Clock.started() is None
+
+
+def no_clock() -> Clock:
+    raise FileNotFoundError("/proc/stat")
 
 
 def test_it_is_said_what_figures_are(found: Profile) -> None:

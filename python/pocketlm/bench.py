@@ -135,7 +135,7 @@ def run_bench(
             return [int(i) for i in random.integers(0, lm.engine.vocab_size, count)]
 
         _run(lm, [tokens(min(prompt, 64))], 2)  # pages of the weights come in
-        clock, own = _clock(), time.process_time()
+        clock, own = Clock.started(), time.process_time()
         ttft, _ = _run(lm, [tokens(prompt)], 1)
         beginnings = [tokens(first) for _ in range(batch)]
         if context:
@@ -207,13 +207,6 @@ def _run(
     seconds = time.perf_counter() - began
     first = max(c.timings.ttft_seconds for c in found) if from_first else 0.0
     return seconds - first, [list(c.tokens) for c in found]
-
-
-def _clock() -> Clock | None:
-    try:
-        return Clock.now()
-    except OSError:
-        return None
 
 
 def _rounded(tokens: int) -> int:

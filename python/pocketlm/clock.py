@@ -27,6 +27,14 @@ class Clock:
         busy = user + nice + system + irq + softirq + steal
         return cls(busy / os.sysconf("SC_CLK_TCK"), time.perf_counter())
 
+    @classmethod
+    def started(cls) -> Clock | None:
+        """As :meth:`now`; ``None`` where the system has no such clock."""
+        try:
+            return cls.now()
+        except OSError:
+            return None
+
     def others(self, own: float) -> float:
         """The share of all cores that other processes took since then, if we took ``own`` CPU seconds."""
         now = Clock.now()

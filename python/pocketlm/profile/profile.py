@@ -68,6 +68,8 @@ class Profile:
         graph: the model's operations.
         setting: how steps of products are measured for other kinds.
         keep_times: whether measured times of products go to the user's cache directory.
+        others_cpu: the share of the machine that other processes took while the steps ran, as far as the
+            system says.
     """
 
     model: str
@@ -83,6 +85,7 @@ class Profile:
     graph: Graph
     setting: Setting
     keep_times: bool = True
+    others_cpu: float | None = None
 
     def __repr__(self) -> str:
         about = self.description
@@ -146,6 +149,7 @@ class Profile:
         return {
             "model": self.model,
             "machine": dataclasses.asdict(self.machine),
+            "others_cpu": self.others_cpu,
             "energy": {step: dataclasses.asdict(energy) for step, energy in self.energy.items()},
             "context": self.context,
             "prompt": self.prompt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pocketlm._core import Engine
+from pocketlm.clock import Clock
 from pocketlm.describe import describe
 from pocketlm.errors import ParameterError
 from pocketlm.graph import Graph, Slice
@@ -96,6 +98,7 @@ def _profile(
     tensors = {stored_name(store, op.weight) for op in graph.ops if matrix(store, op)}  # type: ignore[attr-defined]
     losses = read_sensitivities(sensitivities, loaded.path, tensors)
     machine = Machine.measure(engine.isa, engine.threads)
+    clock, own = Clock.started(), time.process_time()
     meters = {"decode": Meter(), "prefill": Meter()}
     steps = {"decode": Load.decode(context), "prefill": Load.prefill(prompt, engine.max_rows)}
     chunk = steps["prefill"].chunks[0][1]
@@ -107,6 +110,7 @@ def _profile(
         threads = {"decode": engine.step_threads(1), "prefill": engine.step_threads(chunk)}
     finally:
         engine.hold_threads(False)
+    others = None if clock is None else clock.others(time.process_time() - own)
     machine = machine.better(Machine.measure(engine.isa, engine.threads))  # whatever ran beside it
     energy = {step: meter.energy(threads[step], watts) for step, meter in meters.items()}
     phases = engine.phases()
@@ -166,6 +170,7 @@ def _profile(
             kv_dtype=engine.kv_dtype,
         ),
         keep_times=cache,
+        others_cpu=others,
     )
 
 

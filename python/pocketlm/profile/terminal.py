@@ -152,6 +152,7 @@ def heading(profile: Profile, steps: Sequence[str] = STEPS) -> list[str]:
         f"memory {human(machine.read_bandwidth)}/s, int8 {machine.int8_peak / 1e9:.0f} GMAC/s",
         *(_whole(step, profile.total(step), whats[step]) for step in steps),
         *_power(profile, steps),
+        *_others(profile),
     ]
 
 
@@ -164,6 +165,11 @@ def _power(profile: Profile, steps: Sequence[str]) -> list[str]:
     same = len({*watts.values()}) == 1
     told = watts[steps[0]] if same else ", ".join(f"{step} {power}" for step, power in watts.items())
     return [f"power    {told} ({sources[steps[0]]})"]
+
+
+def _others(profile: Profile) -> list[str]:
+    share = profile.others_cpu
+    return [] if share is None else [f"others   other processes took {share:.0%} of the machine meanwhile"]
 
 
 def _threads(count: int) -> str:

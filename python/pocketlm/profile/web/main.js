@@ -6,8 +6,9 @@
   get("model").textContent = data.model || "model";
   get("model").title = data.model;
   const where = `${data.machine.processor}, ${data.machine.isa}, ${data.machine.threads} thread${data.machine.threads === 1 ? "" : "s"}`;
-  get("machine").textContent = where;
-  get("machine").title = where;
+  // Last, where a narrow page cuts the line: it is whole where the mouse rests.
+  const others = data.others_cpu === null ? "" : `; other processes took ${show.percent(data.others_cpu)} of it meanwhile`;
+  get("machine").title = get("machine").textContent = where + others;
   // Decoding and prefill have each their power: what is predicted is of decoding.
   const power = (step) => `${show.number(data.energy[step].watts)} W in ${step} (${data.energy[step].source})`;
   get("notes").textContent = `Energy: ${power("decode")}`;
