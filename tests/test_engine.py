@@ -231,14 +231,24 @@ def test_constructor_refuses() -> None:
         (changed(0, width=63), {}, errors.ConfigError, "embed"),
         (changed(0, weight={"name": "none", "shape": [97, 64]}), {}, errors.WeightError, "none"),
         (changed(0, weight={"name": "table", "shape": [98, 64]}), {}, errors.WeightError, "table"),
-        (text, {"cache_tokens": 10**15}, errors.MemoryLimitError, r"needs 1\d{17,} bytes, [1-9]\d+ are"),
+        (
+            text,
+            {"cache_tokens": 10**15},
+            errors.MemoryLimitError,
+            r"needs 1\d{11,}\.\d MB, [1-9]\d*\.\d MB are",
+        ),
         (text, {"cache_tokens": 2**63}, errors.MemoryLimitError, "cache"),
         (text, {"cache_tokens": 0}, errors.ParameterError, "cache_tokens"),
         (text, {"max_rows": 0}, errors.ParameterError, "max_rows"),
         (text, {"max_rows": 10**9}, errors.ParameterError, "max_rows"),
         (text, {"threads": 0}, errors.ParameterError, "threads"),
         (text, {"kv_dtype": "int4"}, errors.ParameterError, "kv_dtype"),
-        (text, {"max_memory": 100_000}, errors.MemoryLimitError, "max_memory"),
+        (
+            text,
+            {"max_memory": 100_000},
+            errors.MemoryLimitError,
+            r"^max_memory: the model needs \d+\.\d MB, 0\.1 MB are",
+        ),
     ]
     for graph_json, options, error, words in cases:
         with pytest.raises(error, match=words):

@@ -40,7 +40,7 @@ def empty_logits(tokens: int, engines: Sequence[Engine], max_memory: int | None)
     used = sum(engine.memory()[kind] for engine in engines for kind in counted)
     needed = 4 * tokens * vocab_size
     refusal = MemoryLimitError(
-        f"the logits of {tokens} tokens need {needed} bytes, more than is left "
+        f"the logits of {tokens} tokens need {needed / 1e6:,.1f} MB, more than is left "
         f"{'on this machine' if max_memory is None else 'within max_memory'}; iter_logits gives them a few "
         "rows at a time"
     )

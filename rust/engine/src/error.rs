@@ -33,7 +33,11 @@ pub enum EngineError {
         limit: usize,
     },
     /// More memory than the limit allows, or than the cache holds.
-    #[error("{what} needs {needed} bytes, {available} are available")]
+    #[error(
+        "{what} needs {} MB, {} MB are available",
+        tenths(needed.div_ceil(100_000)),
+        tenths(*available / 100_000)
+    )]
     Memory {
         /// What was to be allocated.
         what: String,
@@ -72,6 +76,11 @@ impl EngineError {
     pub fn parameter(name: &str, reason: impl Into<String>) -> Self {
         Self::Parameter { name: name.into(), reason: reason.into() }
     }
+}
+
+/// A number of tenths. Needs are rounded up and what is left down, so that they differ in a message too.
+fn tenths(count: u64) -> String {
+    format!("{}.{}", count / 10, count % 10)
 }
 
 /// A hostile graph may hold names of megabytes; a message may not.

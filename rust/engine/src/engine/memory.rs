@@ -59,16 +59,16 @@ impl Memory {
 
     /// Refuses what exceeds the limit, or without one the machine. `what` takes the memory.
     pub(super) fn check(&self, what: &str, limit: Option<u64>) -> Result<(), EngineError> {
-        let (limit, place) = match limit {
-            Some(limit) => (limit, "within max_memory"),
+        let (limit, what) = match limit {
+            Some(limit) => (limit, format!("max_memory: {what}")),
             // Weights are mapped, and need not be resident all at once.
             None => (
                 machine_memory().map_or(u64::MAX, |bytes| bytes.saturating_add(self.weights)),
-                "on this machine",
+                format!("{what} on this machine"),
             ),
         };
         if self.total() > limit {
-            return Err(too_much(&format!("{what} {place}"), self.total(), limit));
+            return Err(too_much(&what, self.total(), limit));
         }
         Ok(())
     }
