@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from fake_engine import FakeEngine, FakeSampler
 from pocketlm.bar import Bar
 from pocketlm.cli import run
+from pocketlm.cli.chat import _answer
 from pocketlm.cli.group import COMMANDS, cli
 from pocketlm.cli.profile import _progress as measuring
 from pocketlm.errors import WeightError
@@ -93,8 +95,18 @@ def test_without_anything_there_is_help() -> None:
 
 
 def test_the_end_says_when_text_was_cut(loaded: Loaded) -> None:
-    assert "4 tokens (cut at --max-tokens)" in call("generate", "x", "--max-tokens", "4", "--ignore-eos")[2]
+    said = call("generate", "x", "--max-tokens", "4", "--ignore-eos")[2]
+    assert said.startswith("[cut after 4 tokens (--max-tokens), ")
     assert "tokens (the context is full)" in call("generate", "x", "--ignore-eos")[2]
+
+
+def test_chat_says_when_an_answer_was_cut(loaded: Loaded) -> None:
+    shown = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=200)
+    with loaded.load() as lm, lm.session(ignore_eos=True) as session:
+        _answer(session.stream_response("x", max_tokens=4), shown, lm.context)
+        _answer(session.stream_response("y"), shown, lm.context)
+    said = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert "\ncut after 4 tokens (--max-tokens), " in said and "tokens (the context is full), " in said
 
 
 def test_an_interrupted_palettize_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

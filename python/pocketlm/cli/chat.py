@@ -22,6 +22,7 @@ from pocketlm.cli.common import (
     runtime_options,
     sampling_options,
     text_of_stdin,
+    told_tokens,
 )
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _talk(lm: LM, session: Session, console: Console) -> bool:
                 if _obey(line, session, console):
                     break
                 continue
-            _answer(session.stream_response(line), console)
+            _answer(session.stream_response(line), console, lm.context)
         except PocketlmError as error:
             failed = True
             full = isinstance(error, ContextLengthError) and any(
@@ -166,7 +167,7 @@ def _prompts(console: Console) -> Iterator[str]:
             yield line
 
 
-def _answer(stream: Stream, console: Console) -> None:
+def _answer(stream: Stream, console: Console, context: int) -> None:
     with _cancelled_by_interrupt(stream), stream:
         for chunk in stream:
             console.print(chunk.text, end="", markup=False)
@@ -175,10 +176,9 @@ def _answer(stream: Stream, console: Console) -> None:
     if completion is not None and console.is_terminal:
         usage, timings = completion.usage, completion.timings
         stopped = ", stopped" if completion.finish_reason == "cancelled" else ""
-        cut = ", cut at --max-tokens" if completion.finish_reason == "length" else ""
         console.print(
-            f"[dim]{usage.completion_tokens} tokens, {timings.decode_tokens_per_second:.1f} tokens/s, "
-            f"{usage.reused_tokens} of {usage.prompt_tokens} prompt tokens reused{stopped}{cut}[/dim]"
+            f"[dim]{told_tokens(completion, context)}, {timings.decode_tokens_per_second:.1f} tokens/s, "
+            f"{usage.reused_tokens} of {usage.prompt_tokens} prompt tokens reused{stopped}[/dim]"
         )
 
 

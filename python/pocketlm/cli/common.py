@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from pocketlm.generate.result import Completion
     from pocketlm.model import LM
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -176,6 +177,16 @@ def as_json(value: Any, indent: int | None = None) -> str:
     """A value as JSON that standard output can hold."""
     unicode = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
     return json.dumps(value, indent=indent, ensure_ascii=not unicode)
+
+
+def told_tokens(completion: Completion, context: int) -> str:
+    """How many tokens a text has, and what cut it if something did, in a context of so many."""
+    count, total = completion.usage.completion_tokens, completion.usage.total_tokens
+    if completion.finish_reason != "length":
+        return f"{count} tokens"
+    if total >= context:
+        return f"{count} tokens (the context is full)"
+    return f"cut after {count} tokens (--max-tokens)"  # by its default too: the option is what lets more come
 
 
 def human(size: float) -> str:

@@ -18,6 +18,7 @@ from pocketlm.cli.common import (
     runtime_options,
     sampling_options,
     text_of_stdin,
+    told_tokens,
 )
 
 
@@ -105,12 +106,8 @@ def command(
     if not quiet:
         timings, usage = completion.timings, completion.usage
         guessed = f"{usage.accepted_tokens} of them guessed, " if usage.accepted_tokens else ""
-        cut = ""
-        if completion.finish_reason == "length":
-            full = usage.total_tokens >= lm.context
-            cut = " (the context is full)" if full else " (cut at --max-tokens)"
         click.echo(
-            f"[{usage.completion_tokens} tokens{cut}, {timings.decode_tokens_per_second:.1f} tokens/s, "
+            f"[{told_tokens(completion, lm.context)}, {timings.decode_tokens_per_second:.1f} tokens/s, "
             f"first after {timings.ttft_seconds:.3f} s, {guessed}seed {completion.seed}]",
             err=True,
         )
