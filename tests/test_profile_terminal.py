@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from pocketlm.abbreviated import abbreviated, least_width
 from pocketlm.cli import run
+from pocketlm.cli.common import wrapped
 from pocketlm.cli.profile import command
 from pocketlm.clock import Clock
 from pocketlm.errors import ParameterError
 from pocketlm.profile import Profile, Table, WhatIf
-from pocketlm.profile.abbreviated import abbreviated, least_width
 from pocketlm.profile.columns import COLUMNS, chosen, digits, figure
 from pocketlm.profile.lines import SORTS, lines, ordered, total
-from pocketlm.profile.terminal import heading, notes, prediction, tables, wrapped
+from pocketlm.profile.terminal import heading, notes, prediction, tables
 from profiles import measured, models, quick
 
 STEPS = ("decode", "prefill")
@@ -101,6 +102,8 @@ def test_names_are_shortened_by_whole_parts() -> None:
             layer, site = name.split(".", 2)[1:]
             assert short == name or re.fullmatch(rf"(l|la|lay)?…{layer}\.{site}", short)
     assert least_width(layers) == len("…16.attn.q.norm") and least_width([]) == 12
+    tensors = ["transformer.token_embeddings.weight", "transformer.norm.weight"]
+    assert [*abbreviated(tensors, 26).values()] == ["tra…oken_embeddings.weight", tensors[1]]
     alike = ["a" * 30 + "b", "a" * 31]  # nothing but the end tells them apart
     assert len({*abbreviated(alike, 12).values()}) == 2
 

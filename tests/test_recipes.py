@@ -108,6 +108,31 @@ def test_places_that_cannot_be_written_are_named_as_given(source: Path, tmp_path
             plan(source, calibration=[TEXT], **{name: place}, **QUIET)
 
 
+def test_one_kind_everywhere_takes_no_measuring(source: Path, tmp_path: Path, few: None, capsys: Any) -> None:
+    from pocketlm.cli import run as call
+    from pocketlm.cli.palettize import command
+
+    told = next(option.help for option in command.params if option.name == "bits")  # type: ignore[attr-defined]
+    assert "--kinds 3 --bits 3 measures none of that" in told
+    (tmp_path / "text").write_text(TEXT)
+    args = ["palettize", str(source), str(tmp_path / "dst"), "--calibration", str(tmp_path / "text")]
+    assert call([*args, "--kinds", "3", "--bits", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert "calibrating: " in err and "measuring damage" not in err
+    assert re.search(r"kinds +\d+ p3, 2 p8\n", out)
+
+
+def test_it_is_said_what_a_text_would_do(source: Path, tmp_path: Path, capsys: Any) -> None:
+    from pocketlm.cli import run as call
+
+    args = ["palettize", str(source), str(tmp_path / "dst"), "--bits", "3.5"]
+    for more in ([], ["--dry-run"]):
+        assert call([*args, *more]) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith("A calibration text lets codes and bits follow") and "(--calibration)" in last
+    assert call([*args, "--dry-run", "--json"]) == 0 and json.loads(capsys.readouterr().out)
+
+
 def test_the_command_reports_and_writes(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, few: None
 ) -> None:
@@ -125,8 +150,10 @@ def test_the_command_reports_and_writes(
     assert all(stage in err for stage in (*stages, "measuring times: ")) and len(err.splitlines()) == 3
     found = re.search(r"calibrating: ([\d,]+) tokens, once for each of (\d+) parts", err)
     assert found is not None and int(found[1].replace(",", "")) <= len(TEXT) and int(found[2]) > 1
+    assert " models, one matrix palettized in each, over 48 tokens" in err
     assert "would take" in out and "nats a token, predicted" in out and "tokens per second" in out
     assert "(judged by 48 tokens)" in out
+    assert "loses far less" not in out
     assert set(read_json_kinds(recipe)) == {BEST[2], "p4", "p8"} and not target.exists()
     assert call([*common, "--size", "1MB", "--max-kl", "0.5", "--json", "--dry-run"]) == 0
     out, err = capsys.readouterr()

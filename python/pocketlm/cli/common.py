@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -187,6 +189,25 @@ def told_tokens(completion: Completion, context: int) -> str:
     if total >= context:
         return f"{count} tokens (the context is full)"
     return f"cut after {count} tokens (--max-tokens)"  # by its default too: the option is what lets more come
+
+
+def wrapped(lines: Iterable[str], width: int) -> list[str]:
+    """Lines for a terminal of ``width`` columns: what goes on in the next one is set in, below the text."""
+    found = []
+    for line in lines:
+        label = re.match(r"(\S+( \S+)*)? {2,}", line)
+        indent = " " * min(len(label[0]) if label else 2, width // 2)
+        found += textwrap.wrap(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+    return found
+
+
+def say(line: str) -> None:
+    """Writes a line on standard output: wrapped at words in a terminal, whole for whatever else reads it."""
+    if sys.stdout.isatty():
+        line = "\n".join(wrapped([line], shutil.get_terminal_size().columns))
+    click.echo(line)
 
 
 def human(size: float) -> str:

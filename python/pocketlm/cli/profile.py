@@ -15,6 +15,7 @@ from pocketlm.cli.common import (
     print_json,
     recovery_option,
     threads_option,
+    wrapped,
 )
 
 
@@ -188,7 +189,7 @@ def command(
         return
     from rich.console import Console
 
-    from pocketlm.profile.terminal import heading, notes, prediction, tables, wrapped
+    from pocketlm.profile.terminal import heading, notes, prediction, tables
 
     console = Console(highlight=False, soft_wrap=False)
     # Columns that were asked for are shown, however wide the lines.

@@ -80,7 +80,8 @@ def measure_damages(
         open_ones = [tensor for tensor, kinds in wanted.items() if kinds]
         runs = [_Run(tensor, _middle(wanted[tensor])) for tensor in sample(open_ones, most)]
     measured: dict[tuple[str, str], float] = {}
-    with Progress("measuring damage", len(runs), progress, unit="models") as bar:
+    told = f", one matrix palettized in each, over {divergence.tokens:,} tokens"
+    with Progress("measuring damage", len(runs), progress, unit="models", told=told) as bar:
         for at, run in enumerate(runs):
             key = f"damage {run.tensor.name} {run.kind}"
             note = notes.note(key)

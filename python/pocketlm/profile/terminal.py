@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
 from collections.abc import Collection, Iterable, Sequence
 
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from pocketlm.abbreviated import LEAST, abbreviated, least_width
 from pocketlm.cli.common import human
 from pocketlm.kinds import PALETTES
-from pocketlm.profile.abbreviated import LEAST, abbreviated, least_width
 from pocketlm.profile.columns import COLUMNS, FEWEST_STEPS, Scale, digits, figure, fitting, widths
 from pocketlm.profile.lines import Line, lines, ordered, tied, total
 from pocketlm.profile.profile import Profile, Total
@@ -125,18 +123,6 @@ def prediction(
     if then.kl is None:
         said.append("             (palettize --calibration measures the kinds that it may choose)")
     return said
-
-
-def wrapped(said: Iterable[str], width: int) -> list[str]:
-    """Lines for a terminal of ``width`` columns: what goes on in the next one is set in, below the text."""
-    found = []
-    for line in said:
-        label = re.match(r"(\S+( \S+)?)? {2,}", line)
-        indent = " " * (len(label[0]) if label else 2)
-        found += textwrap.wrap(
-            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        )
-    return found
 
 
 def heading(profile: Profile, steps: Sequence[str] = STEPS) -> list[str]:

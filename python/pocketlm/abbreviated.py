@@ -1,4 +1,4 @@
-"""Names of operations in few characters: shortened in the middle, and never so that two look the same."""
+"""Names of tensors and operations in few characters: shortened in the middle, and no two to the same."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ def least_width(names: Iterable[str]) -> int:
 def _cut(name: str, head: int, room: int) -> str:
     """The beginning of a name and as many of its last parts as there is room for."""
     tail = name[-(room - head - len(_GAP)) :]
-    if name[len(name) - len(tail) - 1] != "." and "." in tail.strip("."):
-        tail = tail[tail.index(".") + 1 :]  # what is left of a part, or of a number, would be another one
+    part, dot, rest = tail.partition(".")
+    # What is left of a number would be another one; of a word it is better than nothing.
+    if dot and rest and name[-len(tail) - 1] != "." and (part.isdigit() or len(part) <= len(rest)):
+        tail = rest
     return name[:head] + _GAP + tail.lstrip(".")
