@@ -18,12 +18,11 @@ from pocketlm.bar import Bar
 from pocketlm.cli import run
 from pocketlm.cli.chat import _answer
 from pocketlm.cli.group import COMMANDS, cli
-from pocketlm.cli.profile import _progress as measuring
 from pocketlm.errors import WeightError
 from pocketlm.kinds import PALETTES
 from pocketlm.model import LM
-from pocketlm.palettize.progress import Progress
 from pocketlm.tokenizer import Tokenizer
+from terminals import Terminal
 from tokenizer_files import CHAT, byte_level
 
 CONFIG = {"bos_token": "<|bos|>", "eos_token": "<|end|>"}
@@ -270,37 +269,6 @@ def test_perplexity_against_a_source(loaded: Loaded, tmp_path: Path) -> None:
         assert "--against" not in some or " in 1 window, " in out
 
 
-class Terminal(io.StringIO):
-    """Standard error of a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("columns", [60, 80, 140])
-def test_bars_fit_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda _: (columns - 1, 24))
-    for title, unit, times, told in (
-        ("calibrating", "tokens", 17, ", once for each of 17 parts"),
-        ("measuring damage", "models", 1, ""),
-        ("training", "tokens", 1, ""),
-        ("palettizing", "weights", 1, ""),
-    ):
-        shown = Terminal()
-        monkeypatch.setattr("sys.stderr", shown)
-        with Progress(title, 123_456, True, unit, times=times, told=told) as bar:
-            bar._bar.start_t -= 4000  # times with hours are longer
-            if title == "training":
-                bar.note("loss 1.2345")
-            bar._bar.n = 61_728 * times
-            bar._bar.refresh()
-        half = shown.getvalue().split("\r")[-3]
-        assert len(half) < columns and half.count("#") >= 3 and title in half
-        assert f" {unit}" in half or (columns == 60 and title == "training")
-        assert half.endswith(("]", " left", "1.2345"))  # nothing is cut
-        assert shown.getvalue().count("\n") == shown.getvalue().count("17 parts") == (1 if told else 0)
-
-
 def test_the_bar_of_perplexity_ends_at_the_limit(
     loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,14 +281,6 @@ def test_the_bar_of_perplexity_ends_at_the_limit(
         assert call("perplexity", str(path), "--context", "32", *limit)[0] == 0
     (done, whole, title), (fewer, part, _) = drawn
     assert title.startswith("perplexity") and done == whole == 3400 and fewer == part < 500
-
-
-def test_measuring_tells_no_total_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stderr", Terminal())
-    show = measuring()
-    for done, total in ((0, 6), (1, 24), (24, 24)):
-        show(done, total)
-    assert sys.stderr.getvalue() == "measuring products: 1\rmeasuring products: 2\r\x1b[K"  # type: ignore[attr-defined]
 
 
 def test_chat_without_a_terminal(loaded: Loaded, tmp_path: Path) -> None:
@@ -403,3 +363,9 @@ def test_ctrl_c_ends_the_answer_not_the_chat(loaded: Loaded) -> None:
     status, out, _ = call("chat", "--max-tokens", "20", "--seed", "1", stdin="once\n/save\nthe cat\n")
     assert status == 0 and "Give a file" in out and count > 4
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_help_of_chat_fits_a_terminal(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    out = call("chat", stdin="/help\n")[1]
+    assert max(map(len, out.splitlines())) <= 60 and "\n               no command takes it up again\n" in out

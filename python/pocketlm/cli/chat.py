@@ -23,6 +23,7 @@ from pocketlm.cli.common import (
     sampling_options,
     text_of_stdin,
     told_tokens,
+    wrapped,
 )
 
 if TYPE_CHECKING:
@@ -110,9 +111,14 @@ def _talk(lm: LM, session: Session, console: Console) -> bool:
     failed = False
     with_template = lm.tokenizer.template is not None
     if console.is_terminal:
-        console.print(f"[bold]{lm.name}[/bold]  /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.")
+        console.print(
+            f"[bold]{lm.name}[/bold]  /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.",
+            soft_wrap=False,
+        )
         if not with_template:
-            console.print("[dim]This model knows no chat: it goes on with what you write.[/dim]")
+            console.print(
+                "[dim]This model knows no chat: it goes on with what you write.[/dim]", soft_wrap=False
+            )
     for line in _prompts(console):
         try:
             if line.startswith("/"):
@@ -178,7 +184,8 @@ def _answer(stream: Stream, console: Console, context: int) -> None:
         stopped = ", stopped" if completion.finish_reason == "cancelled" else ""
         console.print(
             f"[dim]{told_tokens(completion, context)}, {timings.decode_tokens_per_second:.1f} tokens/s, "
-            f"{usage.reused_tokens} of {usage.prompt_tokens} prompt tokens reused{stopped}[/dim]"
+            f"{usage.reused_tokens} of {usage.prompt_tokens} prompt tokens reused{stopped}[/dim]",
+            soft_wrap=False,
         )
 
 
@@ -203,7 +210,7 @@ def _obey(line: str, session: Session, console: Console) -> bool:
         case "/quit" | "/exit":
             return True
         case "/help":
-            console.print(HELP, markup=False)
+            console.print("\n".join(wrapped(HELP.splitlines(), console.width)), markup=False)
         case "/reset":
             session.reset()
             console.print("The conversation is forgotten.")
