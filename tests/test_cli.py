@@ -178,6 +178,13 @@ def test_generate_chat_uses_the_template(loaded: Loaded) -> None:
         (["generate", "x", "--temperature", "hot"], 2, "temperature"),
         (["generate", "x", "--max-tokens", "0"], 2, "max_tokens"),
         (["generate", "x", "--max-memory", "much"], 2, "size"),
+        (["generate", "x", "--max-memory", "9" * 22], 2, f"'{'9' * 22}' is too large"),
+        (["generate", "x", "--max-memory", "9" * 400], 2, "too large"),
+        (["generate", "x", "--max-memory", "9" * 5000 + ".5GiB"], 2, "too large"),
+        (["generate", "x", "--max-memory", "x" * 5000], 2, "size"),
+        (["palettize", "src", "dst", "--size", "9" * 400], 2, "too large"),
+        (["palettize", "src", "dst", "--recover-train", "9" * 400], 2, "too large"),
+        (["palettize", "src", "dst", "--recover-train", "9" * 5000 + "M"], 2, "too large"),
         (["generate", "x", "--wrong"], 2, "--wrong"),
         (["generate", "x", "y"], 2, "argument"),
         (["generate", "x " * 500], 1, "context"),
@@ -206,6 +213,21 @@ def test_failures_are_one_line(loaded: Loaded, args: list[str], status: int, par
         err
     )
     assert "Traceback" not in err and "{" not in out
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ("1", 1),
+        ("0.3GB", 300_000_000),
+        ("1.5 gib", 3 << 29),
+        ("9007199254740993", (1 << 53) + 1),
+        ("9223372036854775807B", sys.maxsize),
+    ],
+)
+def test_sizes_are_taken_as_given(loaded: Loaded, given: str, size: int) -> None:
+    assert call("generate", "x", "--max-memory", given)[0] == 0
+    assert loaded.calls[-1][1]["max_memory"] == size
 
 
 def test_errors_in_the_middle_are_one_line(loaded: Loaded) -> None:

@@ -10,9 +10,13 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
+
+from pocketlm.checks import shown
 
 if TYPE_CHECKING:
     from pocketlm.generate.result import Completion
@@ -31,8 +35,11 @@ class Bytes(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         """The number of bytes."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", str(value).strip().lower())
         if match is None:
-            self.fail(f"{value!r} is not a size such as 500MB or 1.5GiB", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2] or ""])
+            self.fail(f"{shown(value)} is not a size such as 500MB or 1.5GiB", param, ctx)
+        size = _whole(match[1], match[2] or "")
+        if size > sys.maxsize:
+            self.fail(f"{shown(value)} is too large", param, ctx)
+        return size
 
 
 class Tokens(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -44,8 +51,17 @@ class Tokens(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         """The number of tokens."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([km]?)", str(value).strip().lower())
         if match is None:
-            self.fail(f"{value!r} is not a number of tokens such as 500k or 1.5M", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2]])
+            self.fail(f"{shown(value)} is not a number of tokens such as 500k or 1.5M", param, ctx)
+        tokens = _whole(match[1], match[2])
+        if tokens > sys.maxsize:
+            self.fail(f"{shown(value)} is too large", param, ctx)
+        return tokens
+
+
+def _whole(number: str, unit: str) -> int:
+    """Digits times a unit, exactly: errors show the number that was given, and a float has an end. Decimal
+    reads them, because Fraction and int take a limited number of digits from a text."""
+    return int(Fraction(Decimal(number)) * _UNITS[unit])
 
 
 def options(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
