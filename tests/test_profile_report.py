@@ -197,6 +197,8 @@ def test_the_last_change_decides(
     ("args", "status", "words"),
     [
         (["--what-if", "ffn.*"], 2, "PATTERN=KIND"),
+        (["--what-if", "x" * 5000], 2, "PATTERN=KIND"),
+        (["--what-if", "x" * 5000 + "=p2"], 2, "matches no operation"),
         (["--what-if", "ffn.*=p9"], 2, "--what-if: 'ffn.*' is to be 'p9'"),
         (["--what-if", "ffn.*=5"], 2, "or bits: 2, 3, 4, 8"),
         (["--what-if", "ffn.*=p2w"], 2, "the nearest is p2v"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -226,7 +227,10 @@ def _asked(changes: tuple[str, ...]) -> dict[str, tuple[str, str]]:
 
     found: dict[str, tuple[str, str]] = {}
     for change in changes:
-        if Path(change).is_file():
+        is_file = False
+        with suppress(OSError):  # what is too long for a file's name, say, is none
+            is_file = Path(change).is_file()
+        if is_file:
             kinds, source = recipe_kinds(read_json(Path(change)), change), change
         else:
             name, equals, kind = change.rpartition("=")
