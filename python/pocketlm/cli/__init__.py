@@ -14,6 +14,7 @@ FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 
 def main() -> NoReturn:
     """Entry point: runs the command line and exits with its status."""
+    _open_closed_streams()
     # A character that the terminal cannot show, or a path that is no text, is no reason to stop.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -69,6 +70,20 @@ def run(args: Sequence[str]) -> int:
             return _complain(f"{problem.filename or 'output'}: {problem.strerror}", FAILURE)
         kind = type(problem).__name__
         return _complain(f"{kind}: {problem} (unexpected; POCKETLM_DEBUG=1 shows where)", FAILURE)
+
+
+def _open_closed_streams() -> None:
+    """Gives a standard stream that whoever started the command has closed the null device: what would be read
+    there is empty, and what would be written is not wanted, which is no failure.
+
+    Before anything else is opened: the system gives the lowest free descriptor, which is the stream's own. A
+    model's file would get it otherwise, and what writes to descriptor 2 would write into that.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)  # processes that are started here have the stream as well
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
 def _complain(message: str, status: int) -> int:

@@ -1,0 +1,59 @@
+"""The command line with streams that are closed."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PYTHON = [sys.executable, "-W", "error"]
+FEW = ["--max-tokens", "3", "--seed", "1"]
+
+
+def redirected(args: list[str], streams: str) -> tuple[int, str, str]:
+    """Status, standard output and standard error of Python with redirections of a shell."""
+    script = f"{shlex.join([*PYTHON, *args])} {streams}"
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    return found.returncode, found.stdout, found.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "streams", "status", "err"),
+    [
+        (["--version"], ">&-", 0, ""),
+        (["doctor", "--quick"], ">&-", 0, ""),
+        (["generate", "Once", "-q", *FEW], ">&-", 0, ""),
+        (["generate", "Once", "--json", *FEW], "<&- >&- 2>&-", 0, ""),
+        (["generate"], "<&-", 2, "pocketlm: error: PROMPT is empty; give a word or more to go on from\n"),
+        (["chat", "--json"], "<&-", 0, ""),
+        (["chat"], "<&-", 0, ""),
+        (["generate", ""], "2>&-", 2, ""),
+        (["fly"], ">&- 2>&-", 2, ""),
+    ],
+)
+def test_a_closed_stream_is_an_empty_one(args: list[str], streams: str, status: int, err: str) -> None:
+    assert redirected(["-m", "pocketlm", *args], streams) == (status, "", err)
+
+
+def test_progress_has_nowhere_to_go(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("Once upon a time there was a cat.")
+    status, out, _ = redirected(["-m", "pocketlm", "perplexity", str(tmp_path / "text")], "2>&-")
+    assert status == 0 and "bits per byte" in out
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 2), (1, 2), (0, 1, 2)])
+def test_no_file_takes_the_place_of_a_closed_stream(closed: tuple[int, ...]) -> None:
+    code = (
+        "import os, sys, pocketlm.cli as cli; cli._open_closed_streams(); "
+        "null = os.stat(os.devnull).st_rdev; "
+        "streams = (sys.stdin, sys.stdout, sys.stderr); "
+        "assert [stream.fileno() for stream in streams] == [0, 1, 2]; "
+        f"assert all(os.fstat(n).st_rdev == null and os.get_inheritable(n) for n in {closed}); "
+        "assert sys.stdin.read() == ''; print('x', flush=True); print('x', file=sys.stderr, flush=True)"
+    )
+    streams = " ".join(f"{number}{'<' if number == 0 else '>'}&-" for number in closed)
+    out, err = ("" if number in closed else "x\n" for number in (1, 2))
+    assert redirected(["-c", code], f"</dev/null {streams}") == (0, out, err)
