@@ -191,6 +191,7 @@ def test_generate_chat_uses_the_template(loaded: Loaded) -> None:
         (["generate", "x", "--logprobs", "3"], 2, "--logprobs needs --json"),
         (["generate", "\udcff\udcfe"], 2, "PROMPT is not UTF-8 text"),
         (["generate", "\udcff\udcfe", "--chat"], 2, "PROMPT is not UTF-8 text"),
+        (["generate", "x", "--stop", "y", "--stop", "\udcff"], 2, "--stop is not UTF-8 text"),
         (["generate", "", "--chat"], 2, "PROMPT is empty"),
         (["chat", "-i", "\udcff"], 2, "--instructions is not UTF-8 text"),
         (["perplexity"], 2, "FILE"),

@@ -1,7 +1,9 @@
-"""The command line with streams that are closed."""
+"""The command line with streams that are closed, and in a locale without UTF-8."""
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 PYTHON = [sys.executable, "-W", "error"]
+ASCII = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 FEW = ["--max-tokens", "3", "--seed", "1"]
 
 
@@ -57,3 +60,42 @@ def test_no_file_takes_the_place_of_a_closed_stream(closed: tuple[int, ...]) -> 
     streams = " ".join(f"{number}{'<' if number == 0 else '>'}&-" for number in closed)
     out, err = ("" if number in closed else "x\n" for number in (1, 2))
     assert redirected(["-c", code], f"</dev/null {streams}") == (0, out, err)
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_text_is_utf8_in_any_locale(piped: bool) -> None:
+    args = [*PYTHON, "-m", "pocketlm", "generate", *FEW, "--stop", "É", "--json", *([] if piped else ["Éa"])]
+    found = subprocess.run(
+        [os.fsencode(word) for word in args],
+        input="Éa\n".encode() if piped else b"",
+        capture_output=True,
+        env=ASCII,
+        timeout=60,
+    )
+    assert (found.returncode, found.stderr) == (0, b"") and json.loads(found.stdout)["prompt"] == "Éa"
+
+
+def test_chat_in_a_locale_without_utf8(tmp_path: Path) -> None:
+    found = subprocess.run(
+        [*PYTHON, "-m", "pocketlm", "chat", "-i", "Sois brève.".encode(), *FEW],
+        input="Éa\n/save É.json\n".encode(),
+        capture_output=True,
+        cwd=tmp_path,
+        env=ASCII,
+        timeout=60,
+    )
+    assert (found.returncode, found.stderr) == (0, b""), found.stderr
+    said = json.loads((tmp_path / "É.json").read_text(encoding="utf-8"))
+    assert [turn["content"] for turn in said[:2]] == ["Sois brève.", "Éa"]
+
+
+def test_bytes_that_are_no_text_are_refused_in_any_locale() -> None:
+    for word, told in ((b"\xc9a", b"PROMPT"), (b"-", b"standard input")):
+        found = subprocess.run(
+            [*PYTHON, "-m", "pocketlm", "generate", word],
+            input=b"\xc9a",
+            capture_output=True,
+            env=ASCII,
+            timeout=60,
+        )
+        assert found.returncode == 2 and found.stderr == b"pocketlm: error: %b is not UTF-8 text\n" % told

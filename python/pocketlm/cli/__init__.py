@@ -20,7 +20,8 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="strict")  # what is not text is to be said, whatever the locale
+        # As of files: text is UTF-8, whatever the locale, and what is none is to be said.
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     try:
         status = run(sys.argv[1:])
     except KeyboardInterrupt:  # so early that nothing was there to notice it

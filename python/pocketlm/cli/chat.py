@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,9 +19,9 @@ from pocketlm.cli.common import (
     json_option,
     open_model,
     options,
-    require_text,
     runtime_options,
     sampling_options,
+    text_of_argument,
     text_of_stdin,
     told_tokens,
     wrapped,
@@ -75,7 +76,8 @@ def command(
     """
     from rich.console import Console
 
-    require_text("--instructions", instructions)
+    if instructions is not None:
+        instructions = text_of_argument("--instructions", instructions)
     lm = open_model(
         model,
         threads=threads,
@@ -228,5 +230,6 @@ def _save(session: Session, name: str, console: Console) -> None:
         console.print("Give a file: /save FILE")
         return
     turns = [{"role": m.role, "content": m.content} for m in session.transcript]
-    write_whole(as_path(name, "/save"), json.dumps(turns, indent=2, ensure_ascii=False) + "\n")
+    path = as_path(os.fsdecode(name.encode("utf-8")), "/save")  # the same bytes, whatever the locale
+    write_whole(path, json.dumps(turns, indent=2, ensure_ascii=False) + "\n")
     console.print(f"Saved {len(turns)} turns to {name}, as JSON to read.", markup=False)

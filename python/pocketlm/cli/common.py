@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
 import sys
@@ -106,6 +107,12 @@ runtime_options = options(
         "--precise", is_flag=True, help="Do not round activations to 8 bits: slower, for comparison."
     ),
 )
+
+
+def _stops(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(text_of_argument("--stop", value) for value in values)
+
+
 sampling_options = options(
     click.option(
         "--max-tokens",
@@ -138,7 +145,11 @@ sampling_options = options(
     ),
     click.option("--seed", type=int, metavar="S", help="The same seed gives the same text.  [default: any]"),
     click.option(
-        "--stop", multiple=True, metavar="TEXT", help="Stop where this text would come; repeatable."
+        "--stop",
+        multiple=True,
+        callback=_stops,
+        metavar="TEXT",
+        help="Stop where this text would come; repeatable.",
     ),
 )
 
@@ -172,15 +183,16 @@ def text_of_stdin() -> Iterator[None]:
         raise ParameterError("standard input is not UTF-8 text") from problem
 
 
-def require_text(name: str, value: str | None) -> None:
-    """Refuses an argument of bytes that are no text, which Python holds as lone surrogates.
+def text_of_argument(name: str, value: str) -> str:
+    """An argument that is text, from its bytes: Python took them for what the locale says, and text is UTF-8
+    in any. (Paths stay as they are: Python opens them by the same bytes.)
 
     Raises:
-        ParameterError: it is one; says so of ``name``.
+        ParameterError: the bytes are not UTF-8; says so of ``name``.
     """
     try:
-        (value or "").encode("utf-8")
-    except UnicodeEncodeError as problem:
+        return os.fsencode(value).decode("utf-8")
+    except UnicodeError as problem:
         from pocketlm.errors import ParameterError
 
         raise ParameterError(f"{name} is not UTF-8 text") from problem

@@ -14,9 +14,9 @@ from pocketlm.cli.common import (
     open_model,
     options,
     print_json,
-    require_text,
     runtime_options,
     sampling_options,
+    text_of_argument,
     text_of_stdin,
     told_tokens,
 )
@@ -75,9 +75,10 @@ def command(
     if prompt is None or prompt == "-":
         with text_of_stdin():
             prompt = sys.stdin.read().removesuffix("\n")
+    else:
+        prompt = text_of_argument("PROMPT", prompt)
     if not prompt:
         raise ParameterError(f"PROMPT is empty; give a word or more to {'answer' if chat else 'go on from'}")
-    require_text("PROMPT", prompt)
     settings = chosen(sampling)
     lm = open_model(
         model,
