@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,14 @@ class Loaded:
         engine = FakeEngine(tokenizer.size)
         engine.before_step = self.before_step
         return LM(engine, tokenizer, FakeSampler, name="fake")  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def _interrupts() -> Iterator[None]:
+    """What is interrupted ignores the next signals; the tests go on."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -368,8 +378,6 @@ def test_chat_json_is_a_line_an_answer(loaded: Loaded) -> None:
 
 
 def test_ctrl_c_ends_the_answer_not_the_chat(loaded: Loaded) -> None:
-    import signal
-
     count = 0
 
     def interrupt() -> None:

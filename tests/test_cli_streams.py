@@ -1,4 +1,4 @@
-"""The command line with streams that are closed, and in a locale without UTF-8."""
+"""The command line with streams that are closed, in a locale without UTF-8, and with more than one Ctrl-C."""
 
 from __future__ import annotations
 
@@ -99,3 +99,23 @@ def test_bytes_that_are_no_text_are_refused_in_any_locale() -> None:
             timeout=60,
         )
         assert found.returncode == 2 and found.stderr == b"pocketlm: error: %b is not UTF-8 text\n" % told
+
+
+def test_more_than_one_interrupt_is_told_in_one_line() -> None:
+    # Each write to standard error comes with another Ctrl-C, as from whoever keeps the keys pressed.
+    code = (
+        "import signal, sys, pocketlm.cli as cli, pocketlm.doctor as doctor\n"
+        "class Pressed:\n"
+        "    def write(self, text):\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "        return sys.__stderr__.write(text)\n"
+        "    def flush(self):\n"
+        "        sys.__stderr__.flush()\n"
+        "sys.stderr, sys.argv = Pressed(), ['pocketlm', 'doctor']\n"
+        "doctor.examine = lambda **_: signal.raise_signal(signal.SIGINT)\n"
+        # Whoever starts the tests in the background has them ignore the signal.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "cli.main()\n"
+    )
+    found = subprocess.run([*PYTHON, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stderr.lstrip()) == (130, "pocketlm: error: interrupted\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,7 +25,8 @@ def main() -> NoReturn:
         sys.stdin.reconfigure(encoding="utf-8", errors="strict")
     try:
         status = run(sys.argv[1:])
-    except KeyboardInterrupt:  # so early that nothing was there to notice it
+    except KeyboardInterrupt:  # so early that nothing was there to notice it, or while a failure was told
+        _ignore_interrupts()
         status = _complain("interrupted", INTERRUPTED)
     sys.exit(status)
 
@@ -34,7 +36,7 @@ def run(args: Sequence[str]) -> int:
 
     Wrong usage is what the arguments alone tell, values out of range among them; a failure is what files, the
     machine or budgets do not allow. Either is one line on standard error. ``POCKETLM_DEBUG=1`` lets
-    exceptions through, for their tracebacks.
+    exceptions through, for their tracebacks. After Ctrl-C further ones are ignored: the process is to end.
     """
     import click
 
@@ -52,6 +54,7 @@ def run(args: Sequence[str]) -> int:
     except click.ClickException as problem:
         return _complain(problem.format_message(), FAILURE)
     except (click.Abort, KeyboardInterrupt) as stop:
+        _ignore_interrupts()
         said = stop.__cause__ if isinstance(stop, click.Abort) else stop  # what a command adds for the user
         return _complain(str(said or "") or "interrupted", INTERRUPTED)
     except (BrokenPipeError, SystemExit):
@@ -85,6 +88,12 @@ def _open_closed_streams() -> None:
             number = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(number, True)  # processes that are started here have the stream as well
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+
+
+def _ignore_interrupts() -> None:
+    """A second Ctrl-C is not to cut short what is said about the first, nor to show a traceback."""
+    with suppress(ValueError):  # not the main thread: it does not get them either
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _complain(message: str, status: int) -> int:
