@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pocketlm.adapters.targets import Targets
 from pocketlm.errors import AdapterError, UnsupportedError
 from pocketlm.loading.files import read_json
 
@@ -40,24 +41,34 @@ _NEUTRAL = frozenset(
         "qalora_group_size",
         "revision",
         "runtime_config",
-        "target_modules",
         "task_type",
     )
 )
 _KNOWN = frozenset(
-    ("alpha_pattern", "bias", "lora_alpha", "peft_type", "r", "rank_pattern", "use_rslora", SECTION)
+    (
+        "alpha_pattern",
+        "bias",
+        "lora_alpha",
+        "peft_type",
+        "r",
+        "rank_pattern",
+        "target_modules",
+        "use_rslora",
+        SECTION,
+    )
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Ranks and scales of an adapter.
+    """Ranks, scales and targets of an adapter.
 
     Attributes:
         rank, alpha: of modules that no pattern names.
         rank_pattern, alpha_pattern: of others; keys are regular expressions for the end of a module's name.
         rslora: the scale is alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732) rather than alpha / rank.
         int8: the weights are in :data:`WEIGHTS_INT8`.
+        targets: the modules that it is for (see :func:`pocketlm.adapters.targets.covered`).
     """
 
     rank: int
@@ -66,6 +77,7 @@ class LoraConfig:
     alpha_pattern: dict[str, float]
     rslora: bool
     int8: bool
+    targets: Targets
 
     def rank_of(self, module: str) -> int:
         """The rank of a module."""
@@ -118,7 +130,16 @@ def read_config(directory: Path) -> LoraConfig:
         },
         rslora=rslora,
         int8=_is_int8(config.get(SECTION), path),
+        targets=_targets(config.get("target_modules"), path),
     )
+
+
+def _targets(value: Any, path: Path) -> Targets:
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise AdapterError(f"{path}: 'target_modules' must be a list of names or a string, not {value!r:.60}")
+    return tuple(value)
 
 
 def _is_int8(section: Any, path: Path) -> bool:

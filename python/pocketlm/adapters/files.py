@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pocketlm._core import WeightStore
 from pocketlm.adapters.attach import LowRank
-from pocketlm.adapters.config import WEIGHTS, WEIGHTS_INT8, read_config
+from pocketlm.adapters.config import CONFIG, WEIGHTS, WEIGHTS_INT8, read_config
+from pocketlm.adapters.targets import covered
 from pocketlm.errors import AdapterError, UnsupportedError
 from pocketlm.graph import Embed, Graph, Linear
 from pocketlm.loading.check import DENSE
@@ -35,15 +36,19 @@ def open_adapter(directory: Path, graph: Graph, store: WeightStore) -> Adapter:
     Raises:
         MissingFileError, StorageError: a file is missing or cannot be read.
         FileFormatError: the file of weights is damaged.
-        AdapterError: it does not fit the model: a target that the model has not, a wrong shape or rank, half
-            of a pair.
+        AdapterError: it does not fit the model: a target that the model has not, a module that is no target,
+            a wrong shape or rank, half of a pair.
         UnsupportedError: it asks for what is not supported; names the option or tensor.
     """
     config = read_config(directory)
     path = directory / (WEIGHTS_INT8 if config.int8 else WEIGHTS)
+    products = {op.weight.name: op.weight for op in graph.ops if isinstance(op, Linear)}
+    modules = [name.removesuffix(".weight") for name in products]
+    head = graph.head()
+    last = None if head is None else head.weight.name.removesuffix(".weight")
+    targets = covered(config.targets, modules, last, directory / CONFIG)
     before = set(store.names())
     store.open(path)
-    products = {op.weight.name: op.weight for op in graph.ops if isinstance(op, Linear)}
     tables = {op.weight.name for op in graph.ops if isinstance(op, Embed)}
     pairs: dict[str, dict[str, str]] = {}
     for name in sorted(set(store.names()) - before):
@@ -59,6 +64,8 @@ def open_adapter(directory: Path, graph: Graph, store: WeightStore) -> Adapter:
         if weight is None or weight.name in tables:
             what = "is an embedding" if weight is not None else "has no place in this model"
             raise AdapterError(f"{path}: target {module!r:.200} {what}")
+        if module not in targets:
+            raise AdapterError(f"{path}: target {module!r:.200} is none of the 'target_modules' of {CONFIG}")
         if len(pair) < 2:
             raise AdapterError(f"{path}: target {module!r:.200} has lora_{next(iter(pair))} alone")
         rank = config.rank_of(module)
