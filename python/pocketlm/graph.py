@@ -15,6 +15,8 @@ import json
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
+from pocketlm.checks import shown
+from pocketlm.errors import ConfigError
 from pocketlm.records import dataclass
 
 ActivationKind = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
@@ -220,12 +222,24 @@ class Graph:
 
     ``vocab_size`` is the number of logits, ``context_length`` the number of positions that the model was made
     for.
+
+    Raises:
+        ConfigError: two operations have the same name.
     """
 
     model_type: str
     vocab_size: int
     context_length: int
     ops: tuple[Op, ...]
+
+    def __post_init__(self) -> None:
+        names: set[str] = set()
+        for op in self.ops:
+            if op.name in names:
+                raise ConfigError(
+                    f"graph {shown(self.model_type)}: two operations are called {shown(op.name)}"
+                )
+            names.add(op.name)
 
     def weights(self) -> dict[str, Weight]:
         """Every tensor that the graph reads, by name, in order of first use."""
