@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from independent.cases import CASES, llama, openelm
+from pocketlm._core import Engine, WeightStore
 from pocketlm.builder import GraphBuilder
 from pocketlm.errors import ConfigError
 from pocketlm.families import build_graph, family, model_types
@@ -262,3 +264,19 @@ def test_entry_points_that_fail(
 def test_known_models_look_for_no_other_packages() -> None:
     code = "from importlib import metadata; metadata.entry_points = None; import pocketlm; pocketlm.load()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_help_explains_the_builder() -> None:
+    for name, method in inspect.getmembers(GraphBuilder, inspect.isfunction):
+        if not name.startswith("_"):
+            assert inspect.getdoc(method), name
+
+
+def test_what_does_not_fit_together_is_refused_by_the_engine() -> None:
+    g = GraphBuilder("misfit", 8, 16)
+    x = g.embed("embed", Weight("e", (8, 6)))
+    with g.layer(3):
+        x = g.add(x, g.slice(x, "half", 0, 3), "sum")
+    g.head(x, "e", 8)
+    with pytest.raises(ConfigError, match=r"layers\.3\.sum.*width"):
+        Engine(g.build().to_json(), WeightStore(), cache_tokens=64)
