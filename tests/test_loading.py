@@ -126,6 +126,10 @@ def test_files_are_written_whole_where_they_lie(tmp_path: Path) -> None:
     for bad, error in ((tmp_path / "no" / "file", MissingFileError), (tmp_path / "far", StorageError)):
         with pytest.raises(error, match=f"^{bad}: "):
             write_whole(bad, "x")
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(StorageError, match=f"^{tmp_path / 'round'}: "):
+        write_whole(tmp_path / "round", "x")
+    assert (tmp_path / "round").is_symlink()
 
 
 def test_places_that_hold_no_model(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -184,6 +185,48 @@ def test_transcripts_are_checked(tmp_path: Path, transcript: str, monkeypatch: p
 
 
 real = json.dumps
+
+
+def test_a_session_is_saved_where_links_lead_and_as_other_files_are(
+    lm: pocketlm.LM, file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "far").mkdir()
+    far, link, pipe = tmp_path / "far" / "talk", tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(far)
+    plain = tmp_path / "plain"
+    plain.touch()
+    os.mkfifo(pipe)
+    with lm.session("Be brief.", PARAMS) as chat:
+        chat.respond("once upon a time")
+        chat.save(link)
+        assert link.is_symlink() and far.stat().st_mode == plain.stat().st_mode  # as the umask has it
+        assert far.read_bytes() == file.read_bytes()
+        far.chmod(0o640)
+        chat.save(link)
+        assert link.is_symlink() and far.stat().st_mode & 0o777 == 0o640
+        reader = os.open(pipe, os.O_RDWR)
+        try:
+            with lm.session("Short.") as short:  # what fits into a pipe that nobody reads from yet
+                short.save(pipe)
+                short.save(plain)
+            assert pipe.is_fifo() and os.read(reader, 1 << 16) == plain.read_bytes()
+        finally:
+            os.close(reader)
+        chat.save(Path("/dev/null"))
+        assert Path("/dev/null").is_char_device()
+    assert [entry.name for entry in far.parent.iterdir()] == ["talk"]
+
+
+def test_a_session_is_not_saved_over_what_must_not_be_written(
+    lm: pocketlm.LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "talk"
+    path.write_text("x")
+    path.chmod(0o444)
+    monkeypatch.setattr("os.access", lambda *_: False)  # to the superuser all may be written
+    with lm.session() as chat, pytest.raises(StorageError, match=f"^{re.escape(str(path))}: Permission"):
+        chat.save(path)
+    assert path.read_text() == "x" and list(tmp_path.iterdir()) == [path]
 
 
 def test_saving_fails_whole(

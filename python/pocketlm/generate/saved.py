@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ import numpy as np
 from pocketlm._core import WeightStore, __version__
 from pocketlm.errors import FileFormatError, ParameterError, WeightError
 from pocketlm.generate.engine import BLOCK
-from pocketlm.loading.files import storage_errors
+from pocketlm.loading.files import storage_errors, write_whole
 from pocketlm.loading.layout import Part, plan_layout
 
 _FORMAT = "2"
@@ -44,7 +42,8 @@ class Saved:
 
 
 def write(path: Path, saved: Saved, model: str) -> None:
-    """Writes a file, whole or not at all; one that is there is replaced. ``model`` identifies the model.
+    """Writes a file as :func:`write_whole` does; one that is there is replaced. ``model`` identifies the
+    model.
 
     Raises:
         StorageError, MissingFileError: it cannot be written.
@@ -62,18 +61,7 @@ def write(path: Path, saved: Saved, model: str) -> None:
     parts = [Part("tokens", "I32", (len(saved.tokens),))]
     parts.append(Part("cache", "F16", (blocks, len(saved.cache) // 2 // max(blocks, 1))))
     layout = plan_layout(parts, metadata)
-    with storage_errors(path, beside=True):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                for data in (layout.header, tokens, saved.cache):
-                    file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+    write_whole(path, layout.header, tokens, saved.cache)
 
 
 def read(path: Path, model: str) -> Saved:

@@ -125,7 +125,8 @@ class Session:
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the conversation to a file, with the model's state as far as memory has kept it, to be taken
         up by ``lm.session(restore=path)`` with the same weights. Answers are then the same as if it had gone
-        on. Sampling parameters are not part of it. The file appears whole or not at all.
+        on. Sampling parameters are not part of it. The file appears whole or not at all, behind a link where
+        that leads; a pipe or device is written to.
 
         Raises:
             ParameterError: the session is closed or still answering.

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -146,27 +146,46 @@ def read_optional_json(path: Path, error: type[PocketlmError] = FileFormatError)
     return read_json(path, error)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a UTF-8 text file. If that fails, what was there before is still there, and nothing else.
+def resolved(path: Path) -> Path:
+    """Where ``path`` leads, through every link.
+
+    Raises:
+        StorageError: it cannot be looked at, or its links lead around in a circle.
+    """
+    with storage_errors(path):
+        try:
+            return path.resolve()
+        except RuntimeError as error:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+
+
+def write_whole(path: Path, *parts: str | bytes) -> None:
+    """Writes a file of ``parts``, one behind the other, text as UTF-8. If that fails, what was there before
+    is still there, and nothing else.
 
     Raises:
         StorageError, MissingFileError: it cannot be written; names ``path``.
     """
+    data = [part.encode("utf-8") if isinstance(part, str) else part for part in parts]
+    target = resolved(path)  # a link stays one
     with storage_errors(path, beside=True):
-        target = path.resolve()  # a link stays one
         if target.exists() and not target.is_file():  # a pipe, a terminal
-            target.write_text(text, encoding="utf-8")
+            with target.open("wb") as file:
+                file.writelines(data)
         elif target.exists() and not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         else:
-            _replace(target, text)
+            _replace(target, data)
 
 
-def _replace(target: Path, text: str) -> None:
-    """Puts a file with ``text`` in the place of ``target``."""
+def _replace(target: Path, data: Iterable[bytes]) -> None:
+    """Puts a file with ``data`` in the place of ``target``."""
     part = target.with_name(f".{os.urandom(8).hex()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        with part.open("wb") as file:
+            file.writelines(data)
+            file.flush()
+            os.fsync(file.fileno())  # else the new name might reach the disk before what it names
         if target.exists():
             part.chmod(stat.S_IMODE(target.stat().st_mode))
         part.replace(target)
