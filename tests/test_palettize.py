@@ -139,6 +139,29 @@ def test_destinations(source: Path, tmp_path: Path) -> None:
         palettize(tmp_path / "nowhere", tmp_path / "again", **QUIET)
 
 
+def test_a_link_is_followed_and_stays(source: Path, tmp_path: Path) -> None:
+    far, link = tmp_path / "far" / "model", tmp_path / "link"
+    link.symlink_to(far)
+    assert palettize(source, link, **QUIET).path == link  # which leads to nothing yet
+    before = content(far)
+    with pytest.raises(ParameterError, match=f"^{link}: exists already"):
+        palettize(source, link, bits=2, **QUIET)
+    palettize(source, link, bits=2, overwrite=True, **QUIET)
+    assert link.is_symlink() and content(far) != before and content(link) == content(far)
+    void = tmp_path / "far" / "void"
+    void.mkdir()
+    (tmp_path / "other").symlink_to(void)
+    palettize(source, tmp_path / "other", bits=2, **QUIET)
+    assert content(void) == content(far)
+    cal = tmp_path / "far" / "cal"
+    (tmp_path / "stored").symlink_to(cal)
+    for _ in range(2):  # made, and opened again
+        plan(source, calibration=TEXT, calibration_out=tmp_path / "stored", recipe={"*": 4}, **QUIET)
+    assert (tmp_path / "stored").is_symlink() and "calibration.json" in names(cal)
+    assert names(tmp_path) == ["far", "link", "other", "src", "stored"]
+    assert names(tmp_path / "far") == ["cal", "model", "void"]
+
+
 @pytest.mark.parametrize("name", [UP, "model.norm.weight", "model.embed_tokens.weight"])
 def test_weights_that_are_not_finite(tmp_path: Path, name: str) -> None:
     arrays = weights(llama())

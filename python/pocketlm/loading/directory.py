@@ -1,11 +1,11 @@
 """Writes pocketlm's own model directory: atomically, and resumable after a kill at any moment.
 
-Work happens in ``DST.partial-<key>`` beside the destination; the key says what is being made, so that only
-the same work is resumed. The file of weights has its final size from the start; each tensor is written at its
-place, and then a line of a journal records its checksums. Errors that the same work would come to again leave
-nothing. A tensor without a line, or whose bytes do not have
-these checksums, is written again. When all is there and synced to disk, what only the making needs is deleted
-and one rename makes the directory appear under its name.
+Work happens in ``DST.partial-<key>`` beside the destination, where that leads if it is a link; the key says
+what is being made, so that only the same work is resumed. The file of weights has its final size from the
+start; each tensor is written at its place, and then a line of a journal records its checksums. Errors that
+the same work would come to again leave nothing. A tensor without a line, or whose bytes do not have these
+checksums, is written again. When all is there and synced to disk, what only the making needs is deleted and
+one rename makes the directory appear under its name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from pocketlm.errors import AdapterError, BudgetError, ParameterError, StorageError, WeightError
-from pocketlm.loading.files import forget_pages, storage_errors
+from pocketlm.loading.files import forget_pages, resolved, storage_errors
 from pocketlm.loading.layout import Layout
 from pocketlm.loading.lock import open_locked
 from pocketlm.loading.safetensors import SINGLE
@@ -40,9 +40,10 @@ class DirectoryWriter:
     def __init__(
         self, destination: Path, key: str, *, overwrite: bool = False, named: Path | None = None
     ) -> None:
-        self.destination = destination
+        self._given = destination
+        self.destination = resolved(destination)  # a link stays one: a directory cannot take its name
         self._named = named or destination  # by errors, where nothing can be written beside it
-        self.partial = destination.with_name(f"{destination.name}.partial-{key}")
+        self.partial = self.destination.with_name(f"{self.destination.name}.partial-{key}")
         self._old = self.partial.with_name(f"{self.partial.name}.old")  # what was to be overwritten
         self.scratch: list[str] = []  # entries of the partial directory that are not part of the model
         self._overwrite = overwrite
@@ -89,14 +90,14 @@ class DirectoryWriter:
 
     def check_destination(self) -> None:
         """Refuses a destination that exists, unless it is an empty directory or may be overwritten."""
-        with storage_errors(self.destination):
+        with storage_errors(self._given):
             if not os.path.lexists(self.destination):
                 return
             if not self.destination.is_dir():
-                raise ParameterError(f"{self.destination}: exists and is not a directory")
+                raise ParameterError(f"{self._given}: exists and is not a directory")
             if any(self.destination.iterdir()) and not self._overwrite:
                 raise ParameterError(
-                    f"{self.destination}: exists already; choose another place, or overwrite it (--overwrite)"
+                    f"{self._given}: exists already; choose another place, or overwrite it (--overwrite)"
                 )
 
     def note(self, name: str) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ from pocketlm.errors import MissingFileError, ParameterError, StorageError, Weig
 from pocketlm.graph import Embed, Linear
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.check import stored_name
-from pocketlm.loading.files import storage_errors
+from pocketlm.loading.files import resolved, storage_errors
 from pocketlm.loading.lock import open_locked
 from pocketlm.loading.safetensors import open_weights
 from pocketlm.palettize import guided
@@ -67,7 +67,8 @@ def calibrate(
     """
     who = identify(model)
     key = work_key(who, windows, groups)
-    partial = target.with_name(f"{target.name}.partial-{key[:12]}")
+    place = resolved(target)  # a link stays one: a directory cannot take its name
+    partial = place.with_name(f"{place.name}.partial-{key[:12]}")
     if (found := _opened(target, key)) is not None:
         return found
     with storage_errors(target, beside=True):
@@ -83,7 +84,7 @@ def calibrate(
             shutil.rmtree(partial, ignore_errors=True)
             return found
         try:
-            _check_alone(target, partial)
+            _check_alone(place, partial)
             _fill(model, windows, partial, groups, threads, progress)
         except BaseException as error:
             # Nothing to take up, or the same would come of it. Locked still: nobody else is at work here.
@@ -104,7 +105,7 @@ def calibrate(
             Hidden.remove_all(partial)
             if _opened(target, key) is None:  # else the same has come there by another way
                 # With the journal, by which all is resumed, and with the lock, so that nobody else begins.
-                partial.rename(target)
+                partial.rename(place)
                 _remove_traces(target)
             else:
                 shutil.rmtree(partial, ignore_errors=True)
