@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given
@@ -84,6 +85,43 @@ def test_bad_text_and_ids_are_refused() -> None:
     with pytest.raises(ContextLengthError):
         tokenizer.encode("a" * 1_000_000, limit=100)
     assert tokenizer.decode([100_000]) == ""
+
+
+def test_only_integers_are_ids_and_only_text_is_text(tmp_path: Path) -> None:
+    for tokenizer in (Tokenizer(byte_level()), Tokenizer(read_tokenizer(save(tmp_path) / "tokenizer.json"))):
+        ids = tokenizer.encode("once upon")
+        assert tokenizer.decode(np.array(ids, np.uint16)) == tokenizer.decode(tuple(ids)) == "once upon"
+        assert tokenizer.decode([]) == tokenizer.decode(range(0)) == ""
+        bad_ids: list[Any] = [
+            [300.9],
+            ["300"],
+            "12",
+            [True],
+            b"abc",
+            bytearray(b"abc"),
+            5,
+            None,
+            [ids],
+            np.zeros((2, 2), int),
+            [np.bool_(True)],
+            [5, 5.0],
+            [10**5000],
+            [-1],
+            [1 << 32],
+        ]
+        for bad in bad_ids:
+            with pytest.raises(ParameterError, match=r"^ids: "):
+                tokenizer.decode(bad)
+        for text in (5, None, b"once", "\ud800"):
+            for call in (tokenizer.token_id, tokenizer.offsets, tokenizer.encode):
+                with pytest.raises(ParameterError, match=r"^text: "):
+                    call(text)  # type: ignore[operator]
+        assert tokenizer.token_text(ids[0]) == tokenizer.token_text(np.int64(ids[0])) != ""  # type: ignore[arg-type]
+        for beyond in (-1, tokenizer.size, 1 << 31, 1 << 32, 1 << 40, -(1 << 70)):
+            assert tokenizer.token_text(beyond) == ""
+        for odd in (True, 5.0, "5", None):
+            with pytest.raises(ParameterError, match=r"^token: must be an integer"):
+                tokenizer.token_text(odd)  # type: ignore[arg-type]
 
 
 def test_chat_ids_have_no_second_bos() -> None:

@@ -70,6 +70,25 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def token_ids(name: str, values: list[Any], size: int) -> list[int]:
+    """Token ids below ``size``, of any type of integer (no booleans), as Python's own.
+
+    Raises:
+        ParameterError: one is no integer, or out of its range.
+    """
+    # Asked of each type once, and not of Python's own: this looks at every token of a text.
+    others = set(map(type, values)) - {int}
+    for kind in others:
+        if kind is bool or not issubclass(kind, numbers.Integral):
+            odd = next(value for value in values if type(value) is kind)
+            raise ParameterError(f"{name}: token ids must be integers, not {shown(odd)}")
+    found = [int(value) for value in values] if others else values
+    if found and not 0 <= min(found) <= max(found) < size:
+        odd = next(value for value in found if not 0 <= value < size)
+        raise ParameterError(f"{name}: token id {shown(odd)} is not from 0 to {size - 1}")
+    return found
+
+
 def first_of(values: Iterable[T], count: int) -> list[T]:
     """At most ``count + 1`` of some values: enough to see that there are too many, even where they never end.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pocketlm.checks import shown, token_ids
 from pocketlm.detokenize import Detokenizer
 from pocketlm.errors import ContextLengthError, ParameterError, TemplateError, TokenizerError
 from pocketlm.loading.bpe import BytePairTokenizer, is_refusal
@@ -123,17 +125,12 @@ class Tokenizer:
             ContextLengthError: the text is certainly longer than ``limit`` tokens (checked before the work).
             TokenizerError: the library does not take the tokenizer, of which the first text is told.
         """
-        if not isinstance(text, str):
-            raise ParameterError(f"text: expected a string, not {type(text).__name__}")
         # A normalizer can shorten text, though hardly to a quarter.
-        if limit is not None and len(text) > 4 * limit * self._longest:
+        if limit is not None and isinstance(text, str) and len(text) > 4 * limit * self._longest:
             raise ContextLengthError(
                 f"a text of {len(text)} characters does not fit a context of {limit} tokens"
             )
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as problem:
-            raise ParameterError("text: holds a lone surrogate, which is not valid Unicode") from problem
+        _check_text(text)
         encoding = _guard(self._source, lambda: self._inner.encode(text, add_special_tokens=bos))
         ids, added = list(encoding.ids), encoding.special_tokens_mask
         if bos:
@@ -158,14 +155,16 @@ class Tokenizer:
         text.
 
         Raises:
-            ParameterError: an id is negative or not an integer.
+            ParameterError: an id is negative, beyond 32 bits, or not an integer.
         """
         try:
-            values = [int(i) for i in ids]
-        except (TypeError, ValueError, OverflowError) as problem:
-            raise ParameterError("ids: expected a sequence of integers") from problem
-        if any(not 0 <= i < 1 << 32 for i in values):
-            raise ParameterError("ids: token ids cannot be negative")
+            # What bytes hold are integers, but no token ids.
+            found = None if isinstance(ids, bytes | bytearray) else list(ids)
+        except TypeError:
+            found = None
+        if found is None:
+            raise ParameterError(f"ids: expected a sequence of integers, not {type(ids).__name__}")
+        values = token_ids("ids", found, 1 << 32)
         return _guard(self._source, lambda: self._inner.decode(values, skip_special_tokens=not special))
 
     def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
@@ -178,8 +177,16 @@ class Tokenizer:
         )
 
     def token_text(self, token: int) -> str:
-        """The token as the vocabulary writes it, or an empty string for an id without one."""
-        return self._inner.id_to_token(token) or ""
+        """The token as the vocabulary writes it, or an empty string for an id without one.
+
+        Raises:
+            ParameterError: ``token`` is not an integer.
+        """
+        # Python's own, which engines give, are told by their type at once.
+        if type(token) is not int and (type(token) is bool or not isinstance(token, numbers.Integral)):
+            raise ParameterError(f"token: must be an integer, not {shown(token)}")
+        # The library takes no id that 32 bits do not hold.
+        return self._inner.id_to_token(int(token)) or "" if 0 <= token < self.size else ""
 
     def decode_token(self, token: int) -> str:
         """The text of one token in the middle of a text: ``" upon"``, where the vocabulary writes "Ġupon" or
@@ -209,7 +216,12 @@ class Tokenizer:
         return sum(len(text) > 1 and not _BYTE.fullmatch(text) for text in self.vocabulary())
 
     def token_id(self, text: str) -> int | None:
-        """The id of a token of the vocabulary, by its exact text."""
+        """The id of a token of the vocabulary, by its exact text.
+
+        Raises:
+            ParameterError: ``text`` is not a string, or not valid Unicode.
+        """
+        _check_text(text)
         return _guard(self._source, lambda: self._inner.token_to_id(text))
 
     def vocabulary(self) -> dict[str, int]:
@@ -217,7 +229,12 @@ class Tokenizer:
         return _guard(self._source, self._inner.get_vocab)
 
     def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of ``text`` without special tokens, and where each begins and ends in it (characters)."""
+        """Token ids of ``text`` without special tokens, and where each begins and ends in it (characters).
+
+        Raises:
+            As :meth:`encode`.
+        """
+        _check_text(text)
         encoding = _guard(self._source, lambda: self._inner.encode(text, add_special_tokens=False))
         return list(encoding.ids), list(encoding.offsets)
 
@@ -249,6 +266,15 @@ class Tokenizer:
         if (token := _guard(self._source, lambda: self._inner.token_to_id(special[key]))) is None:
             raise TokenizerError(f"{self._source}: {key} {special[key]!r:.60} is not in the vocabulary")
         return token
+
+
+def _check_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise ParameterError(f"text: expected a string, not {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as problem:
+        raise ParameterError("text: holds a lone surrogate, which is not valid Unicode") from problem
 
 
 def _guard(source: str, work: Callable[[], Result]) -> Result:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pocketlm.checks import first_of, shown
+from pocketlm.checks import first_of, token_ids
 from pocketlm.errors import ContextLengthError, ParameterError, PocketlmError
 from pocketlm.generate.engine import Continuation, SamplerFactory
 from pocketlm.generate.job import Generation
@@ -233,9 +233,4 @@ def _token_ids(
         raise ContextLengthError(f"{name}: has more than {most} tokens; the context holds {most}")
     if not values:
         raise ParameterError(f"{name}: holds no tokens")
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise ParameterError(f"{name}: token ids must be integers, not {shown(value)}")
-        if not 0 <= int(value) < vocab_size:
-            raise ParameterError(f"{name}: token id {shown(value)} is not from 0 to {vocab_size - 1}")
-    return [int(value) for value in values]
+    return token_ids(name, values, vocab_size)
