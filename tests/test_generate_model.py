@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
+import pickle
 import re
 import threading
 import time
@@ -210,6 +212,16 @@ def test_a_lost_stream_gives_its_memory_back(lm: LM) -> None:
         gc.collect()
     assert lm.generate([6] * 100, max_tokens=100, ignore_eos=True).finish_reason == "length"
     assert len(engine.live) <= 33
+
+
+def test_a_stream_cannot_be_copied(lm: LM) -> None:
+    with lm.stream([5, 6], max_tokens=4, ignore_eos=True) as stream:
+        next(stream)
+        for way in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="cannot be copied"):
+                way(stream)
+        gc.collect()  # nothing was made whose end would cancel the stream
+        assert len(stream.result().tokens) == 4
 
 
 def hold_until(lm: LM, jobs: int) -> None:

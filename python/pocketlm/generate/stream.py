@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pocketlm.generate.job import Generation
 from pocketlm.generate.result import Chunk, Completion
@@ -120,6 +120,10 @@ class Stream(Iterator[Chunk], AsyncIterator[Chunk]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        # Whichever copy is lost first would end the work of both.
+        raise TypeError("a stream cannot be copied or pickled")
 
     def __del__(self) -> None:
         # No lock here: this may run anywhere. The scheduler looks at the mark before its next step.
