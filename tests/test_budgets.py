@@ -159,6 +159,17 @@ def test_budgets_out_of_range(arguments: dict[str, Any], word: str, source: Path
         plan(source, **arguments, **QUIET)
 
 
+def test_arguments_that_plan_does_not_have_are_named(source: Path) -> None:
+    for name, hint in (
+        ("bit", "; the nearest is bits; known: "),
+        ("progres", "; the nearest is progress; known: "),
+        ("zzz", ": unknown argument; known: src, recipe, "),
+    ):
+        with pytest.raises(ParameterError, match=f"^{name}: unknown argument") as error:
+            plan(source, **{name: 4}, **QUIET)
+        assert hint in str(error.value)
+
+
 @given(st.floats(1e-9, 1e9))
 def test_numbers_that_are_named_are_no_less(value: float) -> None:
     assert value <= float(rounded_up(value)) <= 1.0011 * value

@@ -19,6 +19,8 @@ from checkpoints import write_checkpoint
 from independent.cases import llama
 from pocketlm.errors import ContextLengthError, MemoryLimitError, ParameterError
 from pocketlm.generate.params import SamplingParams
+from pocketlm.loading import open_model
+from pocketlm.palettize import palettize, plan
 from tokenizer_files import byte_level, save
 
 BEYOND = st.one_of(
@@ -169,6 +171,93 @@ def test_sequences_and_receivers_must_match(lm: pocketlm.LM) -> None:
     ):
         with pytest.raises(ParameterError, match=r"for [01] sequences"):
             lm.evaluate(sequences, receivers, first)  # type: ignore[arg-type]
+
+
+class Given:
+    """A path of any kind."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __fspath__(self) -> Any:
+        return self.value
+
+
+NO_PATHS = (10**5000, 5, None, [], "", "a\0b", "/x/\ud800", Given("/x/\ud800"), b"x", Given(b"x"), Given(5))
+
+
+@pytest.mark.parametrize("value", NO_PATHS, ids=range(len(NO_PATHS)))
+def test_what_is_no_path_is_named(lm: pocketlm.LM, directory: Path, tmp_path: Path, value: Any) -> None:
+    target = tmp_path / "dst"
+    text = ["once upon a time the cat sat on the mat " * 100]
+    calls: dict[str, Callable[[], Any]] = {
+        "path": lambda: lm.perplexity(value),
+        "path_or_id": lambda: open_model(value),
+        "dst": lambda: palettize(directory, value, progress=False),
+    }
+    if value is not None:
+        calls |= {
+            "restore": lambda: lm.session(restore=value),
+            "recipe_out": lambda: plan(directory, recipe_out=value, progress=False),
+            "calibration_out": lambda: plan(
+                directory, calibration=text, calibration_out=value, progress=False
+            ),
+        }
+        if not isinstance(value, list | bytes):
+            calls |= {
+                "calibration": lambda: plan(directory, calibration=value, progress=False),
+                "validation": lambda: plan(directory, validation=value, progress=False),
+                "recipe": lambda: palettize(directory, target, recipe=value, progress=False),
+            }
+    for name, call in calls.items():
+        assert not taken(name, call)
+    with lm.session() as chat:
+        assert not taken("path", lambda: chat.save(value))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["overwrite", "compensation", "guided", "progress"])
+@pytest.mark.parametrize("value", ["no", "x", 5, 0, None, np.bool_(True), [10**5000]])
+def test_switches_of_palettize(directory: Path, tmp_path: Path, name: str, value: Any) -> None:
+    (tmp_path / "dst").mkdir()
+    (tmp_path / "dst" / "mine").write_text("x")
+    options = {"progress": False, name: value}
+    assert not taken(name, lambda: palettize(directory, tmp_path / "dst", **options))
+    assert [file.name for file in (tmp_path / "dst").iterdir()] == ["mine"]
+    if name != "overwrite":
+        assert not taken(name, lambda: plan(directory, **options))
+
+
+def test_progress_is_told_to_functions_only(lm: pocketlm.LM, directory: Path) -> None:
+    text: Any = directory / "text.txt"
+    for odd in ("x", True, 5):
+        assert not taken("progress", lambda odd=odd: lm.perplexity(text, progress=odd))  # type: ignore[misc]
+        assert not taken("progress", lambda odd=odd: pocketlm.compare(lm, lm, text, progress=odd))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("context", [1, 2, 3])
+def test_the_smallest_contexts_are_prewarmed(directory: Path, context: int) -> None:
+    with pocketlm.load(directory, context=context, prewarm=True) as model:
+        assert model.context == context
+
+
+def test_numbers_too_large_to_print_of_palettize_and_profile(directory: Path, tmp_path: Path) -> None:
+    huge: Any = 10**5000
+    for name in (
+        *("bits", "bits_all", "size", "tokens_per_second", "max_kl", "kinds", "embedding_bits", "threads"),
+        *("recover", "recover_dtype", "recover_train"),
+    ):
+        for value in (huge, -huge, [huge]):
+            options = {name: value, "progress": False}
+            assert not taken(name, lambda o=options: palettize(directory, tmp_path / "x", **o))  # type: ignore[misc]
+    assert not taken("size", lambda: plan(directory, size=10**400, progress=False))
+    for bad in ({"ffn.*": huge}, {huge: "p4"}, {"ffn.*": {huge: 1}}, {"pocketlm_recipe": huge}):
+        assert not taken("recipe", lambda bad=bad: plan(directory, recipe=bad, progress=False))  # type: ignore[misc]
+    with pytest.raises(ParameterError, match=r"^recipe: has the entry"):
+        plan(directory, recipe={"pocketlm_recipe": 1, huge: 1}, progress=False)  # type: ignore[dict-item]
+    for name in ("prompt", "context", "repeats", "watts", "cache", "precise"):
+        assert not taken(name, lambda name=name: pocketlm.profile(directory, **{name: huge}))  # type: ignore[misc]
+    assert not taken("calibration", lambda: plan(directory, calibration=[huge], progress=False))
 
 
 def test_numbers_too_large_to_print(lm: pocketlm.LM, directory: Path) -> None:

@@ -92,6 +92,11 @@ def test_what_cannot_be_scored_is_named(tmp_path: Path) -> None:
         ):
             with pytest.raises(error, match=name if name != "." else "directory"):
                 lm.perplexity(tmp_path / name, context=64)
+        for long in ("x" * 300, tmp_path / ("x" * 300)):
+            with pytest.raises(StorageError, match="xxx: File name too long"):
+                lm.perplexity(long, context=64)
+            with pytest.raises(StorageError, match="xxx: File name too long"):
+                compare(lm, lm, long, context=64)
         os.mkfifo(tmp_path / "pipe")
         for special in (tmp_path / "pipe", Path("/dev/zero")):  # of which there is no end
             with pytest.raises(MissingFileError, match=f"{special}: is not a regular file"):

@@ -20,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pocketlm.assemble import load
+from pocketlm.checks import shown
 from pocketlm.errors import ParameterError, TemplateError, UnsupportedError
 from pocketlm.evaluate.harness import Harness
 from pocketlm.model import LM
@@ -131,11 +132,12 @@ class HarnessLM(api.LM):
 
 
 def _number(batch_size: int | str | None) -> int:
-    text = str(1 if batch_size is None else batch_size).split(":")[0]
+    given = batch_size if isinstance(batch_size, str) else shown(1 if batch_size is None else batch_size)
+    text = given.split(":")[0]
     if text in ("1", "auto"):
         return _TOGETHER
-    if not text.isdecimal() or not 0 < int(text) <= 1 << 16:
-        raise ParameterError(f"batch_size: must be a positive number or 'auto', not {batch_size!r:.60}")
+    if not text.isdecimal() or len(text) > 9 or not 0 < int(text) <= 1 << 16:
+        raise ParameterError(f"batch_size: must be a positive number or 'auto', not {shown(batch_size)}")
     return int(text)
 
 

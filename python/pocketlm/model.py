@@ -287,7 +287,7 @@ class LM:
 
     def prewarm(self) -> None:
         """Does beforehand what the first request would wait for: reads the weights and the tokenizer in,
-        starts the threads, and generates two tokens, which are thrown away.
+        starts the threads, and generates up to two tokens, which are thrown away.
 
         Raises:
             ParameterError: the model is closed.
@@ -298,10 +298,11 @@ class LM:
         self.tokenizer.prewarm()
         key = object()
         size = max(1, min(33, self.context - 2))
+        room = min(2, self.context - size)
+        if not room:  # nor has any request
+            return
         try:
-            self._start(
-                [0] * size, None, {"max_tokens": min(2, self.context - size), "ignore_eos": True}, key
-            ).result()
+            self._start([0] * size, None, {"max_tokens": room, "ignore_eos": True}, key).result()
         finally:
             self._forget(key)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pocketlm.errors import ParameterError, TokenizerError, WeightError
 from pocketlm.evaluate.perplexity import Perplexity
 from pocketlm.evaluate.statistics import mean, quantile
-from pocketlm.evaluate.windows import check_context, windows
+from pocketlm.evaluate.windows import check_context, check_progress, windows
 
 if TYPE_CHECKING:
     from pocketlm.model import LM
@@ -93,6 +93,7 @@ def compare(
         WeightError: a model gives numbers that are not finite.
     """
     context, stride, limit = check_context(context, stride, limit, min(lm.context, source.context))
+    check_progress(progress)
     _check_vocabularies(lm, source)
     found: list[tuple[int, float, float, float, int, int]] = []
     divergences: list[NDArray[np.float64]] = []

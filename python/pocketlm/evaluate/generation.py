@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pocketlm.checks import shown
 from pocketlm.errors import ParameterError
 from pocketlm.generate.params import MAX_STOP_LENGTH, MAX_STOPS, SamplingParams
 
@@ -21,7 +22,7 @@ def generation(arguments: Mapping[str, Any], seed: int) -> tuple[SamplingParams,
     """
     if not isinstance(arguments, Mapping):
         raise ParameterError(
-            f"generation arguments: must be a mapping of names to values, not {arguments!r:.60}"
+            f"generation arguments: must be a mapping of names to values, not {shown(arguments)}"
         )
     left = dict(arguments)
     until = _until(left.pop("until", None))
@@ -32,7 +33,7 @@ def generation(arguments: Mapping[str, Any], seed: int) -> tuple[SamplingParams,
     if sampled is None:
         sampled = bool(temperature)
     elif not isinstance(sampled, bool):
-        raise ParameterError(f"do_sample: must be true or false, not {sampled!r:.60}")
+        raise ParameterError(f"do_sample: must be true or false, not {shown(sampled)}")
     # Sampling without a temperature is at 1, as in the model's own distribution.
     chosen = (1.0 if temperature is None else temperature) if sampled else 0.0
     if left.pop("num_beams", 1) != 1:
@@ -52,7 +53,7 @@ def _until(value: Any) -> list[str]:
     """The strings at which to stop; empty ones stop nothing."""
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, list | tuple | set) or not all(isinstance(text, str) for text in texts):
-        raise ParameterError(f"until: must be a string or a list of strings, not {value!r:.60}")
+        raise ParameterError(f"until: must be a string or a list of strings, not {shown(value)}")
     return [text for text in texts if text]
 
 
@@ -66,5 +67,5 @@ def _length(name: str, value: Any) -> int | None:
     except (TypeError, ValueError, OverflowError):
         number, whole = None, False
     if number is None or not whole or not 1 <= number < 1 << 31:
-        raise ParameterError(f"{name}: must be a whole number of tokens from 1 up, not {value!r:.60}")
+        raise ParameterError(f"{name}: must be a whole number of tokens from 1 up, not {shown(value)}")
     return number

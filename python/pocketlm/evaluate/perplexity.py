@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pocketlm.errors import ParameterError, WeightError
 from pocketlm.evaluate.statistics import mean
-from pocketlm.evaluate.windows import Window, batched, check_context, windows
+from pocketlm.evaluate.windows import Window, batched, check_context, check_progress, windows
 from pocketlm.scores import token_logprobs
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def measure(
         WeightError: the model gives numbers that are not finite.
     """
     context, stride, limit = check_context(context, stride, limit, lm.context)
+    check_progress(progress)
     nll: list[float] = []
     counts: list[int] = []
     sizes: list[int] = []

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from pocketlm.checks import integer
-from pocketlm.errors import FileFormatError, MissingFileError, StorageError, TokenizerError
-from pocketlm.loading.files import as_path, require_file
+from pocketlm.checks import integer, shown
+from pocketlm.errors import FileFormatError, MissingFileError, ParameterError, StorageError, TokenizerError
+from pocketlm.loading.files import as_path, require_file, storage_errors
 from pocketlm.tokenizer import Tokenizer
 
 Cut = tuple[int, int | None, int | None]  # context, stride, limit
@@ -47,6 +47,12 @@ def check_context(context: int, stride: int | None, limit: int | None, most: int
         None if stride is None else integer("stride", stride, 1, context - 1),
         None if limit is None else integer("limit", limit, 1, _MOST_TOKENS),
     )
+
+
+def check_progress(progress: object) -> None:
+    """Raises ParameterError for what is to be told of progress and cannot be."""
+    if progress is not None and not callable(progress):
+        raise ParameterError(f"progress: must be a function or None, not {shown(progress)}")
 
 
 def windows(
@@ -161,7 +167,9 @@ def _damaged(path: Path) -> int:
 
 
 def _pieces(path: Path) -> Iterator[str]:
-    if not path.is_dir():  # which opening complains about
+    with storage_errors(path):
+        directory = path.is_dir()
+    if not directory:  # which opening complains about
         require_file(path)
     try:
         with path.open(encoding="utf-8", newline="") as file:

@@ -13,6 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from pocketlm.checks import shown
 from pocketlm.errors import FileFormatError, MissingFileError, ParameterError, PocketlmError, StorageError
 
 # A config.json has kilobytes, the largest tokenizer_config.json (Gemma's) a little over one megabyte. Parsed
@@ -24,14 +25,21 @@ def as_path(value: str | PathLike[str], name: str) -> Path:
     """An argument as a path, ``~`` expanded.
 
     Raises:
-        ParameterError: it is empty, not a path, or names an unknown user's home. ``name`` is the parameter's.
+        ParameterError: it is empty, not a path of text, not one that the system can spell, or names an
+            unknown user's home. ``name`` is the parameter's.
     """
-    if not isinstance(value, str | PathLike) or not str(value) or "\0" in str(value):
-        raise ParameterError(f"{name}: must be a path, not {value!r:.100}")
     try:
-        return Path(value).expanduser()
+        text = os.fspath(value)
+        # Bytes are a path too, but not to all that is done with it.
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise TypeError
+        os.fsencode(text)
+    except (TypeError, UnicodeEncodeError) as error:
+        raise ParameterError(f"{name}: must be a path, not {shown(value)}") from error
+    try:
+        return Path(text).expanduser()
     except RuntimeError as error:
-        raise ParameterError(f"{name}: {str(value)!r:.100}: {error}") from error
+        raise ParameterError(f"{name}: {shown(text)}: {error}") from error
 
 
 @contextmanager

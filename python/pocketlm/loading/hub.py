@@ -42,7 +42,7 @@ def download(name: str, revision: str | None = None) -> Path:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise MissingFileError(f"{at}: no such model on the hub (or it is private)") from error
-    except errors.RevisionNotFoundError as error:
+    except (errors.RevisionNotFoundError, UnicodeEncodeError) as error:
         raise MissingFileError(f"{at}: no such revision on the hub") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise MissingFileError(

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from pocketlm.checks import integer, shown
 from pocketlm.errors import ParameterError
 from pocketlm.kinds import BEST
-from pocketlm.palettize.recipe import KEEP, KINDS
+from pocketlm.palettize.recipe import KEEP, KINDS, kind_text
 
 DEFAULT_BITS, DEFAULT_EMBEDDING_BITS = 4.0, 8
+_MOST_BYTES = 1 << 62
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +64,11 @@ class Budgets:
         _number("bits_all", bits_all, 1, 32)
         _number("tokens_per_second", tokens_per_second, 0, math.inf)
         _number("max_kl", max_kl, 0, math.inf)
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ParameterError(f"size: must be a number of bytes, not {size!r:.60}")
+        if size is not None:
+            size = integer("size", size, 1, _MOST_BYTES)
         whole = isinstance(embedding_bits, int) and not isinstance(embedding_bits, bool)
         if embedding_bits is not None and not (whole and embedding_bits in BEST):
-            raise ParameterError(f"embedding_bits: must be {_listed(BEST)}, not {embedding_bits!r:.60}")
+            raise ParameterError(f"embedding_bits: must be {_listed(BEST)}, not {shown(embedding_bits)}")
         by_default = False
         if all(limit is None for limit in (bits_all, size, tokens_per_second, max_kl)):
             by_default = bits is None
@@ -96,22 +98,22 @@ def _number(name: str, value: Any, least: float, most: float) -> None:
 
 
 def _told(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else f"{value!r:.60}"
+    return f"{value:g}" if isinstance(value, float) else shown(value)
 
 
 def _kinds(kinds: str | Iterable[Any]) -> tuple[str, ...]:
     """Kinds by name or by bits, from a sequence or as ``2,4``; in the order of :data:`KINDS`."""
     if not isinstance(kinds, Iterable):
-        raise ParameterError(f"kinds: must be names of kinds or bits, not {kinds!r:.60}")
+        raise ParameterError(f"kinds: must be names of kinds or bits, not {shown(kinds)}")
     given = kinds.split(",") if isinstance(kinds, str) else list(kinds)
     found = set()
     for kind in given:
-        name = str(kind).strip() if isinstance(kind, str | int) and not isinstance(kind, bool) else ""
+        name = kind_text(kind)
         bits = int(name) if len(name) < 9 and name.isascii() and name.isdigit() else 0
         name = BEST.get(bits, name)
         if name not in KINDS:
             raise ParameterError(
-                f"kinds: {kind!r:.60} is not one of {', '.join(KINDS)} or of the bits {_listed(BEST)}"
+                f"kinds: {shown(kind)} is not one of {', '.join(KINDS)} or of the bits {_listed(BEST)}"
             )
         found.add(name)
     if not found - {KEEP}:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketlm.checks import flag
 from pocketlm.errors import ParameterError
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.directory import DirectoryWriter
@@ -38,6 +39,10 @@ class Statistics:
     source: Path | None = None
     held_out: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("compensation", "guided"):
+            flag(name, getattr(self, name))
+
 
 class Importance:
     """What :meth:`of` gives is ``None`` (all inputs alike) unless there is a calibration.
@@ -61,8 +66,6 @@ class Importance:
         self._key = ""
         self._groups = 0
         given = statistics.calibration
-        if not isinstance(statistics.guided, bool):
-            raise ParameterError(f"guided: must be True or False, not {statistics.guided!r:.60}")
         if given is None:
             if statistics.guided:
                 raise ParameterError("guided: there is no calibration to guide")

@@ -13,6 +13,7 @@ from os import PathLike
 from typing import Any
 
 from pocketlm._core import WeightStore
+from pocketlm.checks import shown
 from pocketlm.errors import ParameterError, UnsupportedError
 from pocketlm.graph import Embed, Graph, Linear
 from pocketlm.kinds import BEST, BITS, PALETTES
@@ -119,12 +120,12 @@ def recipe_kinds(values: Mapping[str, Any], source: str) -> Recipe:
     found: Recipe = {}
     for name, value in values.items():
         if not isinstance(name, str):
-            raise ParameterError(f"{source}: {name!r:.200} is not a name or pattern")
+            raise ParameterError(f"{source}: {shown(name)} is not a name or pattern")
         kind = value
         if isinstance(value, Mapping):
             if odd := set(value) - _FIELDS:
                 raise ParameterError(
-                    f"{source}: {name!r:.200} has the entry {min(map(str, odd))!r:.60}; "
+                    f"{source}: {name!r:.200} has the entry {min(map(shown, odd))}; "
                     f"there are {', '.join(sorted(_FIELDS))}"
                 )
             kind = value.get("kind")
@@ -134,7 +135,7 @@ def recipe_kinds(values: Mapping[str, Any], source: str) -> Recipe:
 
 def _kind(name: str, kind: Any, source: str) -> str:
     """A kind by its name, or the best of so many bits."""
-    given = str(kind).strip() if isinstance(kind, str | int) and not isinstance(kind, bool) else ""
+    given = kind_text(kind)
     given = _BY_BITS.get(given, given)
     if given in KINDS:
         return given
@@ -142,18 +143,25 @@ def _kind(name: str, kind: Any, source: str) -> str:
     # Of several kinds of as many bits the best is what somebody means who names none of them.
     hint = f"; the nearest is {BEST[BITS[near[0]]] if near[0] in BITS else near[0]}" if near else ""
     raise ParameterError(
-        f"{source}: {name!r:.200} is to be {kind!r:.60}; kinds are {', '.join(KINDS)}, "
+        f"{source}: {name!r:.200} is to be {shown(kind)}; kinds are {', '.join(KINDS)}, "
         f"or bits: {', '.join(_BY_BITS)}{hint}"
     )
+
+
+def kind_text(kind: Any) -> str:
+    """What names a kind, or gives its bits, as text; empty for what can do neither."""
+    if isinstance(kind, str):
+        return kind.strip()
+    return shown(kind) if isinstance(kind, int) and not isinstance(kind, bool) else ""
 
 
 def _check_header(values: Mapping[str, Any], source: str) -> None:
     version = values["pocketlm_recipe"]
     if isinstance(version, bool) or version != VERSION:
-        raise ParameterError(f"{source}: is a recipe of version {version!r:.60}; known is {VERSION}")
+        raise ParameterError(f"{source}: is a recipe of version {shown(version)}; known is {VERSION}")
     if odd := set(values) - _HEADER:
         raise ParameterError(
-            f"{source}: has the entry {min(map(str, odd))!r:.60}; there are {', '.join(sorted(_HEADER))}"
+            f"{source}: has the entry {min(map(shown, odd))}; there are {', '.join(sorted(_HEADER))}"
         )
     if not isinstance(values.get("tensors"), Mapping):
         raise ParameterError(f"{source}: 'tensors' must be an object of names and kinds")

@@ -8,6 +8,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
 from pocketlm.adapters.config import stored_bytes
+from pocketlm.checks import integer, shown
 from pocketlm.errors import ParameterError
 from pocketlm.loading.model import ADAPTERS, RECOVERY
 from pocketlm.palettize.extra import require_training
@@ -43,14 +44,10 @@ class Recovery:
     train: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, most in (
-            ("recover", self.rank, MAX_RANK),
-            ("recover_train", self.train, MAX_TOKENS),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-                raise ParameterError(f"{name}: must be a number from 0 to {most}, not {value!r:.60}")
-        if self.dtype not in ("int8", "f16"):
-            raise ParameterError(f"recover_dtype: must be 'int8' or 'f16', not {self.dtype!r:.60}")
+        object.__setattr__(self, "rank", integer("recover", self.rank, 0, MAX_RANK))
+        object.__setattr__(self, "train", integer("recover_train", self.train, 0, MAX_TOKENS))
+        if not isinstance(self.dtype, str) or self.dtype not in ("int8", "f16"):
+            raise ParameterError(f"recover_dtype: must be 'int8' or 'f16', not {shown(self.dtype)}")
 
     @property
     def int8(self) -> bool:

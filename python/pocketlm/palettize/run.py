@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pocketlm._core import Palettized, palettize_tensor
+from pocketlm.checks import flag
 from pocketlm.kinds import BITS
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.directory import DirectoryWriter
@@ -131,6 +132,7 @@ def palettize(
     )
     recovery = Recovery(recover, recover_dtype, recover_train)
     recovery.check(calibration, recover_text)
+    flag("overwrite", overwrite)
     target = as_path(dst, "dst")
     statistics = Statistics(calibration, calibration_out, compensation, guided)
     work = Work(

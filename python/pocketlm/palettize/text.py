@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketlm.checks import shown
 from pocketlm.errors import FileFormatError, ParameterError
 from pocketlm.loading import LoadedModel
 from pocketlm.loading.files import as_path, require_file, storage_errors
@@ -117,7 +118,7 @@ def texts_of(given: Iterable[str], argument: str) -> list[str]:
         if not isinstance(text, str):
             stored = " or of a stored calibration" if argument == "calibration" else ""
             raise ParameterError(
-                f"{argument}: must be the path of a text file{stored}, or texts, not {text!r:.60}"
+                f"{argument}: must be the path of a text file{stored}, or texts, not {shown(text)}"
             )
     return texts
 

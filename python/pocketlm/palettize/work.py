@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
+import inspect
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -12,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pocketlm._core import palettize_tensor
-from pocketlm.checks import integer
+from pocketlm.checks import flag, integer
+from pocketlm.errors import ParameterError
 from pocketlm.loading import open_model
 from pocketlm.loading.directory import DirectoryWriter
 from pocketlm.loading.files import as_path, storage_errors
@@ -35,6 +38,7 @@ FORMAT_VERSION = 1
 # depend on it: to be raised with every change that alters numbers.
 ARITHMETIC = 3
 _MOST_THREADS = 256  # that the engine takes
+_LIMITS = inspect.signature(Budgets.of).parameters
 
 
 class Work:
@@ -56,6 +60,7 @@ class Work:
     ) -> None:
         if threads is not None:
             threads = integer("threads", threads, 1, _MOST_THREADS)
+        flag("progress", progress)
         self.budgets, self._threads, self._progress = budgets, threads, progress
         self.model = open_model(src, check_values=False, adapter=None)
         self.known = candidates(self.model.graph, self.model.store)
@@ -149,6 +154,12 @@ def plan(
     Raises:
         As ``palettize``; ParameterError also for an argument that it does not have.
     """
+    known = [*_NAMES, *_LIMITS]
+    for name in budgets:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; the nearest is {near[0]}" if near else ""
+            raise ParameterError(f"{name}: unknown argument{hint}; known: {', '.join(known)}")
     limits = Budgets.of(**budgets)
     statistics = Statistics(calibration, calibration_out, compensation, guided)
     work = Work(src, limits, statistics, validation, recipe, palettize_tensor, threads, progress)
@@ -162,3 +173,6 @@ def plan(
         found.save(target)
         writer.discard()
     return found
+
+
+_NAMES = [name for name in inspect.signature(plan).parameters if name != "budgets"]

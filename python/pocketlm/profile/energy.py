@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pocketlm.checks import shown
 from pocketlm.errors import ParameterError
 
 # Per thread in use, with its share of caches and memory: server processors at 4 to 6 W a core, laptops at
@@ -61,8 +62,9 @@ class Meter:
             ParameterError: ``watts`` is not a positive number.
         """
         if watts is not None:
-            if isinstance(watts, bool) or not isinstance(watts, int | float) or not 0 < watts < math.inf:
-                raise ParameterError(f"watts: must be a positive number, not {watts!r:.60}")
+            wrong = isinstance(watts, bool) or not isinstance(watts, int | float)
+            if wrong or not 0 < watts <= sys.float_info.max:
+                raise ParameterError(f"watts: must be a positive number, not {shown(watts)}")
             return Energy(float(watts), False, f"estimate: {watts:g} W, as given")
         if self._packages and self._seconds and self._joules:
             return Energy(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from pocketlm.checks import shown
 from pocketlm.errors import ParameterError
 from pocketlm.profile.names import matching
 
@@ -109,7 +110,7 @@ class Table(tuple[Row, ...]):
         """
         check_step(step)
         if by not in SORTS:
-            raise ParameterError(f"sort: must be one of {', '.join(SORTS)}, not {by!r:.60}")
+            raise ParameterError(f"sort: must be one of {', '.join(SORTS)}, not {shown(by)}")
         if by == "order":
             return self
         if by == "name":
@@ -132,4 +133,4 @@ class Table(tuple[Row, ...]):
 def check_step(step: str) -> None:
     """Raises ParameterError for a step that is not measured."""
     if step not in STEPS:
-        raise ParameterError(f"step: must be decode or prefill, not {step!r:.60}")
+        raise ParameterError(f"step: must be decode or prefill, not {shown(step)}")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pocketlm._core import Engine
+from pocketlm.checks import flag, integer
 from pocketlm.clock import Clock
 from pocketlm.describe import describe
 from pocketlm.errors import ParameterError
@@ -64,9 +65,10 @@ def profile(
         As :func:`pocketlm.load`.
     """
     for name, value, least in (("prompt", prompt, 1), ("context", context, 0), ("repeats", repeats, 1)):
-        wrong = isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 1 << 30
-        if value is not None and wrong:
-            raise ParameterError(f"{name}: must be a number from {least} up, not {value!r:.60}")
+        if value is not None:
+            integer(name, value, least, 1 << 30)
+    for name, switch in (("precise", precise), ("cache", cache)):
+        flag(name, switch)
     Meter().energy(1, watts)  # complains early
     if not isinstance(model, LM):
         with opened(

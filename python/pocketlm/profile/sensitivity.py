@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from pocketlm.checks import shown
 from pocketlm.errors import ParameterError
 from pocketlm.loading.files import as_path, read_json
 from pocketlm.palettize.recipe import KINDS
@@ -43,18 +44,18 @@ def read_sensitivities(
         if tensor == ESTIMATED and tensor not in tensors:
             continue
         if tensor not in tensors:
-            raise ParameterError(f"{source}: {tensor!r:.200} is not a projection or embedding of this model")
+            raise ParameterError(f"{source}: {shown(tensor)} is not a projection or embedding of this model")
         if not isinstance(kinds, Mapping):
-            raise ParameterError(f"{source}: {tensor!r:.200} must be an object of kinds and numbers")
+            raise ParameterError(f"{source}: {shown(tensor)} must be an object of kinds and numbers")
         for kind, value in kinds.items():
             if kind not in KINDS:
                 raise ParameterError(
-                    f"{source}: {tensor!r:.200} has kind {kind!r:.60}; kinds are {', '.join(KINDS)}"
+                    f"{source}: {shown(tensor)} has kind {shown(kind)}; kinds are {', '.join(KINDS)}"
                 )
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 <= value < math.inf:
                 raise ParameterError(
-                    f"{source}: {tensor!r:.200} {kind} must be a number from 0 up, not {value!r:.60}"
+                    f"{source}: {shown(tensor)} {kind} must be a number from 0 up, not {shown(value)}"
                 )
         found[tensor] = {kind: float(value) for kind, value in kinds.items()}
     return found
