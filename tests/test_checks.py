@@ -258,6 +258,8 @@ def test_numbers_too_large_to_print_of_palettize_and_profile(directory: Path, tm
     for name in ("prompt", "context", "repeats", "watts", "cache", "precise"):
         assert not taken(name, lambda name=name: pocketlm.profile(directory, **{name: huge}))  # type: ignore[misc]
     assert not taken("calibration", lambda: plan(directory, calibration=[huge], progress=False))
+    damage: Any = {"lm_head.weight": {"p4": huge}}
+    assert not taken("sensitivities", lambda: pocketlm.profile(directory, sensitivities=damage, repeats=1))
 
 
 def test_numbers_too_large_to_print(lm: pocketlm.LM, directory: Path) -> None:

@@ -217,6 +217,9 @@ def test_generation_arguments() -> None:
     params, until = generation({}, 5)
     assert (params.max_tokens, params.temperature, params.seed, until) == (MAX_GEN_TOKS, 0, 5, [])
     assert generation({"do_sample": True}, 0)[0].temperature == 1
+    for name in ("do_sample", "until", "max_gen_toks"):
+        with pytest.raises(ParameterError, match=f"^{name}: "):
+            generation({name: 10**5000}, 0)
     assert generation({"temperature": 0.7}, 0)[0].temperature == 0.7
     assert generation({"do_sample": False, "temperature": 0.7}, 0)[0].temperature == 0
     assert generation({"max_gen_toks": 32.0, "until": ("a", "")}, 0)[0].max_tokens == 32
@@ -382,7 +385,14 @@ def test_model_class_over_a_stand_in(real: tuple[LM, Plain], monkeypatch: pytest
     assert model.apply_chat_template(talk, add_generation_prompt=False).endswith("<|assistant|>a time")
     assert "<|end|>" in model.chat_template(True) and model.chat_template(False) is None
     assert model.tokenizer_name == "tiny"
-    for options in ({"fly": 1}, {"batch_size": "many"}, {"batch_size": 0}, {"max_length": 10**6}):
+    for options in (
+        {"fly": 1},
+        {"batch_size": "many"},
+        {"batch_size": 0},
+        {"batch_size": "9" * 5000},
+        {"batch_size": 10**5000},
+        {"max_length": 10**6},
+    ):
         with pytest.raises(ParameterError, match=next(iter(options))):
             type(model)(lm, **options)
 

@@ -176,6 +176,8 @@ def test_hub_ids_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         open_model("owner/model")
     with pytest.raises(MissingFileError, match="owner/model@v2"):
         open_model("owner/model", revision="v2")
+    with pytest.raises(MissingFileError, match="no such revision"):
+        open_model("owner/model", revision="\ud800")
     for no_id in ("./owner/model", "../model", "owner/model/more", "model"):
         with pytest.raises(MissingFileError, match="no such directory"):
             open_model(no_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
@@ -53,7 +53,7 @@ def read_sensitivities(
                     f"{source}: {shown(tensor)} has kind {shown(kind)}; kinds are {', '.join(KINDS)}"
                 )
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value < math.inf:
+            if not number or not 0 <= value <= sys.float_info.max:
                 raise ParameterError(
                     f"{source}: {shown(tensor)} {kind} must be a number from 0 up, not {shown(value)}"
                 )
