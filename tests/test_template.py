@@ -45,6 +45,23 @@ TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
         ),
         ("{{ '%s-%d' % ('a', 2) }}{{ '{}-{:>3}'.format('b', 4) }}{{ '%s' | format('c') }}", "a-2b-  4c"),
         ("{% if add_generation_prompt %}<|assistant|>{% endif %}", "<|assistant|>"),
+        (
+            "{{ 5000 * 5000 }} {{ 7 // 2 - 1 }} {{ 2.567 | round(1) }} {{ '%d' | format(100000) }}",
+            "25000000 2 2.6 100000",
+        ),
+        (
+            "{{ tools | selectattr('a') | list }}{{ [3, 1] | sort }}{{ 'b' | safe + '{}'.format('<') }}",
+            "[][1, 3]b&lt;",
+        ),
+        (
+            "{{ messages[::-1][0].role }}{{ messages | map(attribute='role') | unique | list }}",
+            "user['system', 'user']",
+        ),
+        (
+            "{{ dict(b=1).items() | list }}{{ 1 < 2 < 3 }}{{ {'a': 1} | tojson(indent=4) }}",
+            "[('b', 1)]True{\n    \"a\": 1\n}",
+        ),
+        ("{% for m in messages if m.role == 'user' %}{{ loop.index }}{{ loop.last }}{% endfor %}", "1True"),
         ("{{ undefined_name }}{{ messages[0].tool_calls is defined }}", "False"),
     ],
 )
@@ -76,22 +93,22 @@ def test_time_is_given() -> None:
         ("{{ ('a\n' * 100000) | indent(4000) }}", "characters"),
         ("{{ ('a\n' * 100000) | indent('b' * 4000) }}", "characters"),
         ("{{ 'a' | list | slice(100000000) | list }}", "slice"),
-        ("{{ [[1] * 100000] * 100000 }}", "steps"),
+        ("{{ [[1] * 100000] * 100000 }}", "entries"),
         ("{{ lipsum(n=100000) }}", "lipsum"),
         (
             "{% set n = namespace(x=1) %}"
             "{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
-            "steps",
+            "entries",
         ),
         (
             "{% set n = namespace(x=1) %}{% for i in range(60) %}"
             "{% set n.x = {'a': n.x, 'b': (n.x, 1)} %}{% endfor %}{{ n.x | tojson }}",
-            "steps",
+            "entries",
         ),
         (
             "{% set n = namespace(x=1) %}{% macro f() %}{% set n.x = varargs %}{% endmacro %}"
             "{% for i in range(60) %}{{ f(n.x, n.x) }}{% endfor %}{{ n.x }}",
-            "steps",
+            "entries",
         ),
         ("{{ 'a'.ljust(999999999) }}", "unsafe"),
         (
@@ -104,7 +121,7 @@ def test_time_is_given() -> None:
         ),
         (
             "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
-            "steps",
+            "entries",
         ),
         (
             "{% set n = namespace(x='a') %}{% for i in range(60) %}"
@@ -129,14 +146,15 @@ def test_harm_is_refused(source: str, part: str) -> None:
         ChatTemplate(source).render(TALK)
 
 
-def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pocketlm.sandbox.MAX_SECONDS", 0.02)
-    slow = "{% set a = 'a' * 4000000 %}{% for i in range(90000) %}{% if 'b' in a %}{% endif %}{% endfor %}"
-    for source in (slow, "{{ 'b' in 'a' * 4000000 }}" * 10_000):
-        with pytest.raises(TemplateError, match="seconds"):
-            ChatTemplate(source).render(TALK)
-    # The next rendering starts afresh.
-    assert ChatTemplate("{{ messages[0].role }}").render(TALK) == "system"
+def test_a_long_talk_is_rendered() -> None:
+    talk = [{"role": ("user", "assistant")[i % 2], "content": f"{i} " * 500} for i in range(120)]
+    source = (
+        "{% set n = namespace(all=[]) %}{% for m in messages %}{% set n.all = n.all + [m] %}"
+        "{% if messages[loop.index0:] | selectattr('role', 'equalto', 'user') | list %}{% endif %}"
+        "{% endfor %}"
+        "{% for m in n.all %}[{{ m['content'].split('</think>') | last | trim }}]{% endfor %}"
+    )
+    assert ChatTemplate(source).render(talk) == "".join(f"[{m['content'].strip()}]" for m in talk)
 
 
 def test_rendering_leaves_the_messages_alone() -> None:

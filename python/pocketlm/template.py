@@ -3,7 +3,8 @@ limits.
 
 The environment is the one that published templates are written for (Hugging Face's ``apply_chat_template``):
 blocks trimmed, loop controls, ``tojson``, ``raise_exception``, ``strftime_now`` and the ``generation`` block.
-What a template can spend is bounded: steps, processor time, and the size of every string that it makes.
+What a template can spend is bounded: steps, processor time (in compiling, too), and the size of every value
+that it makes, alone and together.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class ChatTemplate:
         self.source, self._special = source, dict(special or {})
         environment = TemplateSandbox()
         try:
-            self._template = environment.from_string(count_steps(environment.parse(source)))
+            with limited():
+                self._template = environment.from_string(count_steps(environment.parse(source)))
         except Exception as problem:
             raise TemplateError(f"chat template: not valid: {_describe(problem)}") from problem
 
