@@ -107,6 +107,7 @@ def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         slow,
         long + "{{ 'b' in a }}" * 900,
         long + "{{ a" + " == b == a" * 100 + " }}",
+        "{{ ('%%' * 2000000) % () }}",
         long + "{% for c in a if a != b %}{% endfor %}",
         long + "{{ range(99999) | map('default', a) | select('eq', b) | list }}",
         long + "{{ range(99999) | map('upper') | select('in', a) | list }}",

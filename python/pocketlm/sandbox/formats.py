@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import TemplateError as JinjaError
 from jinja2.sandbox import SandboxedEscapeFormatter, SandboxedFormatter
 
-from pocketlm.sandbox.limits import bounded, made, measure, text
+from pocketlm.sandbox.limits import bounded, made, measure, spend, text
 
 # A field of `%`: its name, width, precision and kind.
 _PERCENT = re.compile(r"%(\([^()]*\))?[-#0 +]*(\*|[0-9]+)?(?:\.(\*|[0-9]+)?)?[hlL]?(.)?", re.DOTALL)
@@ -22,7 +22,9 @@ def check_percent(form: str, values: Any) -> None:
     """Refuses ``form % values`` where that would be too large."""
     own = measure(values)
     size = len(form) + own
-    for name, width, precision, kind in _PERCENT.findall(form):
+    for field in _PERCENT.finditer(form):
+        spend(0)
+        name, width, precision, kind = field.groups("")
         if kind == "(":
             raise JinjaError("a name in a format has parentheses in it")
         if "*" in (width, precision) or len(width) > 4 or len(precision) > 4:
