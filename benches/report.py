@@ -79,15 +79,13 @@ def text(results: Mapping[str, Sequence[Run]], baseline: str) -> str:
     rows = [[name, *(_cell(key, values.get(key)) for key in keys)] for name, values in summaries.items()]
     parts = [table(["runtime", *map(heading, keys)], rows)]
     pairs = [(a, b) for a in results if a.startswith(baseline) for b in results if not b.startswith(baseline)]
-    if pairs:
-        compared = [(f"{a} : {b}", ratios(results[a], results[b])) for a, b in pairs]
-        # Those that never ran as neighbours have no ratio.
-        compared = [(name, found) for name, found in compared if found]
-        keys = _keys(found for _, found in compared)
-        rows = [[name, *(ratio(found.get(key)) for key in keys)] for name, found in compared]
+    # Those that never ran as neighbours have no ratio.
+    compared = {f"{a} : {b}": found for a, b in pairs if (found := ratios(results[a], results[b]))}
+    if compared:
+        keys = _keys(compared.values())
+        rows = [[name, *(ratio(found.get(key)) for key in keys)] for name, found in compared.items()]
         columns = ["times better", *(key.replace("_", " ").removesuffix(" seconds") for key in keys)]
-        if rows:
-            parts.append(table(columns, rows))
+        parts.append(table(columns, rows))
     return "\n\n".join(parts)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import adapters
 from checkpoints import write_checkpoint
 from independent.cases import llama, openelm
 from pocketlm import errors
-from pocketlm.adapters.pattern import Pattern
 from pocketlm.loading import open_model
 
 SMALL = ["q_proj", "v_proj"]
@@ -36,7 +33,7 @@ def only(config: dict[str, Any], endings: list[str]) -> dict[str, adapters.Pair]
         "all-linear",
         None,
         r"(?:.*?(?:text|layers).*?(?:self_attn|mlp).*?(?:q_proj|v_proj).*?)|(?:\bother\.[\d]{1,}\.x)",
-        r"^(?!.*vision).*_proj",
+        "(a+)+$",  # not run: the tensors say what they are for
     ],
 )
 def test_targets_as_peft_writes_them(tmp_path: Path, targets: Any) -> None:
@@ -57,16 +54,6 @@ def test_targets_as_peft_writes_them(tmp_path: Path, targets: Any) -> None:
         (["proj_1"], errors.AdapterError, "adapter_model.*qkv_proj' is none of the 'target_modules'"),
         (["layers.0.attn.qkv_proj"], errors.AdapterError, "layers.1.attn.qkv_proj' is none"),
         ([], errors.AdapterError, "qkv_proj' is none"),
-        (REGEX, errors.AdapterError, "matches no projection"),
-        ("qkv_proj", errors.AdapterError, "target 'qkv_proj' matches no projection"),
-        (r".*\.proj_\d", errors.AdapterError, "qkv_proj' is none"),
-        ("(", errors.AdapterError, "target_modules.*no regular expression"),
-        ("(" * 1000 + ")" * 1000, errors.AdapterError, "target_modules"),
-        ("(" * 350 + "m" + ")+" * 350, errors.UnsupportedError, "target_modules.*nested"),
-        ("a" * 2001, errors.UnsupportedError, "target_modules.*longer"),
-        ("(?i).*QKV_proj", errors.UnsupportedError, "flags"),
-        (r"(.)\1.*", errors.UnsupportedError, "target_modules.*GROUPREF"),
-        ("(?:a?){1000000000}", errors.UnsupportedError, "too long"),
         (7, errors.AdapterError, "'target_modules' must be"),
         (["qkv_proj", 7], errors.AdapterError, "'target_modules' must be"),
     ],
@@ -86,41 +73,3 @@ def test_all_linear_leaves_out_the_head(tmp_path: Path) -> None:
         open_model(path)
     adapters.write(path, found, target_modules=["lm_head"])
     assert open_model(path).adapter is not None
-
-
-PARTS = ["a", "b", ".", r"\.", "[ab]", "[^a]", r"\d", r"\w", r"\W", "(a|b.)", "(?:ab)?", "(a*b)*", "(a|b)+?"]
-PARTS += [
-    "a{2}",
-    "a{0,2}",
-    "(?:b|){1,3}",
-    "^",
-    "$",
-    r"\b",
-    r"\B",
-    "(?=a)",
-    "(?!b)",
-    ".*",
-    "[a-b1-2]{1,}",
-    r"[^\W\d]",
-]
-
-
-def test_expressions_match_as_pythons_own_do() -> None:
-    rng = np.random.default_rng(5)
-    count = 0
-    for _ in range(3000):
-        text = "".join(rng.choice(list("aab.1"), rng.integers(1, 7)))
-        expression = "|".join(
-            "".join(rng.choice(PARTS, rng.integers(1, 5))) for _ in range(rng.integers(1, 3))
-        )
-        expected = re.fullmatch(expression, text) is not None
-        assert Pattern(expression, "x").fullmatch(text) == expected, (expression, text)
-        count += expected
-    assert 300 < count < 2700
-
-
-def test_expressions_that_python_would_match_for_ever() -> None:
-    for expression in ("(a+)+", "(a|a)*", "(.*)*b", "(?:a?){50}a{50}"):
-        start = time.perf_counter()
-        assert not Pattern(expression, "x").fullmatch("a" * 45 + "c")
-        assert time.perf_counter() - start < 5
