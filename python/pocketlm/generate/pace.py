@@ -9,7 +9,7 @@ LEAST_ROWS = 32  # below this a step's fixed costs show
 # step: two Zen 3 cores with AVX2, llama-3.2-1b at 4 bits, 2,048 tokens, do 141 tokens/s in steps of 32 rows,
 # 150 of 64, 153 of 128 and 153 of 256.
 SHARED_SECONDS = 0.25
-ALONE_SECONDS = 1.0
+ALONE_SECONDS = 2.0
 
 
 class Pace:

@@ -1,9 +1,10 @@
 //! The memory of a step's activations: one map, reserved once, that the workers of a step share.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use memmap2::{MmapMut, MmapOptions};
-use pocketlm_kernels::{KernelError, QuantRowMut, QuantRows, blocks};
+use pocketlm_kernels::{KernelError, PackedRows, QuantRowMut, QuantRows, blocks};
 
 use crate::error::EngineError;
 use crate::plan::{Buffer, Content, Plan, View};
@@ -105,6 +106,34 @@ impl<'a> ArenaView<'a> {
         let len = (count - 1) * stride + view.width;
         // SAFETY: as in `row`, for all that lies between the first element and the last.
         (unsafe { std::slice::from_raw_parts(self.at(offset, len), len) }, stride)
+    }
+
+    /// Floats of the place for packed rows, to be written.
+    ///
+    /// # Safety
+    /// Nobody, this thread included, reads or writes them but through the result while that is used.
+    pub unsafe fn packed_mut(&self, floats: Range<usize>) -> &'a mut [f32] {
+        let at = self.packed_at(floats.end) + 4 * floats.start;
+        // SAFETY: inside the map, as `at` checks, behind the buffers; as in `row_mut`.
+        unsafe { std::slice::from_raw_parts_mut(self.at(at, floats.len()), floats.len()) }
+    }
+
+    /// The packed rows, so many of so many inputs.
+    ///
+    /// # Safety
+    /// Nobody, this thread included, writes them while the result is used.
+    pub unsafe fn packed(&self, rows: usize, cols: usize) -> Result<PackedRows<'a>, KernelError> {
+        let floats = PackedRows::floats(rows, cols).ok_or(KernelError::Overflow { what: "packed rows" })?;
+        let at = self.packed_at(floats);
+        // SAFETY: inside the map, as `at` checks, behind the buffers; as in `row`.
+        PackedRows::new(rows, cols, unsafe { std::slice::from_raw_parts(self.at(at, floats), floats) })
+    }
+
+    /// Byte offset of the place for packed rows, which must have so many floats.
+    fn packed_at(&self, floats: usize) -> usize {
+        let packing = self.plan.packing.expect("a plan that packs rows");
+        assert!(floats <= packing.floats);
+        packing.offset
     }
 
     /// Terms of each row of a quantized buffer.

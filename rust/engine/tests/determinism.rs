@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{Model, all_logits, ids, models, options};
+use common::{Made, Model, all_logits, ids, models, options, wide_llama};
+use pocketlm_engine::store::DenseType;
 use pocketlm_engine::{Engine, EngineOptions, KvType, Logits, StepItem};
 
 /// Every model with each type of cache, and options for it.
@@ -74,6 +75,17 @@ fn logits_do_not_depend_on_threads_or_chunks() {
 fn nor_do_those_of_f32_activations() {
     for (name, model, options) in each(1) {
         check(&name, &model, 70, &EngineOptions { precise: true, ..options });
+    }
+}
+
+/// On levels that pack rows, chunks of 32 rows or more are packed, and others are not.
+#[test]
+fn packed_rows_change_nothing() {
+    for made in [Made::Dense(DenseType::Bf16), Made::Dense(DenseType::F32), Made::Mixed] {
+        check(&format!("wide {made:?}"), &wide_llama(made), 150, &options(1));
+    }
+    if !pocketlm_kernels::Kernels::best().unwrap().packs_rows() {
+        println!("not exercised: this level does not pack rows");
     }
 }
 

@@ -5,7 +5,7 @@
 //! this thread's reading of as much memory, before and behind, if it is more than caches hold, and of multiply-adds from
 //! registers. Arguments filter rows: each must occur in "op ... level".
 
-use pocketlm_kernels::{Dense, DenseType, Kernels, Level};
+use pocketlm_kernels::{Dense, DenseType, Kernels, Level, PackedRows, Scratch};
 use shared::{read_rate, slices, values};
 
 #[path = "float_bench_parts/attention.rs"]
@@ -96,6 +96,55 @@ fn dense(levels: &[&Kernels], filters: &[String], peaks: &dyn Fn(Level) -> Optio
     }
 }
 
+/// Products of many rows, packed for each call and not, and packed once for weights in memory, which are taken as threads claim them.
+fn packed(levels: &[&Kernels], filters: &[String], peaks: &dyn Fn(Level) -> Option<f64>) {
+    const CLAIM: usize = 64;
+    for dtype in DenseType::ALL {
+        let cases =
+            [(32, 512, COLS), (64, 512, COLS), (128, 512, COLS), (512, 512, COLS), (128, 512, 4 * COLS)];
+        let in_memory = IN_MEMORY / (COLS * dtype.size());
+        for (m, n, cols) in cases.into_iter().chain([(128, in_memory, COLS), (128, in_memory / 4, 4 * COLS)])
+        {
+            let name = |op| format!("{op} {} m={m} {n}x{cols} (many)", dtype.name());
+            let names = [name("matmul_packed"), name("matmul_dense")];
+            let levels: Vec<_> =
+                levels.iter().filter(|k| names.iter().any(|name| wanted(filters, name, k.level()))).collect();
+            if levels.is_empty() {
+                continue;
+            }
+            let (bytes, x) = (weights(dtype, n * cols), values(m * cols));
+            let w = Dense::new(dtype, n, cols, &bytes).unwrap();
+            let step = if n > 512 { CLAIM } else { n };
+            for k in levels {
+                let (mut scratch, mut expected) = (Scratch::new(), vec![0.0; m * step]);
+                let mut data = vec![0.0; PackedRows::floats(m, cols).unwrap()];
+                k.pack_rows(&x, m, cols, cols, &mut data).unwrap();
+                k.matmul_dense(&w, &x, m, cols, n - step..n, &mut expected).unwrap();
+                for (i, name) in names.iter().enumerate().filter(|(_, name)| wanted(filters, name, k.level()))
+                {
+                    let mut out = vec![0.0; m * step];
+                    let t = slices(n / step, 0.5, |at| {
+                        let outputs = at * step..(at + 1) * step;
+                        if i == 0 {
+                            if n == step {
+                                k.pack_rows(&x, m, cols, cols, &mut data).unwrap();
+                            }
+                            let rows = PackedRows::new(m, cols, &data).unwrap();
+                            k.matmul_packed(&w, &rows, outputs, &mut scratch, &mut out).unwrap();
+                        } else {
+                            k.matmul_dense(&w, &x, m, cols, outputs, &mut out).unwrap();
+                        }
+                    });
+                    assert!(out == expected, "{name} at {} differs", k.level());
+                    let flops = 2.0 * (m * n * cols) as f64;
+                    let said = rates(t, (bytes.len() as f64, None), (flops, peaks(k.level())));
+                    println!("{:12} {name}: {said}", k.level().name());
+                }
+            }
+        }
+    }
+}
+
 fn main() {
     let filters: Vec<String> = std::env::args().skip(1).collect();
     let scalar_too = filters.iter().any(|filter| filter == Level::Scalar.name());
@@ -120,4 +169,5 @@ fn main() {
         rows::sampling(k, &filters);
     }
     dense(&levels, &filters, &peaks_of);
+    packed(&levels, &filters, &peaks_of);
 }

@@ -77,6 +77,12 @@ impl Kernels {
         *self.prompts[kind as usize][place].get_or_init(|| unsafe { fastest(kind, measured, few, many) })
     }
 
+    /// Whether many rows are multiplied faster with dense weights once they are packed ([`Kernels::matmul_packed`]): where
+    /// registers hold too few sums for whole vectors of both factors (`docs/decisions/0009-no-bf16-dot-products.md`).
+    pub fn packs_rows(&self) -> bool {
+        matches!(self.level, Level::Avx2 | Level::Avx2Vnni)
+    }
+
     /// How the kernel for so many rows of a kind holds decoded weights: `panels` in memory, or `registers`. Measured when first asked.
     pub fn prompt_kernel(&self, kind: Kind, rows: usize) -> &'static str {
         if rows > FEW_ROWS { self.prompts(kind, rows).name } else { "registers" }

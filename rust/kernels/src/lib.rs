@@ -24,7 +24,7 @@ pub use formats::{Dense, DenseType, Kind, Palette, TILE};
 pub use kernels::Kernels;
 pub use ops::{
     Activation, Attention, KV_TOKENS, KvBlock, KvBlockMut, KvType, LogitStats, MAX_HEAD_DIM, MAXIMA_BLOCK,
-    Norm, NormKind, Outer, SPLIT_TOKENS, TERMS_BLOCK,
+    Norm, NormKind, Outer, PackedRows, SPLIT_TOKENS, TERMS_BLOCK,
 };
 pub use quantized::{
     ACT_BLOCK, GROUP, QuantBuffer, QuantRowMut, QuantRows, QuantRowsMut, blocks, padded_cols, row_stride,

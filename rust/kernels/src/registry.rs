@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use crate::cpu::Level;
 use crate::formats::{Dense, Palette};
-use crate::ops::{Attention, KvBlockMut, LogitStats, Norm, Outer};
+use crate::ops::{Attention, KvBlockMut, LogitStats, Norm, Outer, PackedRows};
 use crate::quantized::{QuantRowMut, QuantRows};
 use crate::scratch::Scratch;
 
@@ -59,6 +59,10 @@ kernel_ops! {
     MatmulPaletteF32, "matmul_palette_f32", MatmulPaletteF32Fn;
     /// Dense weights × float32 activations. Variants "1", "many".
     MatmulDense, "matmul_dense", MatmulDenseFn;
+    /// Rows of float32 activations in the order in which the next reads them. Variant "rows".
+    PackRows, "pack_rows", PackRowsFn;
+    /// Dense weights × packed float32 activations. Variant "many".
+    MatmulPacked, "matmul_packed", MatmulPackedFn;
     /// One row of a dense table to float32. Variant "row".
     EmbedDense, "embed_dense", EmbedDenseFn;
     /// Float32 to int8. Variant "row", as of all the operations on one row below.
@@ -110,6 +114,11 @@ pub type EmbedPaletteFn = unsafe fn(&Palette<'_>, usize, &mut [f32]);
 pub type MatmulPaletteF32Fn = unsafe fn(&Palette<'_>, &[f32], usize, usize, Range<usize>, &mut [f32]);
 /// `(weights, activations, rows, stride of activations, outputs, out)`; out is row-major `[rows, number of outputs]`.
 pub type MatmulDenseFn = unsafe fn(&Dense<'_>, &[f32], usize, usize, Range<usize>, &mut [f32]);
+/// `(activations, rows, stride of activations, inputs, packed)`.
+pub type PackRowsFn = unsafe fn(&[f32], usize, usize, usize, &mut [f32]);
+/// `(weights, activations, outputs, memory for a panel and for sums, out)`; out is as for [`MatmulDenseFn`].
+pub type MatmulPackedFn =
+    unsafe fn(&Dense<'_>, &PackedRows<'_>, Range<usize>, (&mut [f32], &mut [f32]), &mut [f32]);
 /// `(bytes of the row, out)`.
 pub type EmbedDenseFn = unsafe fn(&[u8], &mut [f32]);
 /// `(x, row)`.

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Random, UNIT, assert_close, assert_same, kernels};
-use pocketlm_kernels::{Dense, DenseType, KernelError, reference};
+use pocketlm_kernels::{Dense, DenseType, KernelError, Kernels, PackedRows, Scratch, reference};
 use proptest::prelude::*;
 
 /// Bytes of `n` weights, behind `skew` bytes that break their alignment.
@@ -18,6 +18,12 @@ fn weights(random: &mut Random, dtype: DenseType, n: usize, skew: usize) -> Vec<
         }
     }
     bytes
+}
+
+fn pack(k: &Kernels, x: &[f32], m: usize, stride: usize, cols: usize) -> Vec<f32> {
+    let mut packed = vec![f32::NAN; PackedRows::floats(m, cols).unwrap()];
+    k.pack_rows(x, m, stride, cols, &mut packed).unwrap();
+    packed
 }
 
 fn check(seed: u64, dtype: DenseType, rows: usize, cols: usize, m: usize) {
@@ -47,10 +53,23 @@ fn check(seed: u64, dtype: DenseType, rows: usize, cols: usize, m: usize) {
         let mut got = vec![f32::NAN; m * rows];
         k.matmul_dense(&w, &x, m, stride, 0..rows, &mut got).unwrap();
         assert_same(&format!("dense {} {}", dtype.name(), k.level()), &got, &expected);
+        let packed = pack(k, &x, m, stride, cols);
+        let packed = PackedRows::new(m, cols, &packed).unwrap();
+        let mut scratch = Scratch::new();
+        for seen in ["packed", "packed, once more"] {
+            got.fill(f32::NAN);
+            k.matmul_packed(&w, &packed, 0..rows, &mut scratch, &mut got).unwrap();
+            assert_same(&format!("{seen} {} {}", dtype.name(), k.level()), &got, &expected);
+        }
         // Any range of outputs, any row alone.
         let from = random.below(rows + 1);
         let to = from + random.below(rows - from + 1);
         let mut part = vec![f32::NAN; m * (to - from)];
+        k.matmul_packed(&w, &packed, from..to, &mut scratch, &mut part).unwrap();
+        for row in 0..m {
+            let range = row * (to - from)..(row + 1) * (to - from);
+            assert_same("packed outputs", &part[range], &expected[row * rows + from..row * rows + to]);
+        }
         k.matmul_dense(&w, &x, m, stride, from..to, &mut part).unwrap();
         for row in 0..m {
             let range = row * (to - from)..(row + 1) * (to - from);
@@ -108,6 +127,10 @@ fn nan_and_infinity_reach_only_their_own_outputs() {
     for k in kernels() {
         let mut out = vec![0.0; 40 * 6];
         k.matmul_dense(&w, &x, 6, 33, 0..40, &mut out).unwrap();
+        let (packed, mut again) = (pack(k, &x, 6, 33, 33), vec![0.0; 40 * 6]);
+        let packed = PackedRows::new(6, 33, &packed).unwrap();
+        k.matmul_packed(&w, &packed, 0..40, &mut Scratch::new(), &mut again).unwrap();
+        assert_same("packed", &again, &out);
         for (i, v) in out.iter().enumerate() {
             match (i / 40, i % 40) {
                 (_, 7) | (3, 9) => assert!(v.is_nan()),
@@ -133,9 +156,30 @@ fn wrong_arguments_are_errors() {
         assert!(run(&[0.0; 8], 2, 4, 1..4, 6).is_err());
         #[allow(clippy::reversed_empty_ranges)]
         let reversed = 2..1;
-        assert!(run(&[0.0; 8], 2, 4, reversed, 0).is_err());
+        assert!(run(&[0.0; 8], 2, 4, reversed.clone(), 0).is_err());
         assert!(run(&[0.0; 8], usize::MAX, 4, 0..3, 6).is_err());
         assert!(run(&[0.0; 8], 2, usize::MAX, 0..3, 6).is_err());
+        let (data, mut scratch) = (pack(k, &[0.0; 8], 2, 4, 4), Scratch::new());
+        let packed = PackedRows::new(2, 4, &data).unwrap();
+        k.matmul_packed(&w, &packed, 0..3, &mut scratch, &mut out).unwrap();
+        for (range, n) in [(0..3, 5), (1..4, 6), (0..usize::MAX, 6), (reversed, 0)] {
+            assert!(k.matmul_packed(&w, &packed, range, &mut scratch, &mut out[..n]).is_err());
+        }
+        for (rows, cols, n) in [(2, 3, 6), (3, 2, 9)] {
+            let data = pack(k, &[0.0; 8], rows, cols, cols);
+            let packed = PackedRows::new(rows, cols, &data).unwrap();
+            assert!(k.matmul_packed(&w, &packed, 0..3, &mut scratch, &mut vec![0.0; n]).is_err());
+            assert!(PackedRows::new(rows, cols, &data[1..]).is_err());
+            assert!(PackedRows::new(rows + 6, cols, &data).is_err());
+        }
+        let mut to = data.clone();
+        let wrong =
+            [(3, 3, 3), (2, 1, 2), (usize::MAX, 4, 4), (2, usize::MAX, 4), (2, 9, usize::MAX), (8, 1, 1)];
+        for (rows, stride, cols) in wrong {
+            assert!(k.pack_rows(&[0.0; 8], rows, stride, cols, &mut to).is_err(), "{rows} {stride} {cols}");
+        }
+        assert!(k.pack_rows(&[0.0; 8], 2, 4, 4, &mut to[1..]).is_err());
+        assert!(scratch.reserve(usize::MAX, 1).is_err());
         assert!(k.embed_dense(&w, 3, &mut [0.0; 4]).is_err());
         assert!(k.embed_dense(&w, 2, &mut [0.0; 3]).is_err());
     }

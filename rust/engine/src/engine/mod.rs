@@ -120,7 +120,12 @@ impl Engine {
         if options.cache_tokens == 0 {
             return Err(EngineError::parameter("cache_tokens", "must be positive"));
         }
-        let planning = Options { max_rows: options.max_rows, precise: options.precise, trace: false };
+        let planning = Options {
+            max_rows: options.max_rows,
+            precise: options.precise,
+            trace: false,
+            packs_rows: kernels.packs_rows(),
+        };
         let plan = Plan::new(&graph, &store, planning)?;
         let tokens = options.cache_tokens.min(graph.context_length);
         let memory = Memory::of(&plan, options.kv, options.cache_tokens, tokens, threads)?;
@@ -261,13 +266,20 @@ impl State {
         crew: CrewSize,
     ) -> Result<Self, EngineError> {
         let schedule = Schedule::new(&plan);
+        let worker = |_| Worker::new(&plan, tokens).map(Mutex::new);
+        let workers: Result<_, _> = (0..threads).map(worker).collect();
+        let workers = workers.map_err(|_| EngineError::Memory {
+            what: "products with packed rows".into(),
+            needed: Worker::bytes(&plan, tokens).unwrap_or(u64::MAX).saturating_mul(threads as u64),
+            available: 0,
+        })?;
         Ok(Self {
             arena: Arena::new(plan.arena_bytes)?,
             cache: KvCache::new(&plan.caches, kv, cache_tokens, tokens)?,
             partials: SharedPartials::new(schedule.limits),
             shares: Shares::new(threads),
             schedule,
-            workers: (0..threads).map(|_| Mutex::new(Worker::new(&plan, tokens))).collect(),
+            workers,
             wanted: Vec::with_capacity(plan.max_rows),
             crew,
             costs: Costs::default(),

@@ -43,7 +43,12 @@ impl Engine {
         let widths: usize = facts.graph.ops.iter().map(|op| op.width).sum();
         let fitting = (TRACE_BYTES / (4 * widths)).clamp(*TRACE_ROWS.start(), *TRACE_ROWS.end());
         let rows = ids.len().min(fitting);
-        let options = Options { max_rows: rows, precise: facts.precise, trace: true };
+        let options = Options {
+            max_rows: rows,
+            precise: facts.precise,
+            trace: true,
+            packs_rows: facts.kernels.packs_rows(),
+        };
         let plan = Plan::new(&facts.graph, &facts.store, options)?;
         let width: u64 = ops.iter().map(|&op| facts.graph.ops[op].width as u64).sum();
         let results = width.saturating_mul(4 * ids.len() as u64);

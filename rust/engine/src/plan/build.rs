@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::layout::{Buffer, place};
 use super::values::{Value, Values};
-use super::{Domain, Options, Phase, Plan, RopeTable, RowOp, View, Weights};
+use super::{Domain, Options, Packing, Phase, Plan, RopeTable, RowOp, View, Weights};
 use crate::error::EngineError;
 use crate::graph::{Graph, Op, OpKind};
 use crate::kv::CacheShape;
@@ -124,11 +124,18 @@ impl<'a> Builder<'a> {
         let fitting = LOGITS_BYTES / (4 * self.graph.vocab_size);
         let tail_rows = fitting.clamp(*TAIL_ROWS.start(), *TAIL_ROWS.end()).min(max_rows);
         let rows = |domain| if domain == Domain::All { max_rows } else { tail_rows };
-        let arena_bytes = place(&mut self.buffers, rows).ok_or_else(|| EngineError::Memory {
-            what: "activations of a step".into(),
-            needed: u64::MAX,
-            available: 0,
-        })?;
+        let too_much =
+            || EngineError::Memory { what: "activations of a step".into(), needed: u64::MAX, available: 0 };
+        let mut arena_bytes = place(&mut self.buffers, rows).ok_or_else(too_much)?;
+        let mut packing = None;
+        if self.options.packs_rows {
+            let rows = |at| if at < tail_start { max_rows } else { tail_rows };
+            let phases = self.phases.iter().enumerate().map(|(at, phase)| (phase, rows(at)));
+            packing = Packing::of(phases, &self.weights, arena_bytes).ok_or_else(too_much)?;
+            if let Some(packing) = packing {
+                arena_bytes = packing.end().ok_or_else(too_much)?;
+            }
+        }
         Ok(Plan {
             phases: self.phases,
             members: self.members,
@@ -137,6 +144,7 @@ impl<'a> Builder<'a> {
             cache_done,
             buffers: self.buffers,
             arena_bytes,
+            packing,
             max_rows,
             tail_rows,
             ropes: self.ropes,

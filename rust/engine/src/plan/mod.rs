@@ -18,6 +18,7 @@ mod build;
 mod layout;
 mod linear;
 mod operations;
+mod packing;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -33,6 +34,7 @@ use crate::kv::CacheShape;
 use crate::store::WeightStore;
 use angles::Angles;
 pub(crate) use layout::{Buffer, Content};
+pub(crate) use packing::{Packing, gains};
 pub(crate) use weights::{Matrix, NormVectors, Weights};
 
 /// How to plan.
@@ -44,6 +46,8 @@ pub(crate) struct Options {
     pub precise: bool,
     /// Keep the result of every operation, fuse nothing.
     pub trace: bool,
+    /// Kernels gain by packed rows ([`pocketlm_kernels::Kernels::packs_rows`]).
+    pub packs_rows: bool,
 }
 
 /// Rows that a phase works on.
@@ -187,8 +191,9 @@ pub(crate) struct Plan {
     /// Phases of the body that a step without logits needs.
     pub cache_done: usize,
     pub buffers: Vec<Buffer>,
-    /// Bytes of the arena.
+    /// Bytes of the arena: those of the buffers, and behind them those of packed rows.
     pub arena_bytes: usize,
+    pub packing: Option<Packing>,
     pub max_rows: usize,
     pub tail_rows: usize,
     pub ropes: Vec<RopeTable>,

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::common::{Build, Made, adapted_llama, adapted_openelm, llama, models};
+use crate::common::{Build, Made, adapted_llama, adapted_openelm, llama, models, wide_llama};
 use crate::store::{DenseType, Kind};
 
 /// Every product reads whole rows of its input's buffer while others write: see `run::linear`.
@@ -52,10 +52,45 @@ fn no_product_writes_into_a_buffer_that_its_phase_reads() {
     }
     for (name, model) in all {
         for precise in [false, true] {
-            let options = Options { max_rows: 8, precise, trace: false };
+            let options = Options { max_rows: 8, precise, trace: false, packs_rows: false };
             check(&name, &Plan::new(&model.graph, &model.store, options).unwrap());
         }
     }
+}
+
+#[test]
+fn rows_are_packed_where_products_gain() {
+    let plan = |made, max_rows, packs_rows| {
+        let options = Options { max_rows, precise: false, trace: false, packs_rows };
+        let model = wide_llama(made);
+        Plan::new(&model.graph, &model.store, options).unwrap()
+    };
+    let bf16 = Made::Dense(DenseType::Bf16);
+    let packed = plan(bf16, 96, true);
+    let packing = packed.packing.unwrap();
+    assert_eq!((packing.rows, packing.cols), (96, 2100));
+    let inputs = |plan: &Plan, rows: usize| -> Vec<usize> {
+        let phases = plan.phases.iter().filter_map(|phase| match phase {
+            Phase::Linear(parts) => plan.packed_input(parts, rows).map(|view| view.width),
+            _ => None,
+        });
+        phases.collect()
+    };
+    // Query, key and value; output; gate and up; down; all again; the head.
+    assert_eq!(inputs(&packed, 32), [256, 256, 256, 2100, 256, 256, 256, 2100, 256]);
+    assert!(inputs(&packed, 31).is_empty());
+    assert_eq!(packed.arena_bytes, packing.end().unwrap());
+    for (made, rows, packs) in [
+        (bf16, 96, false),
+        (bf16, 31, true),
+        // Conversion of f16 takes less than packing so few.
+        (Made::Dense(DenseType::F16), 96, true),
+        (Made::Palette(Kind::P4), 96, true),
+    ] {
+        let other = plan(made, rows, packs);
+        assert!(other.packing.is_none() && inputs(&other, rows).is_empty(), "{made:?}");
+    }
+    assert_eq!(plan(Made::Dense(DenseType::F16), 512, true).packing.unwrap().cols, 2100);
 }
 
 #[test]
@@ -67,7 +102,7 @@ fn low_rank_terms_join_epilogues() {
                 (adapted_openelm(made, 0), adapted_openelm(made, rank), 0),
             ];
             for (bare, adapted, heads) in pairs {
-                let options = Options { max_rows: 8, precise: false, trace: false };
+                let options = Options { max_rows: 8, precise: false, trace: false, packs_rows: false };
                 let [bare, adapted] =
                     [bare, adapted].map(|model| Plan::new(&model.graph, &model.store, options).unwrap());
                 let products = |plan: &Plan| {
@@ -97,7 +132,7 @@ fn a_layer_has_few_barriers() {
     for (made, rows) in [(Made::Dense(DenseType::F32), 3), (Made::Palette(Kind::P4), 5)] {
         let [fewer, more] = [2, 3].map(|layers| {
             let model = llama(made, layers);
-            let options = Options { max_rows: 8, precise: false, trace: false };
+            let options = Options { max_rows: 8, precise: false, trace: false, packs_rows: false };
             let plan = Plan::new(&model.graph, &model.store, options).unwrap();
             let of_rows = plan.phases.iter().filter(|phase| matches!(phase, Phase::Rows(_))).count();
             (of_rows, plan.phases.len() - of_rows)

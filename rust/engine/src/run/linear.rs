@@ -5,8 +5,9 @@ use std::ops::Range;
 use pocketlm_kernels::{KernelError, TILE};
 
 use super::shares::Work;
-use super::{Pass, Step, Worker};
-use crate::plan::{Epilogue, Factor, Input, Matrix, Part, Plan, View};
+use super::{Halt, Pass, Step, Worker};
+use crate::plan::{Epilogue, Factor, Input, Matrix, Part, Plan, View, gains};
+use crate::pool::Team;
 
 /// Rows from which kernels may work on panels of 64 outputs, so that smaller chunks would decode weights for nothing.
 const MANY_ROWS: usize = 9;
@@ -23,26 +24,31 @@ pub(super) fn product_len(plan: &Plan) -> usize {
 }
 
 impl Step<'_, '_> {
-    /// Works, as a thread of so many, on the products of a phase until no outputs are left.
+    /// Works, as one of a team, on the products of a phase until no outputs are left.
     pub(super) fn linear(
         &self,
         parts: &[Part],
         pass: Pass,
-        (thread, threads): (usize, usize),
+        team: &Team<'_>,
         worker: &mut Worker,
-    ) -> Result<(), KernelError> {
+    ) -> Result<(), Halt> {
+        let packed = self.plan.packed_input(parts, pass.rows);
+        if let Some(view) = packed {
+            self.pack(view, pass.rows)?;
+            team.wait()?;
+        }
         let tiles = |part: &Part| part.to.width.div_ceil(TILE);
         let terms = parts.iter().map(|part| self.terms(&part.factor)).max().unwrap_or(1);
         let room = worker.products[0].len() / (pass.rows * terms * TILE);
         let piece = self.least_chunk(parts, pass.rows).min(room);
         let work = Work { tiles: parts.iter().map(tiles).sum(), piece, most: room };
-        while let Some(claimed) = self.shares.claim(work, thread, threads) {
+        while let Some(claimed) = self.shares.claim(work, team.index(), team.size()) {
             let mut base = 0;
             for part in parts {
                 let count = tiles(part);
                 let (start, end) = (claimed.start.max(base), claimed.end.min(base + count));
                 if start < end {
-                    self.part(part, pass.rows, start - base..end - base, worker)?;
+                    self.part(part, (pass.rows, packed), start - base..end - base, worker)?;
                 }
                 base += count;
             }
@@ -76,16 +82,16 @@ impl Step<'_, '_> {
     fn part(
         &self,
         part: &Part,
-        rows: usize,
+        (rows, packed): (usize, Option<View>),
         tiles: Range<usize>,
         worker: &mut Worker,
     ) -> Result<(), KernelError> {
         let outputs = tiles.start * TILE..(tiles.end * TILE).min(part.to.width);
         let Worker { scratch, products: [product, partner], .. } = worker;
-        let stride = self.product(&part.factor, rows, &outputs, scratch, product)?;
+        let stride = self.product(&part.factor, (rows, packed), &outputs, scratch, product)?;
         // A matrix of another kind has another stride.
         let partner_stride = match &part.epilogue {
-            Epilogue::Gated(up, _) => self.product(up, rows, &outputs, scratch, partner)?,
+            Epilogue::Gated(up, _) => self.product(up, (rows, packed), &outputs, scratch, partner)?,
             _ => 0,
         };
         let count = outputs.len();
@@ -123,11 +129,11 @@ impl Step<'_, '_> {
         Ok(())
     }
 
-    /// Computes outputs of a factor into `out`; returns the floats from one row to the next: palettized matrices yield whole tiles.
+    /// Computes outputs of a factor into `out`, from packed rows if it reads what was packed and gains by it; returns the floats from one row to the next: palettized matrices yield whole tiles.
     fn product(
         &self,
         factor: &Factor,
-        rows: usize,
+        (rows, packed): (usize, Option<View>),
         outputs: &Range<usize>,
         scratch: &mut pocketlm_kernels::Scratch,
         out: &mut [f32],
@@ -150,6 +156,11 @@ impl Step<'_, '_> {
                 // SAFETY: see above.
                 let (x, x_stride) = unsafe { self.arena.rows(view, 0, rows) };
                 self.kernels.matmul_palette_f32(&matrix.palette(), x, rows, x_stride, tiles, out)?;
+            }
+            (Matrix::Dense { .. }, Input::Float(view)) if packed == Some(view) && gains(matrix, rows) => {
+                // SAFETY: packed before the barrier in front of the products; nobody writes packed rows in this phase any more.
+                let x = unsafe { self.arena.packed(rows, view.width) }?;
+                self.kernels.matmul_packed(&matrix.dense(), &x, start..end, scratch, out)?;
             }
             (Matrix::Dense { .. }, Input::Float(view)) => {
                 // SAFETY: see above.

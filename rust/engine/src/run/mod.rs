@@ -4,6 +4,7 @@ mod attention;
 mod clock;
 mod linear;
 mod output;
+mod packing;
 mod rows;
 mod schedule;
 mod shares;
@@ -76,16 +77,23 @@ struct Pass {
 
 impl Worker {
     /// Memory for the steps of a plan over sequences of up to `tokens` tokens.
-    pub fn new(plan: &Plan, tokens: usize) -> Self {
+    ///
+    /// # Errors
+    /// When there is no memory for products with packed rows.
+    pub fn new(plan: &Plan, tokens: usize) -> Result<Self, KernelError> {
         let products = [(); 2].map(|()| vec![0.0; linear::product_len(plan)]);
+        let mut scratch = Scratch::new();
+        if let Some(packing) = plan.packing {
+            scratch.reserve(packing.rows, packing.cols)?;
+        }
         let (partial, merged, rows) = attention::worker_lens(plan, tokens);
-        Self {
-            scratch: Scratch::new(),
+        Ok(Self {
+            scratch,
             products,
             partial: vec![0.0; partial],
             merged: vec![0.0; merged],
             starts: vec![0; rows],
-        }
+        })
     }
 
     /// Bytes that [`Worker::new`] allocates.
@@ -93,7 +101,9 @@ impl Worker {
         let (partial, merged, rows) = attention::worker_lens(plan, tokens);
         let floats =
             linear::product_len(plan).checked_mul(2)?.checked_add(partial)?.checked_add(merged + rows)?;
-        // The kernels' own memory is a little less than this.
+        let packed = plan.packing.map_or(Some(0), |packing| Scratch::floats(packing.rows, packing.cols));
+        let floats = floats.checked_add(packed?)?;
+        // The kernels' other memory is a little less than this.
         Some(floats.checked_mul(4)?.checked_add(128 << 10)? as u64)
     }
 }
@@ -158,7 +168,7 @@ impl Step<'_, '_> {
             }
             match phase {
                 Phase::Rows(ops) => self.shared_rows(ops, pass, team.size())?,
-                Phase::Linear(parts) => self.linear(parts, pass, (team.index(), team.size()), worker)?,
+                Phase::Linear(parts) => self.linear(parts, pass, team, worker)?,
                 Phase::Attention(part) => self.attention(part, worker)?,
                 Phase::Output(logits) => {
                     while let Some(row) = self.claim(pass.rows) {

@@ -226,7 +226,21 @@ pub fn llama(made: Made, layers: usize) -> Model {
 
 /// Llama with a low-rank term of a rank beside each product.
 pub fn adapted_llama(made: Made, layers: usize, rank: usize) -> Model {
-    let (vocab, width, dim, heads, kv_heads, ffn) = (211, 96, 16, 6, 2, 272);
+    sized_llama(made, layers, rank, (211, 96, 16, 6, 2, 272))
+}
+
+/// Llama whose rows are wide enough to be packed for products of many: several blocks of inputs, the last one not full.
+pub fn wide_llama(made: Made) -> Model {
+    sized_llama(made, 2, 0, (300, 256, 32, 8, 2, 2100))
+}
+
+/// Llama of a vocabulary, width, channels of a head, heads, key-value heads, and width of the feed-forward layers.
+fn sized_llama(
+    made: Made,
+    layers: usize,
+    rank: usize,
+    (vocab, width, dim, heads, kv_heads, ffn): (usize, usize, usize, usize, usize, usize),
+) -> Model {
     let mut g = Build::new(made, 1);
     g.rank = rank;
     let table = g.matrix(vocab, width);

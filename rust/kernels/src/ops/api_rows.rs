@@ -9,7 +9,12 @@ use crate::formats::{Dense, Palette, TILE};
 use crate::kernels::{Kernels, check_tiles};
 
 /// Elements that `count` pieces of `len` need when they begin `stride` apart.
-fn span(what: &'static str, count: usize, stride: usize, len: usize) -> Result<usize, KernelError> {
+pub(super) fn span(
+    what: &'static str,
+    count: usize,
+    stride: usize,
+    len: usize,
+) -> Result<usize, KernelError> {
     if count == 0 {
         return Ok(0);
     }
@@ -21,6 +26,16 @@ fn span(what: &'static str, count: usize, stride: usize, len: usize) -> Result<u
 
 pub(super) fn at_least(what: &'static str, got: usize, expected: usize) -> Result<(), KernelError> {
     if got >= expected { Ok(()) } else { Err(KernelError::Length { what, expected, got }) }
+}
+
+pub(super) fn check_outputs(w: &Dense<'_>, outputs: &Range<usize>) -> Result<(), KernelError> {
+    if outputs.start > outputs.end {
+        return Err(KernelError::Invalid { what: "outputs", reason: "the range ends before it starts" });
+    }
+    if outputs.end > w.rows() {
+        return Err(KernelError::Range { what: "outputs", got: outputs.end, limit: w.rows() });
+    }
+    Ok(())
 }
 
 impl Kernels {
@@ -69,12 +84,7 @@ impl Kernels {
         rows: Range<usize>,
         out: &mut [f32],
     ) -> Result<(), KernelError> {
-        if rows.start > rows.end {
-            return Err(KernelError::Invalid { what: "outputs", reason: "the range ends before it starts" });
-        }
-        if rows.end > w.rows() {
-            return Err(KernelError::Range { what: "outputs", got: rows.end, limit: w.rows() });
-        }
+        check_outputs(w, &rows)?;
         at_least("activations", x.len(), span("activations", m, stride, w.cols())?)?;
         expect_len("out of matmul_dense", out.len(), product("out of matmul_dense", &[m, rows.len()])?)?;
         if m == 0 || rows.is_empty() {

@@ -12,10 +12,10 @@ use crate::formats::Dense;
 use crate::simd::{LANES, Simd};
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// An element type of weights.
-trait Element {
+pub(super) trait Element {
     /// Bytes of an element.
     const SIZE: usize;
 
@@ -28,7 +28,7 @@ trait Element {
 
 macro_rules! elements {
     ($($name:ident, $size:literal, $read:ident;)*) => {$(
-        struct $name;
+        pub(super) struct $name;
         impl Element for $name {
             const SIZE: usize = $size;
             #[inline(always)]
@@ -48,7 +48,7 @@ elements! {
 
 /// Reads up to 16 elements; the missing ones are 0.
 #[inline(always)]
-fn part<S: Simd, E: Element>(s: S, bytes: &[u8]) -> S::F {
+pub(super) fn part<S: Simd, E: Element>(s: S, bytes: &[u8]) -> S::F {
     let mut line = [0u8; 64];
     line[..bytes.len()].copy_from_slice(bytes);
     // SAFETY: the array holds 16 elements of 4 bytes or fewer.

@@ -9,9 +9,11 @@ mod instantiate;
 pub(crate) mod activation;
 mod api;
 mod api_outer;
+mod api_packed;
 mod api_rows;
 pub(crate) mod attention;
 mod attention_tiles;
+pub(crate) mod by_lane;
 pub(crate) mod dense;
 pub(crate) mod elementwise;
 mod kv;
@@ -22,6 +24,7 @@ pub(crate) mod math;
 mod merge;
 pub(crate) mod norm;
 pub(crate) mod outer;
+mod packed;
 pub(crate) mod quantize;
 pub(crate) mod rope;
 mod table;
@@ -32,6 +35,7 @@ pub use kv_block::{KvBlock, KvBlockMut, KvType};
 pub use logits::{LogitStats, MAXIMA_BLOCK, TERMS_BLOCK};
 pub use norm::{Norm, NormKind};
 pub use outer::Outer;
+pub use packed::PackedRows;
 pub(crate) use table::FloatOps;
 
 use crate::registry::Row;
@@ -47,6 +51,7 @@ pub const MAX_HEAD_DIM: usize = 1024;
 pub(crate) const ROWS: &[&[Row]] = &[
     activation::ROWS,
     attention::ROWS,
+    by_lane::ROWS,
     dense::ROWS,
     elementwise::ROWS,
     kv::ROWS,
@@ -54,6 +59,7 @@ pub(crate) const ROWS: &[&[Row]] = &[
     merge::ROWS,
     norm::ROWS,
     outer::ROWS,
+    packed::ROWS,
     quantize::ROWS,
     rope::ROWS,
 ];

@@ -6,8 +6,9 @@ use crate::formats::{DenseType, Kind};
 use crate::kernels::by_kind;
 use crate::registry::{
     ActivateFn, AddFn, AddNormQuantizeFn, AddScaledFn, AttentionMergeFn, AttentionSplitFn, ClipFn,
-    EmbedDenseFn, GatedFn, KvWriteFn, LogitMaximaFn, LogitTermsFn, MatmulDenseFn, MatmulPaletteF32Fn,
-    NormHeadsFn, OuterF32Fn, OuterF64Fn, QuantizeFn, QuantizeRestFn, RopeFn, ScaleFn, SoftcapFn, pick,
+    EmbedDenseFn, GatedFn, KvWriteFn, LogitMaximaFn, LogitTermsFn, MatmulDenseFn, MatmulPackedFn,
+    MatmulPaletteF32Fn, NormHeadsFn, OuterF32Fn, OuterF64Fn, PackRowsFn, QuantizeFn, QuantizeRestFn, RopeFn,
+    ScaleFn, SoftcapFn, pick,
 };
 
 /// One function pointer for each float operation, kind and variant.
@@ -30,6 +31,9 @@ pub(crate) struct FloatOps {
     pub matmul_palette_f32: [MatmulPaletteF32Fn; Kind::ALL.len()],
     /// By [`DenseType`], then "1" and "many".
     pub matmul_dense: [[MatmulDenseFn; 2]; 3],
+    pub pack_rows: PackRowsFn,
+    /// By [`DenseType`].
+    pub matmul_packed: [MatmulPackedFn; 3],
     pub embed_dense: [EmbedDenseFn; 3],
     /// By [`super::KvType`].
     pub kv_write: [KvWriteFn; 2],
@@ -62,6 +66,7 @@ impl FloatOps {
             let kind = dtype.name();
             Some([pick!(level, MatmulDense, kind, "1"), pick!(level, MatmulDense, kind, "many")])
         };
+        let packed = |dtype: DenseType| Some(pick!(level, MatmulPacked, dtype.name(), "many"));
         let embed = |dtype: DenseType| Some(pick!(level, EmbedDense, dtype.name(), "row"));
         let [f16, bf16, f32] = DenseType::ALL;
         Some(Self {
@@ -78,6 +83,8 @@ impl FloatOps {
             clip: pick!(level, Clip, "f32", "row"),
             matmul_palette_f32: by_kind(|kind| Some(pick!(level, MatmulPaletteF32, kind.name(), "many")))?,
             matmul_dense: [dense(f16)?, dense(bf16)?, dense(f32)?],
+            pack_rows: pick!(level, PackRows, "f32", "rows"),
+            matmul_packed: [packed(f16)?, packed(bf16)?, packed(f32)?],
             embed_dense: [embed(f16)?, embed(bf16)?, embed(f32)?],
             kv_write: [pick!(level, KvWrite, "f16", "row"), pick!(level, KvWrite, "i8", "row")],
             attention_split: [

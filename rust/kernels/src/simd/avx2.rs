@@ -1,5 +1,8 @@
 //! Two 256-bit registers hold the sixteen lanes: lanes 0 to 7, and 8 to 15.
 
+// Counted loops over arrays of registers: they unroll reliably, and the index names the register.
+#![allow(clippy::needless_range_loop)]
+
 use super::{LANES, Simd, simd_ops};
 use core::arch::x86_64::*;
 
@@ -77,6 +80,36 @@ pub(super) unsafe fn largest_word(words: __m128i) -> i32 {
     }
 }
 
+/// Columns of eight rows.
+///
+/// # Safety
+/// Needs the CPU of the token.
+#[inline(always)]
+unsafe fn transpose(r: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: the caller promises the CPU; all is arithmetic on registers.
+    unsafe {
+        // In each half of a register, columns of two rows, then of four; then the halves of both fours.
+        let mut two = [r[0]; 8];
+        let mut four = [r[0]; 8];
+        let mut eight = [r[0]; 8];
+        for i in 0..4 {
+            two[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+            two[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+        }
+        for i in [0, 4] {
+            four[i] = _mm256_shuffle_ps::<0b01_00_01_00>(two[i], two[i + 2]);
+            four[i + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(two[i], two[i + 2]);
+            four[i + 2] = _mm256_shuffle_ps::<0b01_00_01_00>(two[i + 1], two[i + 3]);
+            four[i + 3] = _mm256_shuffle_ps::<0b11_10_11_10>(two[i + 1], two[i + 3]);
+        }
+        for i in 0..4 {
+            eight[i] = _mm256_permute2f128_ps::<0x20>(four[i], four[i + 4]);
+            eight[i + 4] = _mm256_permute2f128_ps::<0x31>(four[i], four[i + 4]);
+        }
+        eight
+    }
+}
+
 /// Sixteen lanes to one by `f` and its wider form `g`, in the order of the fixed tree.
 ///
 /// # Safety
@@ -138,6 +171,22 @@ impl Simd for Avx2 {
     unsafe fn quads_at(self, p: *const u8) -> I {
         // SAFETY: the caller promises 64 readable bytes; the token promises the features.
         unsafe { (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_columns(self, to: *mut f32, stride: usize, rows: [F; 8]) {
+        // SAFETY: the token promises the features, the caller 16 times 8 floats.
+        unsafe {
+            let [a, b, c, d, e, f, g, h] = rows;
+            let columns = transpose([a.0, b.0, c.0, d.0, e.0, f.0, g.0, h.0]);
+            for l in 0..8 {
+                _mm256_storeu_ps(to.add(l * stride), columns[l]);
+            }
+            let columns = transpose([a.1, b.1, c.1, d.1, e.1, f.1, g.1, h.1]);
+            for l in 0..8 {
+                _mm256_storeu_ps(to.add((8 + l) * stride), columns[l]);
+            }
+        }
     }
 
     simd_ops! {

@@ -71,6 +71,21 @@ pub trait Simd: Copy {
     /// # Safety
     /// `p` must be valid for reading 64 bytes.
     unsafe fn quads_at(self, p: *const u8) -> Self::Q;
+    /// Writes 16 columns of 8 rows: lane l of each, side by side, from `to + l * stride` on.
+    ///
+    /// # Safety
+    /// `to` must be valid for writing 8 floats at each multiple of `stride` from 0 to 15.
+    #[inline(always)]
+    unsafe fn store_columns(self, to: *mut f32, stride: usize, rows: [Self::F; 8]) {
+        for (i, row) in rows.into_iter().enumerate() {
+            let mut lanes = [0.0; LANES];
+            self.store(&mut lanes, row);
+            for (l, lane) in lanes.into_iter().enumerate() {
+                // SAFETY: as the caller promises.
+                unsafe { *to.add(l * stride + i) = lane };
+            }
+        }
+    }
     /// Asks for the cache line of an address, which may be any. On x86 into the second-level cache: the first has too few places
     /// for lines on their way (on two Zen 4 cores attention over 2,048 tokens read 22 GB/s with those, 29 with these).
     fn prefetch(self, p: *const u8);
