@@ -78,14 +78,15 @@ fn nor_do_those_of_f32_activations() {
     }
 }
 
-/// On levels that pack rows, chunks of 32 rows or more are packed, and others are not.
+/// Chunks of 32 rows or more are packed, and others are not.
 #[test]
 fn packed_rows_change_nothing() {
-    for made in [Made::Dense(DenseType::Bf16), Made::Dense(DenseType::F32), Made::Mixed] {
-        check(&format!("wide {made:?}"), &wide_llama(made), 150, &options(1));
-    }
     if !pocketlm_kernels::Kernels::best().unwrap().packs_rows() {
         println!("not exercised: this level does not pack rows");
+        return;
+    }
+    for made in [Made::Dense(DenseType::Bf16), Made::Dense(DenseType::F32), Made::Mixed] {
+        check(&format!("wide {made:?}"), &wide_llama(made), 150, &options(1));
     }
 }
 
