@@ -32,7 +32,7 @@ def test_a_step_takes_its_time_and_no_more_rows_than_fit(speed: float, most: int
 
 def test_others_wait_for_less() -> None:
     pace = learned(400.0)
-    assert (pace.rows(1 << 16, shared=False), pace.rows(1 << 16, shared=True)) == (400, 100)
+    assert (pace.rows(1 << 16, shared=False), pace.rows(1 << 16, shared=True)) == (800, 100)
 
 
 def test_the_first_step_is_no_guess() -> None:
@@ -42,7 +42,7 @@ def test_the_first_step_is_no_guess() -> None:
 
 @given(SPEEDS, st.integers(1, 49))
 def test_a_step_of_few_rows_says_nothing(speed: float, rows: int) -> None:
-    pace = learned(100.0)
+    pace = learned(50.0)
     assert pace.rows(1 << 16, shared=False) == 100
     pace.note(rows, rows / speed)
     assert pace.rows(1 << 16, shared=False) == 100

@@ -7,8 +7,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Made, everything, ids, llama, openelm, options};
-use pocketlm_engine::store::Kind;
+use common::{Made, everything, ids, llama, openelm, options, wide_llama};
+use pocketlm_engine::store::{DenseType, Kind};
 use pocketlm_engine::{
     Continuation, Engine, Logits, Sampler, SamplingParams, Sequence, StepItem, WriteItem, WriteLimits,
 };
@@ -50,7 +50,12 @@ static ALONE: Mutex<()> = Mutex::new(());
 #[test]
 fn a_step_allocates_nothing() {
     let _alone = ALONE.lock().unwrap();
-    let models = [llama(Made::Palette(Kind::P4), 2), openelm(Made::Mixed), everything(Made::Mixed)];
+    let models = [
+        llama(Made::Palette(Kind::P4), 2),
+        openelm(Made::Mixed),
+        everything(Made::Mixed),
+        wide_llama(Made::Dense(DenseType::Bf16)),
+    ];
     for model in models {
         let engine = model.engine(&options(2));
         let prompt = ids(90, model.graph.vocab_size, 1);

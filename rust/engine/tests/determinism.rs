@@ -88,6 +88,13 @@ fn packed_rows_change_nothing() {
     for made in [Made::Dense(DenseType::Bf16), Made::Dense(DenseType::F32), Made::Mixed] {
         check(&format!("wide {made:?}"), &wide_llama(made), 150, &options(1));
     }
+    // f16 only where rows are more.
+    let model = wide_llama(Made::Dense(DenseType::F16));
+    let prompt = ids(510, model.graph.vocab_size, 7);
+    let [one, three] =
+        [1, 3].map(|threads| model.engine(&EngineOptions { max_rows: 512, ..options(threads) }));
+    let (whole, chunks) = (chunked(&three, &prompt, &[510]), chunked(&one, &prompt, &[64]));
+    assert_same("wide f16", "packed", model.graph.vocab_size, &whole, &chunks);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Figures are the best of several runs, at every level of this machine but the scalar one, with which each output is compared
 //! first (it is timed where an argument names it). GB/s count the bytes of weights or of the cache that a call reads; shares are of
 //! this thread's reading of as much memory, before and behind, if it is more than caches hold, and of multiply-adds from
-//! registers. Arguments filter rows: each must occur in "op ... level".
+//! registers. Packed rows are compared, when timed, with products of rows as they are, and have no share of reading. Arguments filter rows: each must occur in "op ... level".
 
 use pocketlm_kernels::{Dense, DenseType, Kernels, Level, PackedRows, Scratch};
 use shared::{read_rate, slices, values};

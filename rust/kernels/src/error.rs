@@ -40,6 +40,14 @@ pub enum KernelError {
         /// The quantity.
         what: &'static str,
     },
+    /// The system gives no more memory.
+    #[error("{what}: {bytes} bytes could not be allocated")]
+    Memory {
+        /// What it was for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: usize,
+    },
     /// `POCKETLM_ISA` holds a name that no level has.
     #[error("POCKETLM_ISA={name:?} is not known; levels are: {known}")]
     UnknownLevel {

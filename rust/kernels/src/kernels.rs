@@ -78,7 +78,7 @@ impl Kernels {
     }
 
     /// Whether many rows are multiplied faster with dense weights once they are packed ([`Kernels::matmul_packed`]): where
-    /// registers hold too few sums for whole vectors of both factors (`docs/decisions/0009-no-bf16-dot-products.md`).
+    /// registers hold too few sums for whole vectors of both factors (`docs/decisions/0009-no-bf16-dot-products.md`). NEON was not measured.
     pub fn packs_rows(&self) -> bool {
         matches!(self.level, Level::Avx2 | Level::Avx2Vnni)
     }

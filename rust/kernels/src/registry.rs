@@ -167,7 +167,7 @@ pub type AddScaledFn = unsafe fn(&mut [f64], f64, &[f32]);
 pub struct Row {
     /// What is operated on: a weight kind ("p4", "f16"), an activation ("silu"), or "f32".
     pub kind: &'static str,
-    /// Which of several kernels for the same operation and kind: "1", "2-16", "many".
+    /// Which of several kernels for the same operation and kind: "1", "2-16", "many"; "row" or "rows" where there is one.
     pub variant: &'static str,
     /// The level that it needs.
     pub level: Level,

@@ -41,7 +41,7 @@ impl Scratch {
     /// Makes room for products with up to `rows` packed rows of up to `cols` inputs, which then allocate nothing.
     ///
     /// # Errors
-    /// [`KernelError::Overflow`] when there is no memory for so many.
+    /// [`KernelError::Memory`] or [`KernelError::Overflow`] when there is no memory for so many.
     pub fn reserve(&mut self, rows: usize, cols: usize) -> Result<(), KernelError> {
         self.by_lane(rows, cols).map(drop)
     }
@@ -52,12 +52,13 @@ impl Scratch {
         rows: usize,
         cols: usize,
     ) -> Result<(&mut [f32], &mut [f32]), KernelError> {
-        let overflow = || KernelError::Overflow { what: "memory for products with packed rows" };
-        let (panel, sums) = by_lane::floats(rows, cols).ok_or_else(overflow)?;
+        const WHAT: &str = "products with packed rows";
+        let (panel, sums) = by_lane::floats(rows, cols).ok_or(KernelError::Overflow { what: WHAT })?;
         for (memory, len) in [(&mut self.panel, panel), (&mut self.sums, sums)] {
             let lines = len.div_ceil(LINE_FLOATS);
             if memory.len() < lines {
-                memory.try_reserve_exact(lines - memory.len()).map_err(|_| overflow())?;
+                let refused = |_| KernelError::Memory { what: WHAT, bytes: lines.saturating_mul(64) };
+                memory.try_reserve_exact(lines - memory.len()).map_err(refused)?;
                 memory.resize(lines, Line([0; 64]));
             }
         }

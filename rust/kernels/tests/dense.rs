@@ -180,6 +180,14 @@ fn wrong_arguments_are_errors() {
         }
         assert!(k.pack_rows(&[0.0; 8], 2, 4, 4, &mut to[1..]).is_err());
         assert!(scratch.reserve(usize::MAX, 1).is_err());
+        assert!(scratch.reserve(1 << 50, 1).is_err());
+        // Rows without inputs take no memory and no time, however many they are said to be.
+        k.pack_rows(&[], usize::MAX, 0, 0, &mut []).unwrap();
+        let none = PackedRows::new(6, 0, &[]).unwrap();
+        let mut zeros = [f32::NAN; 6];
+        let empty = Dense::from_f32(1, 0, &[]).unwrap();
+        k.matmul_packed(&empty, &none, 0..1, &mut Scratch::new(), &mut zeros).unwrap();
+        assert_eq!(zeros, [0.0; 6]);
         assert!(k.embed_dense(&w, 3, &mut [0.0; 4]).is_err());
         assert!(k.embed_dense(&w, 2, &mut [0.0; 3]).is_err());
     }

@@ -1,6 +1,6 @@
 //! From a graph and its weights to a list of phases over one arena.
 //!
-//! A step walks the phases with a barrier after each. There are four kinds: work on rows one by one (norms, rotations,
+//! A step walks the phases with a barrier after each (and one before products whose rows are packed). There are four kinds: work on rows one by one (norms, rotations,
 //! sums, quantization: a [`Phase::Rows`] holds a whole program of them), matrix products that share an input,
 //! attention, and the use of logits. Any valid graph becomes such a list; fusions only make it shorter.
 //!
@@ -158,7 +158,7 @@ pub(crate) struct AttentionPart {
     pub softcap: Option<f32>,
 }
 
-/// Work between two barriers.
+/// Work between two barriers; products whose rows are packed have one of their own behind that.
 #[derive(Debug)]
 pub(crate) enum Phase {
     /// Every row through all of these.

@@ -2,14 +2,14 @@
 
 use pocketlm_kernels::{DenseType, PackedRows};
 
-use super::{Epilogue, Factor, Input, Matrix, Part, Phase, Plan, View, Weights};
+use super::{Epilogue, Input, Matrix, Part, Phase, Plan, View, Weights};
 
 /// Fewer rows take longer to decode weights for than they save, fewer inputs or outputs than packing takes. One Zen 3 core, bf16, 2,048 inputs, as
 /// shares of the multiply-adds from registers, packed and not: 66 and 60 % at 32 rows, 79 and 60 at 64.
 const LEAST_ROWS: usize = 32;
 const LEAST_INPUTS: usize = 256;
 const LEAST_OUTPUTS: usize = 256;
-/// Activations from which f16 gains, whose conversion takes less than that of bf16: 67 and 91 % at 32 rows of 2,048 inputs, 78 and 86 at 128, 84 and 81 at
+/// Activations from which f16 gains, whose conversion takes less than that of bf16: 67 and 91 % at 32 rows of 2,048 inputs, 81 and 86 at 128, 82 and 81 at
 /// 512; 78 and 68 at 128 rows of 8,192.
 const LEAST_F16: usize = 1 << 20;
 
@@ -35,20 +35,18 @@ impl Packing {
         let mut all: Option<Self> = None;
         for (phase, rows) in phases {
             let Phase::Linear(parts) = phase else { continue };
-            let Some(view) = packed_input(parts, weights, rows) else { continue };
-            let floats = PackedRows::floats(rows, view.width)?;
-            let before = all.unwrap_or(Self {
-                offset: arena_bytes.checked_next_multiple_of(64)?,
-                floats: 0,
-                rows: 0,
-                cols: 0,
-            });
-            all = Some(Self {
-                floats: floats.max(before.floats),
-                rows: rows.max(before.rows),
-                cols: view.width.max(before.cols),
-                ..before
-            });
+            // Of several values that could be packed a step of fewer rows may choose another.
+            for (view, _) in gaining(parts, weights, rows) {
+                let floats = PackedRows::floats(rows, view.width)?;
+                let offset = arena_bytes.checked_next_multiple_of(64)?;
+                let before = all.unwrap_or(Self { offset, floats: 0, rows: 0, cols: 0 });
+                all = Some(Self {
+                    floats: floats.max(before.floats),
+                    rows: rows.max(before.rows),
+                    cols: view.width.max(before.cols),
+                    ..before
+                });
+            }
         }
         Some(all)
     }
@@ -66,26 +64,26 @@ pub(crate) fn gains(matrix: &Matrix, rows: usize) -> bool {
     rows >= LEAST_ROWS && *cols >= LEAST_INPUTS && outgrown
 }
 
-/// The value of so many rows that is packed for some products of a phase.
-fn packed_input(parts: &[Part], weights: &Weights, rows: usize) -> Option<View> {
-    let factors = |part: &Part| -> [Option<Factor>; 2] {
+/// The values that products of a phase read which gain, with their outputs, in the order of these products.
+fn gaining(parts: &[Part], weights: &Weights, rows: usize) -> impl Iterator<Item = (View, usize)> {
+    let factors = parts.iter().flat_map(|part| {
         let partner = match part.epilogue {
             Epilogue::Gated(up, _) => Some(up),
             _ => None,
         };
-        [Some(part.factor), partner]
-    };
-    let mut packed = None;
-    let mut outputs = 0;
-    for part in parts {
-        for factor in factors(part).into_iter().flatten() {
-            let Input::Float(view) = factor.input else { continue };
-            if gains(&weights.matrices[factor.matrix], rows) && *packed.get_or_insert(view) == view {
-                outputs += part.to.width;
-            }
-        }
-    }
-    packed.filter(|_| outputs >= LEAST_OUTPUTS)
+        [Some(part.factor), partner].into_iter().flatten().map(|factor| (factor, part.to.width))
+    });
+    factors.filter_map(move |(factor, outputs)| match factor.input {
+        Input::Float(view) if gains(&weights.matrices[factor.matrix], rows) => Some((view, outputs)),
+        _ => None,
+    })
+}
+
+/// The first of these values, if the outputs that it is for are enough.
+fn packed_input(parts: &[Part], weights: &Weights, rows: usize) -> Option<View> {
+    let (first, _) = gaining(parts, weights, rows).next()?;
+    let of_first = gaining(parts, weights, rows).filter(|(view, _)| *view == first);
+    (of_first.map(|(_, outputs)| outputs).sum::<usize>() >= LEAST_OUTPUTS).then_some(first)
 }
 
 impl Plan {

@@ -94,6 +94,34 @@ fn rows_are_packed_where_products_gain() {
 }
 
 #[test]
+fn room_for_packed_rows_is_enough_for_fewer_rows() {
+    // Products of one phase that read two values: 128 rows of the narrower one gain, which comes first, and of fewer rows only the wider.
+    let mut g = Build::new(Made::Dense(DenseType::F16), 1);
+    let table = g.matrix(300, 256);
+    let x = g.op("embed", 256, json!({"weight": table}));
+    let (a, b) = (g.linear(x, 8192, false), g.linear(x, 16384, false));
+    let (c, d) = (g.linear(a, 256, false), g.linear(b, 256, false));
+    let sum = g.add(c, d);
+    let q = g.attention((sum, Some(sum), Some(sum)), [8, 8, 32], 0, json!({}));
+    g.linear(q, 300, false);
+    let model = g.finish(300, 64);
+    let options = Options { max_rows: 128, precise: false, trace: false, packs_rows: true };
+    let plan = Plan::new(&model.graph, &model.store, options).unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for phase in &plan.phases {
+        let Phase::Linear(parts) = phase else { continue };
+        for rows in 1..=128 {
+            if let Some(view) = plan.packed_input(parts, rows) {
+                let floats = pocketlm_kernels::PackedRows::floats(rows, view.width).unwrap();
+                assert!(floats <= plan.packing.unwrap().floats, "{rows} rows of {}", view.width);
+                seen.insert(view.width);
+            }
+        }
+    }
+    assert_eq!(seen, [8192, 16384].into());
+}
+
+#[test]
 fn low_rank_terms_join_epilogues() {
     for rank in [16, 40] {
         for made in [Made::Dense(DenseType::F32), Made::Palette(Kind::P8)] {
@@ -126,7 +154,7 @@ fn low_rank_terms_join_epilogues() {
 }
 
 #[test]
-fn a_layer_has_few_barriers() {
+fn a_layer_has_few_phases() {
     // Norm; rotation and cache; norm. Where products read int8, also quantization of what attention and the gate give. Between them
     // four groups of products, and attention. Sums and activations are in epilogues.
     for (made, rows) in [(Made::Dense(DenseType::F32), 3), (Made::Palette(Kind::P4), 5)] {

@@ -129,7 +129,8 @@ impl Step<'_, '_> {
         Ok(())
     }
 
-    /// Computes outputs of a factor into `out`, from packed rows if it reads what was packed and gains by it; returns the floats from one row to the next: palettized matrices yield whole tiles.
+    /// Computes outputs of a factor into `out`, from packed rows if it reads what was packed and gains by it; returns the floats from
+    /// one row to the next: palettized matrices yield whole tiles.
     fn product(
         &self,
         factor: &Factor,

@@ -1,4 +1,4 @@
-//! One step on the workers: the phases of a plan, with a barrier after each.
+//! One step on the workers: the phases of a plan, with a barrier after each, and within one of products behind the packing of rows.
 
 mod attention;
 mod clock;
@@ -44,7 +44,7 @@ pub(crate) struct Step<'a, 'i> {
     pub workers: &'a [Mutex<Worker>],
     /// Partial attention of splits that different workers compute.
     pub partials: attention::Partials<'a>,
-    /// The next unit of work of the phase, if it is none of products.
+    /// The next unit of work of the phase; in one of products, of packing their rows.
     pub next: AtomicUsize,
     /// Work on products that is taken.
     pub shares: &'a Shares,

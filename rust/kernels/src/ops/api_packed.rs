@@ -25,6 +25,9 @@ impl Kernels {
     ) -> Result<(), KernelError> {
         at_least("activations", x.len(), span("activations", m, stride, cols)?)?;
         PackedRows::new(m, cols, to)?;
+        if to.is_empty() {
+            return Ok(());
+        }
         // SAFETY: the level was detected before the table was built; both lengths were checked above.
         unsafe { (self.float.pack_rows)(x, m, stride, cols, to) };
         Ok(())
@@ -48,7 +51,8 @@ impl Kernels {
         expect_len("columns of packed rows", x.cols(), w.cols())?;
         let len = product("out of matmul_packed", &[x.rows(), outputs.len()])?;
         expect_len("out of matmul_packed", out.len(), len)?;
-        if out.is_empty() {
+        if w.cols() == 0 || out.is_empty() {
+            out.fill(0.0);
             return Ok(());
         }
         let memory = scratch.by_lane(x.rows(), x.cols())?;

@@ -27,7 +27,7 @@ pub(crate) fn floats(rows: usize, cols: usize) -> Option<(usize, usize)> {
     Some((LANES * shape.panel_lane(), shape.groups.checked_mul(LANES * TILE_LEN)?))
 }
 
-/// The outputs `n` of all rows of x, with memory for panel and sums.
+/// The outputs `n` of all rows of x, which have inputs, with memory for panel and sums.
 #[inline(always)]
 fn product<S: Simd, E: Element>(
     s: S,
@@ -39,15 +39,14 @@ fn product<S: Simd, E: Element>(
 ) {
     let PackedRows { shape, data } = *x;
     let width = n.len();
-    assert!(shape.cols == w.cols && n.end <= w.rows && w.data.len() == w.rows * w.cols * E::SIZE);
+    assert!(
+        shape.cols == w.cols && w.cols > 0 && n.end <= w.rows && w.data.len() == w.rows * w.cols * E::SIZE
+    );
     assert!(data.len() >= shape.groups * shape.group());
     assert!(panel.len() >= LANES * shape.panel_lane() && sums.len() >= LANES * shape.groups * TILE_LEN);
     for first in n.clone().step_by(OUTPUTS) {
         let outputs = first..n.end.min(first + OUTPUTS);
-        if shape.steps == 0 {
-            sums.fill(0.0);
-        }
-        for (block, start) in (0..shape.steps).step_by(shape.block.max(1)).enumerate() {
+        for (block, start) in (0..shape.steps).step_by(shape.block).enumerate() {
             let steps = shape.block.min(shape.steps - start);
             decode::<S, E>(s, w, outputs.clone(), (start, steps), shape, panel);
             // SAFETY: the lengths were checked above: of panel and sums for all lanes and groups, of data for all blocks.

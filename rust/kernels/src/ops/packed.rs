@@ -94,14 +94,11 @@ impl Shape {
     }
 }
 
-/// Packs `rows` rows of `cols` inputs, which begin `stride` apart in `x`.
+/// Packs `rows` rows of `cols` inputs, one or more of both, which begin `stride` apart in `x`.
 #[inline(always)]
 fn pack<S: Simd>(s: S, x: &[f32], rows: usize, stride: usize, cols: usize, to: &mut [f32]) {
     let shape = Shape::new(rows, cols);
-    if rows == 0 {
-        return;
-    }
-    assert!(x.len() >= (rows - 1) * stride + cols);
+    assert!(rows > 0 && cols > 0 && x.len() >= (rows - 1) * stride + cols);
     assert!(to.len() >= shape.groups * shape.group());
     for group in 0..shape.groups {
         let row: [usize; GROUP] = std::array::from_fn(|m| (group * GROUP + m).min(rows - 1) * stride);
