@@ -7,8 +7,8 @@ LEAST_ROWS = 32  # below this a step's fixed costs show
 # Seconds that a step should take. While another text is being generated, its next token waits for the
 # prompt's step; else only who cancels, or comes anew, waits for it. The weights are read and decoded for each
 # step: two Zen 3 cores with AVX2, llama-3.2-1b at 4 bits, 2,048 tokens, do 141 tokens/s in steps of 32 rows,
-# 150 of 64, 153 of 128 and 153 of 256; in 16 bits, 512 tokens, 48 in steps of 32, 58 of 56 and 69 of 128, which
-# take two seconds.
+# 150 of 64, 153 of 128 and 153 of 256; in 16 bits, 512 tokens, 48 in steps of 32, 58 of 56 and 69 of 128,
+# which take two seconds.
 SHARED_SECONDS = 0.25
 ALONE_SECONDS = 2.0
 
