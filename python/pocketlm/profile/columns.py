@@ -127,8 +127,9 @@ def fitting(tables: Sequence[tuple[Sequence[Line], Scale]], width: int, least_na
         least = least_name if name in _WORTH_NAMES else max(least_name, MOST_NAME)
         tried = [*kept, name]
         room = width - min(longest, least) - len(tried)
-        if all(sum(map(each.__getitem__, tried)) <= room for each in needed):
-            kept = tried
+        if any(sum(map(each.__getitem__, tried)) > room for each in needed):
+            break  # narrower ones of less worth would go again where there is more room
+        kept = tried
     return tuple(name for name in COLUMNS if name in kept)
 
 
