@@ -33,8 +33,8 @@ impl Arena {
 }
 
 /// The arena as the workers of a step see it. Each worker takes rows and columns that no other touches in the
-/// same phase, and packed rows within it behind a barrier; barriers separate the phases. That division is what the callers of the unsafe methods promise;
-/// bounds are checked here. Different buffers that are used in one phase lie apart: [`crate::plan::Plan`]
+/// same phase; barriers separate the phases, and within one the writing of packed rows from their reading. That
+/// division is what the callers of the unsafe methods promise; bounds are checked here. Different buffers that are used in one phase lie apart: [`crate::plan::Plan`]
 /// lets only those share memory whose lives do not meet.
 #[derive(Clone, Copy)]
 pub(crate) struct ArenaView<'a> {

@@ -1,7 +1,7 @@
 //! From a graph and its weights to a list of phases over one arena.
 //!
-//! A step walks the phases with a barrier after each (and one before products whose rows are packed). There are four kinds: work on rows one by one (norms, rotations,
-//! sums, quantization: a [`Phase::Rows`] holds a whole program of them), matrix products that share an input,
+//! A step walks the phases with a barrier after each (and one before products whose rows are packed). There are four
+//! kinds: work on rows one by one (norms, rotations, sums, quantization: a [`Phase::Rows`] holds a whole program of them), matrix products that share an input,
 //! attention, and the use of logits. Any valid graph becomes such a list; fusions only make it shorter.
 //!
 //! The phases up to the last attention see every row of the step. What follows is needed only for rows whose logits are

@@ -1,16 +1,17 @@
-//! Which products multiply packed rows: those of many rows with matrices that are not palettized, where the level's kernels gain by it.
+//! Which products multiply packed rows: those of many rows with matrices that are not palettized, where the level's kernels
+//! gain by it.
 
 use pocketlm_kernels::{DenseType, PackedRows};
 
 use super::{Epilogue, Input, Matrix, Part, Phase, Plan, View, Weights};
 
-/// Fewer rows take longer to decode weights for than they save, fewer inputs or outputs than packing takes. One Zen 3 core, bf16, 2,048 inputs, as
-/// shares of the multiply-adds from registers, packed and not: 66 and 60 % at 32 rows, 79 and 60 at 64.
+/// Fewer rows take longer to decode weights for than they save, fewer inputs or outputs than packing takes. One Zen 3 core,
+/// bf16, 2,048 inputs, as shares of the multiply-adds from registers, packed and not: 66 and 60 % at 32 rows, 76 and 60 at 64.
 const LEAST_ROWS: usize = 32;
 const LEAST_INPUTS: usize = 256;
 const LEAST_OUTPUTS: usize = 256;
-/// Activations from which f16 gains, whose conversion takes less than that of bf16: 67 and 91 % at 32 rows of 2,048 inputs, 81 and 86 at 128, 82 and 81 at
-/// 512; 78 and 68 at 128 rows of 8,192.
+/// Activations from which f16 gains, whose conversion takes less than that of bf16: 66 and 87 % at 32 rows of 2,048 inputs,
+/// 81 and 84 at 128, 82 and 81 at 512; 78 and 68 at 128 rows of 8,192.
 const LEAST_F16: usize = 1 << 20;
 
 /// Memory for packed rows.
@@ -89,6 +90,6 @@ fn packed_input(parts: &[Part], weights: &Weights, rows: usize) -> Option<View> 
 impl Plan {
     /// The value that a phase's workers pack before its products, if any of these gain by it.
     pub fn packed_input(&self, parts: &[Part], rows: usize) -> Option<View> {
-        self.packing.and_then(|_| packed_input(parts, &self.weights, rows))
+        self.packing.filter(|_| rows >= LEAST_ROWS).and_then(|_| packed_input(parts, &self.weights, rows))
     }
 }
