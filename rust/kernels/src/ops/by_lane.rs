@@ -1,16 +1,16 @@
 //! Products of many rows with weights that are not palettized, one of the sixteen sums at a time.
 //!
-//! Sum l of a dot product takes the inputs k ≡ l (mod 16) in order (see [`super::dense`]). For six rows × 16 outputs that is a sum of outer
+//! Sum l of a dot product takes the inputs k ≡ l (mod 16) in order (see [`super::dense_tile`]). For six rows × 16 outputs that is a sum of outer
 //! products, whose factors are six activations, each repeated in a vector, and the weights of 16 outputs: 12 of AVX2's registers hold sums, and each
 //! vector of weights, decoded and transposed once, serves all rows. The fixed tree then adds whole tiles. Every element is computed
-//! in the order of [`super::dense`], so that the bits are the same.
+//! in the order of [`super::dense_tile`], so that the bits are the same.
 
 // Counted loops over arrays of registers: they unroll reliably, and the index names the register.
 #![allow(clippy::needless_range_loop)]
 
 use std::ops::Range;
 
-use super::dense::{Bf16, Element, F16, F32, LINE, part};
+use super::dense_tile::{Bf16, Element, F16, F32, LINE, part};
 use super::packed::{GROUP, PackedRows, Shape};
 use crate::formats::Dense;
 use crate::simd::{LANES, Simd};

@@ -15,6 +15,7 @@ pub(crate) mod attention;
 mod attention_tiles;
 pub(crate) mod by_lane;
 pub(crate) mod dense;
+mod dense_tile;
 pub(crate) mod elementwise;
 mod kv;
 mod kv_block;
