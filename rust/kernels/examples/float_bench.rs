@@ -64,7 +64,7 @@ fn weights(dtype: DenseType, count: usize) -> Vec<u8> {
 /// Products with weights in memory and in the cache, and of several rows.
 fn dense(levels: &[&Kernels], filters: &[String], peaks: &dyn Fn(Level) -> Option<f64>) {
     for dtype in DenseType::ALL {
-        let cases = [1, 2, 4, 8].map(|m| (m, 32_768, "memory")).into_iter().chain([(1, 256, "cache")]);
+        let cases = [1, 2, 4, 8, 16].map(|m| (m, 32_768, "memory")).into_iter().chain([(1, 256, "cache")]);
         let cases = cases.chain([2, 4, 7, 16, 512].map(|m| (m, 1024, "cache")));
         let cases: Vec<_> = cases
             .map(|(m, n, place)| (m, n, format!("matmul_dense {} m={m} {n}x{COLS} ({place})", dtype.name())))

@@ -99,31 +99,36 @@ fn odd_shapes() {
     }
 }
 
-/// Some levels have other tiles for few rows of matrices that are not likely to be in a cache.
+/// Some levels have other tiles for few rows of 16-bit matrices of 2 MiB and more (`LARGE` in `ops/dense.rs`).
 #[test]
 fn large_matrices_give_the_same_bits() {
     const M: usize = 17;
-    for (dtype, rows, cols) in
-        [(DenseType::Bf16, 1021, 1037), (DenseType::F16, 130, 8200), (DenseType::F32, 523, 1037)]
-    {
+    for (dtype, rows, cols, gap) in [
+        (DenseType::Bf16, 1021, 1037, 0),
+        (DenseType::Bf16, 1025, 1024, 3),
+        (DenseType::F16, 130, 8200, 1),
+        (DenseType::F16, 70_001, 15, 0),
+        (DenseType::F32, 523, 1037, 0),
+    ] {
         let mut random = Random(cols as u64);
         let bytes = weights(&mut random, dtype, rows * cols, 1);
         assert!(bytes.len() > 2 << 20);
         let w = Dense::new(dtype, rows, cols, &bytes[1..]).unwrap();
-        let x = random.normals(M * cols, 1.0);
+        let stride = cols + gap;
+        let x = random.normals(M * stride, 1.0);
         let levels = kernels();
         let mut expected = vec![f32::NAN; M * rows];
-        levels[0].matmul_dense(&w, &x, M, cols, 0..rows, &mut expected).unwrap();
+        levels[0].matmul_dense(&w, &x, M, stride, 0..rows, &mut expected).unwrap();
         for k in &levels[1..] {
             for m in 1..=M {
                 let mut got = vec![f32::NAN; m * rows];
-                k.matmul_dense(&w, &x, m, cols, 0..rows, &mut got).unwrap();
+                k.matmul_dense(&w, &x, m, stride, 0..rows, &mut got).unwrap();
                 let name = format!("{m} rows {} {}", dtype.name(), k.level());
                 assert_same(&name, &got, &expected[..m * rows]);
                 // The last outputs, behind which nothing is to be asked for, and an odd number of them.
                 let from = rows - 5;
                 let mut part = vec![f32::NAN; m * 5];
-                k.matmul_dense(&w, &x, m, cols, from..rows, &mut part).unwrap();
+                k.matmul_dense(&w, &x, m, stride, from..rows, &mut part).unwrap();
                 for row in 0..m {
                     assert_same(&name, &part[row * 5..][..5], &expected[row * rows + from..(row + 1) * rows]);
                 }

@@ -5,18 +5,30 @@
 use std::ops::Range;
 
 use super::dense_tile::{Ahead, Bf16, Element, F16, F32, View, part, tile};
-use crate::formats::Dense;
+use crate::formats::{Dense, DenseType};
 use crate::simd::{LANES, Simd};
 
-/// Most rows of 16-bit weights whose tiles ask for memory. Two Zen 3 cores, llama-3.2-1b in bf16, without and with (medians of six and of five
-/// processes in turn): 22 and 25 tokens a second for two texts at once, 31 and 42 for four, 41 and 49 for eight; 304 and 277 ms for a prompt of
-/// 12, 365 and 342 for one of 16, 503 and 533 for one of 24.
+/// Most rows of bf16 weights whose tiles ask for memory. Two Zen 3 cores, llama-3.2-1b, without and with (medians of eight and of four processes, in turn
+/// those of this and of the build before): 20 and 25 tokens a second for two texts at once, 30 and 37 for four, 38 and 47 for eight; 293 and 259 ms
+/// for a prompt of 12, 347 and 329 for one of 16. With 24 it gained nothing.
 const FEW: usize = 16;
+/// Most rows of f16 weights, which are converted faster, so that the larger tiles are worth more: one core, 16 rows from the third-level cache, 76 and
+/// 66 GFLOP/s.
+const FEW_F16: usize = 8;
 /// Bytes of weights from which they do so. Smaller ones may have stayed in a cache since the last step, where smaller tiles that ask take 5 to 8 %
 /// longer in bf16 and a fifth in f16.
 const LARGE: usize = 2 << 20;
 
-/// The weights of some outputs, and the activations from a row on.
+/// Floats of activations that are kept in the second-level cache.
+const CACHED: usize = 64 * 1024;
+
+/// Whether tiles of so many rows ask for memory.
+fn few_of_large(w: &Dense<'_>, m: usize) -> bool {
+    let few = if w.dtype() == DenseType::F16 { FEW_F16 } else { FEW };
+    m <= few && m * w.cols <= CACHED && w.data.len() >= LARGE
+}
+
+/// The weights of some outputs, and all activations.
 #[inline(always)]
 fn view<'a, E: Element>(w: &'a Dense<'_>, outputs: Range<usize>, x: &'a [f32], stride: usize) -> View<'a> {
     let row = w.cols * E::SIZE;
@@ -35,8 +47,6 @@ fn product<S: Simd, E: Element, const M: usize, const N: usize>(
     outputs: Range<usize>,
     out: &mut [f32],
 ) {
-    /// Floats of activations that are kept in the second-level cache.
-    const CACHED: usize = 64 * 1024;
     let width = outputs.len();
     let group = (CACHED / w.cols.max(1)).next_multiple_of(M).max(M);
     for first in (0..m).step_by(group) {
@@ -86,9 +96,10 @@ fn panel<S: Simd, E: Element, const M: usize, const N: usize>(
     }
 }
 
-/// What [`product`] computes, for few rows of weights from memory: the tiles of an output's rows share in asking for the next outputs' weights.
+/// What [`product`] computes, for one or at most [`FEW`] rows of weights from memory: the tiles of some outputs share in asking for the next
+/// outputs' weights, up to `LINES` lines with each chunk of inputs.
 #[inline(always)]
-fn asking_product<S: Simd, E: Element, const M: usize, const N: usize>(
+fn asking_product<S: Simd, E: Element, const M: usize, const N: usize, const LINES: usize>(
     s: S,
     w: &Dense<'_>,
     x: &[f32],
@@ -97,40 +108,28 @@ fn asking_product<S: Simd, E: Element, const M: usize, const N: usize>(
     outputs: Range<usize>,
     out: &mut [f32],
 ) {
+    const { assert!(M <= 2, "a row that is left is a tile of its own") };
     let width = outputs.len();
-    let mut n = 0;
-    while n < width {
-        let step = if n + N <= width { N } else { 1 };
+    let shares: [Ahead; FEW] = std::array::from_fn(|i| {
+        let rows = (i * M).min(m)..((i + 1) * M).min(m);
+        Ahead::share::<LINES>(rows, m, N * w.cols * E::SIZE, w.cols)
+    });
+    let whole = width / N * N;
+    for n in (0..whole).step_by(N) {
         let at = outputs.start + n;
-        let view = view::<E>(w, at..at + step, x, stride);
-        for row in (0..m).step_by(M) {
-            let rows = M.min(m - row);
-            let ahead = Ahead::share(row..row + rows, m, view.w.len());
+        let view = view::<E>(w, at..at + N, x, stride);
+        for (i, row) in (0..m).step_by(M).enumerate() {
             let (view, out) = (view.from(row), &mut out[row * width + n..]);
-            match (rows, step) {
-                (1, 1) => tile::<S, E, 1, 1, 1>(s, view, ahead, out, width),
-                (1, _) => asking_tile::<S, E, 1, N>(s, view, ahead, out, width),
-                (_, 1) => tile::<S, E, M, 1, 1>(s, view, ahead, out, width),
-                (_, _) => asking_tile::<S, E, M, N>(s, view, ahead, out, width),
+            if m - row < M {
+                tile::<S, E, 1, N, LINES>(s, view, shares[i], out, width);
+            } else {
+                tile::<S, E, M, N, LINES>(s, view, shares[i], out, width);
             }
         }
-        n += step;
     }
-}
-
-/// A tile that asks for as many lines at a time as its share needs.
-#[inline(always)]
-fn asking_tile<S: Simd, E: Element, const M: usize, const N: usize>(
-    s: S,
-    view: View<'_>,
-    ahead: Ahead,
-    out: &mut [f32],
-    width: usize,
-) {
-    match ahead.lines(view.k) {
-        1 => tile::<S, E, M, N, 1>(s, view, ahead, out, width),
-        2 => tile::<S, E, M, N, 2>(s, view, ahead, out, width),
-        _ => tile::<S, E, M, N, 4>(s, view, ahead, out, width),
+    for n in whole..width {
+        let at = outputs.start + n;
+        panel::<S, E, M, 1>(s, view::<E>(w, at..at + 1, x, stride), 0..m, &mut out[n..], width);
     }
 }
 
@@ -147,8 +146,12 @@ fn one<S: Simd, E: Element>(
 ) {
     if S::REGISTERS >= 32 {
         product::<S, E, 1, 8>(s, w, x, m, stride, n, out);
-    } else if S::ASKS_AHEAD {
-        asking_product::<S, E, 1, 4>(s, w, x, m, stride, n, out);
+    } else if S::ASKS_AHEAD && m == 1 {
+        if E::SIZE == 2 {
+            asking_product::<S, E, 1, 4, 2>(s, w, x, m, stride, n, out);
+        } else {
+            asking_product::<S, E, 1, 4, 4>(s, w, x, m, stride, n, out);
+        }
     } else if S::REGISTERS >= 8 {
         product::<S, E, 1, 4>(s, w, x, m, stride, n, out);
     } else {
@@ -169,8 +172,8 @@ fn many<S: Simd, E: Element>(
 ) {
     if S::REGISTERS >= 32 {
         product::<S, E, 4, 6>(s, w, x, m, stride, n, out);
-    } else if S::ASKS_AHEAD && E::SIZE == 2 && m <= FEW && w.data.len() >= LARGE {
-        asking_product::<S, E, 2, 2>(s, w, x, m, stride, n, out);
+    } else if S::ASKS_AHEAD && E::SIZE == 2 && few_of_large(w, m) {
+        asking_product::<S, E, 2, 2, 1>(s, w, x, m, stride, n, out);
     } else if S::REGISTERS >= 8 {
         product::<S, E, 2, 3>(s, w, x, m, stride, n, out);
     } else {

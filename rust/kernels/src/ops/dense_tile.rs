@@ -70,30 +70,27 @@ impl View<'_> {
     }
 }
 
-/// What a tile asks for while it computes: a run of bytes of the next tile's weights, which lie side by side. Evenly, since only so many lines can
-/// be on their way.
+/// What a tile asks for while it computes: a share of the next tile's weights, which lie side by side. Evenly, since only so many lines can be on
+/// their way.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
-    /// Where the run begins, from the tile's weights on.
+    /// Where the share begins, from the tile's weights on, in bytes.
     start: usize,
-    len: usize,
+    /// Bytes from one of its runs, of which there is one for each line at a time, to the next.
+    run: usize,
+    /// Bytes from what one chunk of inputs asks for to what the next one does.
+    step: usize,
 }
 
 impl Ahead {
     /// Nothing.
-    pub const NONE: Self = Self { start: 0, len: 0 };
+    pub const NONE: Self = Self { start: 0, run: 0, step: 0 };
 
-    /// The share of some of the `m` rows that read the same weights, of so many bytes.
-    #[inline(always)]
-    pub fn share(rows: Range<usize>, m: usize, bytes: usize) -> Self {
-        let start = bytes * rows.start / m;
-        Self { start: bytes + start, len: bytes * rows.end / m - start }
-    }
-
-    /// Lines that are to be asked for with each chunk of 16 inputs: 1, 2 or 4.
-    #[inline(always)]
-    pub fn lines(self, k: usize) -> usize {
-        self.len.div_ceil((k / LANES).max(1) * LINE).next_power_of_two()
+    /// The share of some of the `m` rows that read the same weights of `k` inputs, `bytes` in all, in `LINES` runs.
+    pub fn share<const LINES: usize>(rows: Range<usize>, m: usize, bytes: usize, k: usize) -> Self {
+        let part = |row: usize| bytes / LINE * row / m.max(1) * LINE;
+        let run = (part(rows.end) - part(rows.start)).div_ceil(LINES);
+        Self { start: bytes + part(rows.start), run, step: run.div_ceil((k / LANES).max(1)) }
     }
 }
 
@@ -111,15 +108,12 @@ pub(super) fn tile<S: Simd, E: Element, const M: usize, const N: usize, const LI
     assert!(w.len() >= N * row && x.len() >= (M - 1) * stride + k);
     let mut acc = [[s.zero(); N]; M];
     let chunks = k / LANES;
-    // As many runs as lines, side by side, so that none takes more than a line at a time.
-    let run = ahead.len / LINES.max(1);
-    let step = run / chunks.max(1);
     let mut asked = w.as_ptr().wrapping_add(ahead.start);
     for chunk in 0..chunks {
         for line in 0..LINES {
-            s.prefetch(asked.wrapping_add(line * run));
+            s.prefetch(asked.wrapping_add(line * ahead.run));
         }
-        asked = asked.wrapping_add(step);
+        asked = asked.wrapping_add(ahead.step);
         let mut rows = [s.zero(); M];
         for (m, value) in rows.iter_mut().enumerate() {
             // SAFETY: row m of x holds k elements from m * stride on, and 16 (chunk + 1) <= k.

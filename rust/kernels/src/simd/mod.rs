@@ -39,8 +39,8 @@ pub trait Simd: Copy {
     type Q: Copy;
     /// How many values of type `F` the register file holds; algorithms choose their tile shapes by it.
     const REGISTERS: usize;
-    /// Whether products of one row with weights that are not palettized ask for memory ahead, where the processor's own
-    /// prefetchers do worse (`docs/decisions/0009-no-bf16-dot-products.md`).
+    /// Whether products of one row, or of a few with large 16-bit matrices, with weights that are not palettized ask for memory ahead, where the
+    /// processor's own prefetchers do worse (`docs/decisions/0009-no-bf16-dot-products.md`).
     const ASKS_AHEAD: bool = false;
     /// What [`Simd::dot4`] counts each byte of its first factor too much: `DOT_BIAS` times the sum of the second factor's bytes is
     /// in its result, which costs one subtraction in the end where the instruction takes unsigned bytes.
