@@ -109,21 +109,23 @@ fn asking_product<S: Simd, E: Element, const M: usize, const N: usize, const LIN
     out: &mut [f32],
 ) {
     const { assert!(M <= 2, "a row that is left is a tile of its own") };
+    assert!(m <= FEW);
     let width = outputs.len();
-    let shares: [Ahead; FEW] = std::array::from_fn(|i| {
-        let rows = (i * M).min(m)..((i + 1) * M).min(m);
-        Ahead::share::<LINES>(rows, m, N * w.cols * E::SIZE, w.cols)
-    });
+    // Once for all outputs, since they take divisions.
+    let mut shares = [Ahead::NONE; FEW];
+    for (row, share) in (0..m).step_by(M).zip(&mut shares) {
+        *share = Ahead::share::<LINES>(row..m.min(row + M), m, N * w.cols * E::SIZE, w.cols);
+    }
     let whole = width / N * N;
     for n in (0..whole).step_by(N) {
         let at = outputs.start + n;
         let view = view::<E>(w, at..at + N, x, stride);
-        for (i, row) in (0..m).step_by(M).enumerate() {
+        for (row, share) in (0..m).step_by(M).zip(&shares) {
             let (view, out) = (view.from(row), &mut out[row * width + n..]);
             if m - row < M {
-                tile::<S, E, 1, N, LINES>(s, view, shares[i], out, width);
+                tile::<S, E, 1, N, LINES>(s, view, *share, out, width);
             } else {
-                tile::<S, E, M, N, LINES>(s, view, shares[i], out, width);
+                tile::<S, E, M, N, LINES>(s, view, *share, out, width);
             }
         }
     }
@@ -146,11 +148,13 @@ fn one<S: Simd, E: Element>(
 ) {
     if S::REGISTERS >= 32 {
         product::<S, E, 1, 8>(s, w, x, m, stride, n, out);
-    } else if S::ASKS_AHEAD && m == 1 {
+    } else if S::ASKS_AHEAD {
+        // Known to be one, its share needs no division.
+        assert!(m == 1);
         if E::SIZE == 2 {
-            asking_product::<S, E, 1, 4, 2>(s, w, x, m, stride, n, out);
+            asking_product::<S, E, 1, 4, 2>(s, w, x, 1, stride, n, out);
         } else {
-            asking_product::<S, E, 1, 4, 4>(s, w, x, m, stride, n, out);
+            asking_product::<S, E, 1, 4, 4>(s, w, x, 1, stride, n, out);
         }
     } else if S::REGISTERS >= 8 {
         product::<S, E, 1, 4>(s, w, x, m, stride, n, out);

@@ -88,7 +88,7 @@ impl Ahead {
 
     /// The share of some of the `m` rows that read the same weights of `k` inputs, `bytes` in all, in `LINES` runs.
     pub fn share<const LINES: usize>(rows: Range<usize>, m: usize, bytes: usize, k: usize) -> Self {
-        let part = |row: usize| bytes / LINE * row / m.max(1) * LINE;
+        let part = |row: usize| bytes / LINE * row / m * LINE;
         let run = (part(rows.end) - part(rows.start)).div_ceil(LINES);
         Self { start: bytes + part(rows.start), run, step: run.div_ceil((k / LANES).max(1)) }
     }
