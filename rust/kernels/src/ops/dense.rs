@@ -8,15 +8,15 @@ use super::dense_tile::{Ahead, Bf16, Element, F16, F32, View, part, tile};
 use crate::formats::{Dense, DenseType};
 use crate::simd::{LANES, Simd};
 
-/// Most rows of bf16 weights whose tiles ask for memory. Two Zen 3 cores, llama-3.2-1b, without and with (medians of eight and of four processes, in turn
-/// those of this and of the build before): 20 and 25 tokens a second for two texts at once, 30 and 37 for four, 38 and 47 for eight; 293 and 259 ms
-/// for a prompt of 12, 347 and 329 for one of 16. With 24 it gained nothing.
+/// Most rows of bf16 weights whose tiles ask for memory. Two Zen 3 cores, llama-3.2-1b, without and with (medians of four processes each, in
+/// turn): 21 and 24 tokens a second for two texts at once, 30 and 38 for four, 38 and 44 for eight; 293 and 259 ms for a prompt of 12, 347 and 329 for one
+/// of 16. With 24 it gained nothing.
 const FEW: usize = 16;
 /// Most rows of f16 weights, which are converted faster, so that the larger tiles are worth more: one core, 16 rows from the third-level cache, 76 and
 /// 66 GFLOP/s.
 const FEW_F16: usize = 8;
-/// Bytes of weights from which they do so. Smaller ones may have stayed in a cache since the last step, where smaller tiles that ask take 5 to 8 %
-/// longer in bf16 and a fifth in f16.
+/// Bytes of weights from which they do so. Smaller ones may have stayed in a cache since the last step, where smaller tiles that ask are 2 to 6 %
+/// slower in bf16 and 16 to 22 % in f16.
 const LARGE: usize = 2 << 20;
 
 /// Floats of activations that are kept in the second-level cache.
