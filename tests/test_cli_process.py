@@ -51,6 +51,16 @@ def test_importing_the_package_imports_next_to_nothing() -> None:
     assert found.returncode == 0, found.stderr
 
 
+def test_token_ids_to_token_ids_need_no_slow_imports() -> None:
+    code = (
+        "import sys, pocketlm; lm = pocketlm.load(); [*lm.stream([5, 6, 7], max_tokens=2)]; "
+        "slow = {'numpy', 'tokenizers', 'jinja2', 'dataclasses', 'inspect', 'asyncio', 'huggingface_hub'}; "
+        "assert not slow & set(sys.modules), slow & set(sys.modules)"
+    )
+    found = run("-c", code)
+    assert found.returncode == 0, found.stderr
+
+
 def test_kinds_of_errors_are_there_without_another_import() -> None:
     code = "import pocketlm; assert issubclass(pocketlm.errors.ContextLengthError, pocketlm.PocketlmError)"
     found = run("-c", code)

@@ -224,8 +224,19 @@ def test_constructor_refuses() -> None:
         data["ops"][index].update(fields)
         return json.dumps(data)
 
+    rotation = next(i for i, op in enumerate(graph.ops) if op.kind == "rope")
+
+    def turned(**fields: object) -> str:
+        data = json.loads(text)
+        data["rotaries"][0].update(fields)
+        return json.dumps(data)
+
     cases = [
         ("{", {}, errors.ConfigError, "json"),
+        (changed(rotation, rotary=2), {}, errors.ConfigError, "no rotary 2"),
+        (changed(rotation, rotary=-1), {}, errors.ConfigError, "json"),
+        (turned(frequencies=[1.0] * 9), {}, errors.ConfigError, "9 rotated pairs"),
+        (turned(scale=1e400), {}, errors.ConfigError, "json|finite"),
         (changed(2, a=5), {}, errors.ConfigError, "sum"),
         (changed(2, kind="mul"), {}, errors.ConfigError, "mul"),
         (changed(0, width=63), {}, errors.ConfigError, "embed"),

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from independent.cases import CASES, llama, openelm
+from pocketlm.builder import GraphBuilder
 from pocketlm.families import build_graph, family, model_types
 from pocketlm.families.config import HARMLESS
-from pocketlm.graph import Attention, Graph, Rope
+from pocketlm.graph import Attention, Graph, Rope, Rotary, Weight
 
 
 def parameters(graph: Graph) -> int:
@@ -157,6 +158,25 @@ def test_graphs_survive_json(case: str) -> None:
     assert len(data["ops"]) == len(graph.ops)
     assert len({op["name"] for op in data["ops"]}) == len(graph.ops)
     assert graph.ops[-1].width == data["vocab_size"]
+    rotations = [op for op in graph.ops if isinstance(op, Rope)]
+    numbers = [op["rotary"] for op in data["ops"] if op["kind"] == "rope"]
+    # Each once, in order of first use; equal ones are the same, whichever object they are.
+    assert list(dict.fromkeys(numbers)) == list(range(len(data["rotaries"])))
+    assert len({op.rotary for op in rotations}) == len(data["rotaries"])
+    for op, number in zip(rotations, numbers, strict=True):
+        assert Rotary(**data["rotaries"][number] | {"frequencies": op.rotary.frequencies}) == op.rotary
+        assert data["rotaries"][number]["frequencies"] == list(op.rotary.frequencies)
+
+
+def test_equal_rotations_are_written_once() -> None:
+    b = GraphBuilder("test", 8, 16)
+    x = b.embed("embed", Weight("w", (8, 8)))
+    for index, frequencies in enumerate([(1.0, 0.5), (1.0, 0.25), (1.0, 0.5)]):
+        x = b.rope(x, f"turn{index}", 4, Rotary(frequencies))
+    b.head(x, "w", 8)
+    data = json.loads(b.build().to_json())
+    assert [r["frequencies"] for r in data["rotaries"]] == [[1.0, 0.5], [1.0, 0.25]]
+    assert [op["rotary"] for op in data["ops"] if op["kind"] == "rope"] == [0, 1, 0]
 
 
 def test_families_can_be_added() -> None:

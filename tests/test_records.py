@@ -13,7 +13,7 @@ import pytest
 from pocketlm import SamplingParams
 from pocketlm.errors import ParameterError
 from pocketlm.graph import Linear, Weight
-from pocketlm.records import dataclass
+from pocketlm.records import dataclass, field_names, replace
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,38 @@ def test_values_are_fields(made: Any) -> None:
 
 
 @BOTH
+def test_the_standard_library_knows_it(made: Any) -> None:
+    one = made("a", (1,))
+    assert dataclasses.is_dataclass(made) and dataclasses.is_dataclass(one)
+    assert [(f.name, f.type) for f in dataclasses.fields(made)] == [
+        ("name", "str"), ("sizes", "tuple[int, ...]"), ("scale", "float")
+    ]  # fmt: skip
+    found = [f.default for f in dataclasses.fields(one)]
+    assert found == [dataclasses.MISSING, dataclasses.MISSING, 1.0]
+    assert made.__match_args__ == ("name", "sizes", "scale")
+    assert field_names(one) == ["name", "sizes", "scale"]
+    for change in (replace, dataclasses.replace, *([copy.replace] if hasattr(copy, "replace") else [])):
+        assert change(one, scale=2.0) == made("a", (1,), 2.0) and change(one) == one
+        with pytest.raises(TypeError):
+            change(one, other=1)
+        with pytest.raises(ValueError, match="scale"):
+            change(one, scale=-1.0)
+
+
+def test_dataclasses_that_inherit_are_changed_with_their_own_fields() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class More(SamplingParams):
+        more: int = 0
+
+    one = More(max_tokens=3, more=2)
+    assert field_names(one)[-1] == "more" and replace(one, top_k=5) == More(max_tokens=3, more=2, top_k=5)
+    assert one.replace(more=4).more == 4  # type: ignore[attr-defined]
+    assert one.over(SamplingParams(top_k=7)) == More(max_tokens=3, more=2, top_k=7)
+    with pytest.raises(ParameterError, match="moer"):
+        one.replace(moer=4)
+
+
+@BOTH
 def test_fields_cannot_be_changed(made: Any) -> None:
     one = made("a", ())
     with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign to field 'name'"):
@@ -149,6 +181,25 @@ def test_what_is_not_a_record_cannot_be_declared() -> None:
 
             first: int = 1
             second: int  # type: ignore[misc]
+
+    with pytest.raises(TypeError, match=r"Shared\.values: its default could be changed"):
+
+        @dataclass(frozen=True)
+        class Shared:
+            """A default that all would share."""
+
+            values: list[int] = []  # noqa: RUF012
+
+    with pytest.raises(TypeError, match="records inherit the fields of records alone"):
+
+        @dataclass(frozen=True)
+        class Heir(TheirBase):
+            """Its base is a plain dataclass."""
+
+            values: int
+
+    with pytest.raises(TypeError, match="annotations"):
+        dataclass(frozen=True)(type("Early", (), {"__doc__": "", "__annotations__": {"value": int}}))
 
     for options in ({"default_factory": list}, {"repr": False}, {"compare": False}, {"kw_only": True}):
         with pytest.raises(TypeError, match=r"Made\.values"):

@@ -1,25 +1,23 @@
-"""From a name to a model that runs: files, graph, engine and tokenizer put together."""
+"""From a name to a model that runs.
+
+What opens, composes and runs one (:mod:`pocketlm.compose`) is imported while the model's tokenizer is already
+being read, which takes as long.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pocketlm._core import Engine, Sampler, WeightStore, release_freed_memory
 from pocketlm.checks import flag, integer, shown
 from pocketlm.errors import MissingFileError, ParameterError
-from pocketlm.generate.defaults import GenerationDefaults
-from pocketlm.loading import LoadedModel, open_model
-from pocketlm.loading.model import TOKENIZER, check_adapter, locate
+from pocketlm.loading.place import TOKENIZER, check_adapter, locate
 from pocketlm.loading.tokenizer import TokenizerReading
-from pocketlm.model import LM
-from pocketlm.tokenizer import Tokenizer
+from pocketlm.records import dataclass
 
 if TYPE_CHECKING:
-    from pocketlm.describe import Description
+    from pocketlm.model import LM
 
 BUNDLED = Path(__file__).parent / "assets" / "pocketlm-stories"
 DEFAULT_CONTEXT = (
@@ -27,6 +25,22 @@ DEFAULT_CONTEXT = (
 )
 _MOST = (1 << 62) - 1  # of a number that the engine is given
 _SMALL_TOKENIZER = 4 << 20  # bytes; read beside the rest, which a larger one would outlast
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked arguments of :func:`load`."""
+
+    threads: int | None
+    context: int | None
+    precise: bool
+    kv_dtype: Literal["f16", "int8"]
+    max_memory: int | None
+    cache_tokens: int | None
+    check_values: bool
+    draft: str | PathLike[str] | LM | None
+    prewarm: bool
+    adapter: Literal["recovery"] | None
 
 
 def load(
@@ -86,8 +100,11 @@ def load(
     )
     for name, switch in (("precise", precise), ("check_values", check_values), ("prewarm", prewarm)):
         flag(name, switch)
-    if draft is not None and not isinstance(draft, str | PathLike | LM):
-        raise ParameterError(f"draft: must be a path, a hub id or a loaded model, not {shown(draft)}")
+    if draft is not None and not isinstance(draft, str | PathLike):
+        from pocketlm.model import LM
+
+        if not isinstance(draft, LM):
+            raise ParameterError(f"draft: must be a path, a hub id or a loaded model, not {shown(draft)}")
     if not isinstance(kv_dtype, str) or kv_dtype not in ("f16", "int8"):
         raise ParameterError(f"kv_dtype: must be 'f16' or 'int8', not {shown(kv_dtype)}")
     check_adapter(adapter)
@@ -97,95 +114,15 @@ def load(
         raise MissingFileError(f"{BUNDLED}: the bundled model is not part of this installation; name a model")
     place = BUNDLED if path_or_id is None else path_or_id
     path = locate(place, revision)
-    # A small tokenizer is read while the rest is.
+    # A small tokenizer is read while the rest is, and while what reads the rest is imported.
     tokenizer_path = path / TOKENIZER
     reading = None if _is_large(tokenizer_path) else TokenizerReading(tokenizer_path)
-    model = open_model(path, check_values=check_values, adapter=adapter)
-    most = model.graph.context_length
-    if context is not None and context > most:
-        raise ParameterError(f"context: {context} is more than the {most} tokens that the model was made for")
-    context = context or min(most, DEFAULT_CONTEXT)
-    source = str(model.path / "generation_config.json")
-    defaults = GenerationDefaults.of(model.generation_config, model.config, source)
-    tokenizer = functools.partial(Tokenizer.of, model, defaults.eos)
-    graph = model.graph.to_json()
-    capacity = max(cache_tokens or 2 * context, context)
+    from pocketlm.compose import compose
 
-    def make(cache_tokens: int, threads: int | None, max_memory: int | None) -> Engine:
-        return Engine(
-            graph,
-            model.store,
-            threads=threads,
-            cache_tokens=cache_tokens,
-            precise=precise,
-            max_memory=max_memory,
-            kv_dtype=kv_dtype,
-        )
-
-    engine = make(capacity, threads, max_memory)
-    try:
-        ready = tokenizer if reading is None else tokenizer(reading.result())
-        helper = None if draft is None else _draft_engine(draft, ready, engine, capacity, max_memory)
-    except BaseException:
-        engine.close()
-        raise
-    lm = LM(
-        engine,
-        ready,
-        Sampler,
-        defaults=defaults,
-        context=context,
-        describe=functools.partial(_describe, model),
-        identify=lambda: _identity(graph, model.store, precise, kv_dtype),
-        again=make,
-        draft=helper,
-        name=model.path.name,
-        loaded=model,
-        precise=precise,
-        max_memory=max_memory,
+    options = Options(
+        threads, context, precise, kv_dtype, max_memory, cache_tokens, check_values, draft, prewarm, adapter
     )
-    release_freed_memory()
-    if prewarm:
-        lm.prewarm()
-    return lm
-
-
-def _draft_engine(
-    draft: str | PathLike[str] | LM,
-    tokenizer: Tokenizer | Callable[[], Tokenizer],
-    engine: Engine,
-    capacity: int,
-    max_memory: int | None,
-) -> Any:
-    """An engine of the draft model, with a cache of its own, in what ``engine`` leaves of the memory."""
-    known = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer()
-    left = None if max_memory is None else max(1, max_memory - sum(engine.memory().values()))
-    lm = draft if isinstance(draft, LM) else load(draft, threads=engine.threads, max_memory=left)
-    try:
-        if lm._again is None:
-            raise ParameterError("draft: must be a model that pocketlm.load() made")
-        if not known.same_tokens(lm.tokenizer):
-            raise ParameterError(f"draft: {lm.name!r:.60} has another tokenizer than the model")
-        return lm._again(capacity, engine.threads, left)
-    finally:
-        if lm is not draft:
-            lm.close()
-
-
-def _identity(graph: str, store: WeightStore, precise: bool, kv_dtype: str) -> str:
-    """What decides about the numbers in a model's cache."""
-    import hashlib
-
-    shape = hashlib.blake2b(graph.encode(), digest_size=16).hexdigest()
-    activations = "f32" if precise else "int8"
-    layout = {"f16": "f16", "int8": "int8 quads"}[kv_dtype]
-    return f"weights {store.fingerprint()} graph {shape} activations {activations} cache {layout}"
-
-
-def _describe(model: LoadedModel) -> Description:
-    from pocketlm.describe import describe
-
-    return describe(model.graph, model.store)
+    return compose(path, reading, options)
 
 
 def _is_large(path: Path) -> bool:

@@ -270,13 +270,24 @@ class Graph:
         return None
 
     def to_json(self) -> str:
-        """The graph as the engine reads it: ``{"ops": [{"kind": ..., field: value, ...}], ...}``."""
-        # Not by ``dataclasses.asdict``, which copies every frequency and takes ten times as long.
-        ops = [{"kind": op.kind, **vars(op)} for op in self.ops]
-        return json.dumps({**vars(self), "ops": ops}, default=_fields)
+        """The graph as the engine reads it: ``{"ops": [{"kind": ..., field: value, ...}], ...}``, with the
+        frequencies of rotations written once, ``{"rotaries": [...]}``, and known by their number there."""
+        rotaries: dict[Rotary, int] = {}
+        numbers: dict[int, int] = {}  # by the identity of an object: most share one, which is slow to hash
+        ops = []
+        for op in self.ops:
+            fields = {"kind": op.kind, **vars(op)}
+            if isinstance(op, Rope):
+                key = id(op.rotary)
+                if key not in numbers:
+                    numbers[key] = rotaries.setdefault(op.rotary, len(rotaries))
+                fields["rotary"] = numbers[key]
+            ops.append(fields)
+        return json.dumps({**vars(self), "rotaries": list(rotaries), "ops": ops}, default=_fields)
 
 
 def _fields(value: Weight | Rotary) -> dict[str, object]:
+    # Not by ``dataclasses.asdict``, which copies every number and takes ten times as long.
     if not isinstance(value, Weight | Rotary):
         raise TypeError(f"a graph holds no {type(value).__name__}")
     return vars(value)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from pocketlm._core import machine_memory
 from pocketlm.errors import MemoryLimitError
-from pocketlm.generate.engine import Engine
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from pocketlm.generate.engine import Engine
 
 
 def installed() -> int | None:

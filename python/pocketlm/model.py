@@ -14,18 +14,14 @@ from pocketlm.errors import ParameterError
 from pocketlm.generate import samples
 from pocketlm.generate.batch import logit_rows
 from pocketlm.generate.defaults import GenerationDefaults
-from pocketlm.generate.draft import Drafter
-from pocketlm.generate.engine import Engine, SamplerFactory
 from pocketlm.generate.job import Evaluation
 from pocketlm.generate.params import SamplingParams
 from pocketlm.generate.requests import LIST, ONE, Requests, is_batch
 from pocketlm.generate.result import Completion
 from pocketlm.generate.scheduler import Scheduler
-from pocketlm.generate.session import Session
 from pocketlm.generate.stream import Stream
 from pocketlm.loading.files import as_path
 from pocketlm.loading.model import LoadedModel
-from pocketlm.memory import empty_logits
 from pocketlm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -35,6 +31,8 @@ if TYPE_CHECKING:
 
     from pocketlm.describe import Description
     from pocketlm.evaluate.perplexity import Perplexity
+    from pocketlm.generate.engine import Engine, SamplerFactory
+    from pocketlm.generate.session import Session
     from pocketlm.scores import Score
 
     Prompt = str | Sequence[int] | NDArray[Any]
@@ -86,7 +84,12 @@ class LM:
         )
         self._identify, self._identity = identify, None if identify is not None else "unknown"
         self._again, self._draft, self._max_memory = again, draft, max_memory
-        self._scheduler = Scheduler(engine, None if draft is None else Drafter(draft))
+        drafter = None
+        if draft is not None:
+            from pocketlm.generate.draft import Drafter
+
+            drafter = Drafter(draft)
+        self._scheduler = Scheduler(engine, drafter)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -174,6 +177,8 @@ class LM:
             MissingFileError, StorageError, FileFormatError: the file cannot be read, or is damaged.
             ParameterError: it was saved from another model.
         """
+        from pocketlm.generate.session import Session
+
         return Session(self, instructions, params, restore=restore, **overrides)
 
     chat = session
@@ -192,6 +197,8 @@ class LM:
         # Arrays of other libraries become NumPy's; anything else may have no end.
         tokens = self._requests.ids(np.asarray(ids) if hasattr(ids, "__array__") else ids)
         engines = [self.engine] if self._draft is None else [self.engine, self._draft]
+        from pocketlm.memory import empty_logits
+
         found = empty_logits(len(tokens), engines, self._max_memory)
 
         def receive(start: int, rows: NDArray[np.float32]) -> None:

@@ -2,7 +2,9 @@
 
 ``dataclasses.dataclass`` writes the source of six methods for each class and compiles it, half a millisecond
 a class: with the thirty classes that a model is opened with, as long as all else that Python does then. These
-methods are the same for every class instead, and look at its fields when they are called.
+methods are the same for every class instead, and look at its fields when they are called. The library itself,
+whose import takes as long as that of all modules that a model is opened with, is asked only when somebody
+looks at a record as at a dataclass.
 
 To type checkers the decorator is the one of the standard library, and what it makes is a dataclass:
 ``fields``, ``replace`` and ``asdict`` of ``dataclasses`` work as with any other. Fields may have a default,
@@ -11,8 +13,8 @@ but none of the options of ``dataclasses.field``. Records and frozen dataclasses
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from dataclasses import dataclass
@@ -25,55 +27,94 @@ else:
         return _made
 
 
-__all__ = ["dataclass"]
+__all__ = ["dataclass", "field_names", "replace"]
+
+Record = TypeVar("Record")
+
+_MISSING: Any = object()  # the default of a field that has none
+
+
+def field_names(record: Any) -> list[str]:
+    """Names of the fields of a record, or of a dataclass that inherits from one, in order."""
+    cls = type(record)
+    if "_start" in vars(cls):
+        return list(cls._start)
+    from dataclasses import fields
+
+    return [field.name for field in fields(record)]
+
+
+def replace(record: Record, /, **changes: Any) -> Record:
+    """``dataclasses.replace``, of a record at once.
+
+    Raises:
+        TypeError: it has no such field.
+    """
+    cls = type(record)
+    if "_start" in vars(cls):
+        return cls(**vars(record) | changes)
+    from dataclasses import replace
+
+    return replace(record, **changes)  # type: ignore[type-var]
 
 
 def _made(cls: type) -> type:
-    # Without a docstring the library would write one, which takes as long as all the rest.
+    # The library would write one, from a signature that is not known yet.
     if cls.__doc__ is None:
         raise TypeError(f"{cls.__name__} needs a docstring")
-    _set_frozen(cls, False)
-    found: Any = dataclasses.dataclass(init=False, repr=False, eq=False)(cls)
-    start, required = {}, 0
-    for field in dataclasses.fields(found):
-        start[field.name] = field.default
-        plain = field.init and field.repr and field.compare and field.hash is None and not field.kw_only
-        if not plain or field.default_factory is not dataclasses.MISSING:
-            raise TypeError(f"{cls.__name__}.{field.name}: fields of a record have no options but a default")
-        if field.default is dataclasses.MISSING:
-            required += 1
-            if required < len(start):
-                raise TypeError(f"{cls.__name__}.{field.name} has no default, but one before it has")
-    found._start = start
-    _set_frozen(found, True)
+    made: Any = cls
+    start: dict[str, Any] = {}
+    types: dict[str, str] = {}
+    for base in reversed(cls.__mro__[1:]):
+        if "_start" in vars(base):
+            start |= vars(base)["_start"]
+            types |= vars(base)["_types"]
+        elif "__dataclass_fields__" in vars(base):
+            raise TypeError(f"{cls.__name__}: records inherit the fields of records alone")
+    for name, kind in cls.__annotations__.items():  # of this class alone
+        if not isinstance(kind, str):
+            raise TypeError(f"{cls.__name__}.{name}: needs 'from __future__ import annotations'")
+        if not kind.startswith(("ClassVar", "typing.ClassVar")):
+            start[name], types[name] = _default(cls, name), kind
+    made._start, made._types = start, types
+    made._required = frozenset(name for name, value in start.items() if value is _MISSING)
+    if list(start)[: len(made._required)] != [name for name in start if name in made._required]:
+        late = next(name for name in reversed(start) if name in made._required)
+        raise TypeError(f"{cls.__name__}.{late} has no default, but one before it has")
+    made.__match_args__ = tuple(start)  # type: ignore[misc]
     for name, value in _METHODS.items():
         if name not in vars(cls):
-            setattr(found, name, value)
-    return found  # type: ignore[no-any-return]
+            setattr(made, name, value)
+    return cls
 
 
-def _set_frozen(cls: type, frozen: bool) -> None:
-    # By this the standard library tells which dataclasses may inherit from a record: frozen ones. To make one
-    # that is frozen, it would compile methods.
-    for record in cls.__mro__:
-        if "_start" in vars(record):
-            record.__dataclass_params__.frozen = frozen  # type: ignore[attr-defined]
+def _default(cls: type, name: str) -> Any:
+    """The default of a field that a class declares itself."""
+    value = vars(cls).get(name, _MISSING)
+    library = sys.modules.get("dataclasses")  # without which nobody can have given options
+    if library is not None and isinstance(value, library.Field):
+        raise TypeError(f"{cls.__name__}.{name}: fields of a record have no options but a default")
+    if value is not _MISSING and value.__hash__ is None:
+        raise TypeError(f"{cls.__name__}.{name}: its default could be changed")
+    return value
 
 
 def _init(self: Any, *args: Any, **named: Any) -> None:
     cls = type(self)
-    values = dict(cls._start)
-    if len(args) > len(values):
-        raise TypeError(f"{cls.__name__} takes {len(values)} values, but {len(args)} were given")
-    for name, value in zip(values, args, strict=False):
-        if name in named:
-            raise TypeError(f"{cls.__name__} got {name!r} twice")
-        values[name] = value
-    for name, value in named.items():
-        if name not in values:
-            raise TypeError(f"{cls.__name__} has no field {name!r}")
-        values[name] = value
-    if missing := [name for name, value in values.items() if value is dataclasses.MISSING]:
+    start = cls._start
+    if args:
+        if len(args) > len(start):
+            raise TypeError(f"{cls.__name__} takes {len(start)} values, but {len(args)} were given")
+        for name, value in zip(start, args, strict=False):
+            if name in named:
+                raise TypeError(f"{cls.__name__} got {name!r} twice")
+            named[name] = value
+    values = start | named
+    if len(values) > len(start):
+        unknown = next(name for name in named if name not in start)
+        raise TypeError(f"{cls.__name__} has no field {unknown!r}")
+    if not named.keys() >= cls._required:
+        missing = [name for name in start if name in cls._required and name not in named]
         raise TypeError(f"{cls.__name__} needs {', '.join(missing)}")
     self.__dict__.update(values)
     if (check := getattr(self, "__post_init__", None)) is not None:
@@ -105,13 +146,21 @@ def _is_frozen(cls: Any, name: str) -> bool:
 def _set(self: Any, name: str, value: object) -> None:
     if not _is_frozen(type(self), name):
         return object.__setattr__(self, name, value)
-    raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+    from dataclasses import FrozenInstanceError
+
+    raise FrozenInstanceError(f"cannot assign to field {name!r}")
 
 
 def _delete(self: Any, name: str) -> None:
     if not _is_frozen(type(self), name):
         return object.__delattr__(self, name)
-    raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
+    from dataclasses import FrozenInstanceError
+
+    raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+
+def _replace(self: Any, /, **changes: Any) -> Any:
+    return replace(self, **changes)
 
 
 class _Signature:
@@ -123,21 +172,41 @@ class _Signature:
         if cls.__init__ is not _init:  # of a plain subclass
             own = inspect.signature(cls.__init__)
             return own.replace(parameters=list(own.parameters.values())[1:])
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
         return inspect.Signature(
             [
                 inspect.Parameter(
-                    field.name,
-                    kind,
-                    default=inspect.Parameter.empty
-                    if field.default is dataclasses.MISSING
-                    else field.default,
-                    annotation=field.type,
+                    name, kind, default=empty if default is _MISSING else default, annotation=cls._types[name]
                 )
-                for field in dataclasses.fields(cls)
+                for name, default in cls._start.items()
             ],
             return_annotation=None,
         )
+
+
+class _OfTwin:
+    """An attribute by which the standard library knows a dataclass: that of one with the same fields, which
+    is made when somebody asks."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, cls: Any) -> Any:
+        import dataclasses
+
+        record = next(base for base in cls.__mro__ if "_start" in vars(base))
+        twin = vars(record).get("_twin")
+        if twin is None:
+            fields: list[Any] = [
+                (name, record._types[name], *(() if default is _MISSING else (default,)))
+                for name, default in record._start.items()
+            ]
+            namespace = {"__doc__": record.__doc__}
+            twin = dataclasses.make_dataclass(
+                record.__name__, fields, namespace=namespace, init=False, repr=False, eq=False, frozen=True
+            )
+            record._twin = twin
+        return getattr(twin, self._name)
 
 
 _METHODS = {
@@ -147,5 +216,8 @@ _METHODS = {
     "__hash__": _hash,
     "__setattr__": _set,
     "__delattr__": _delete,
+    "__replace__": _replace,
     "__signature__": _Signature(),
+    "__dataclass_fields__": _OfTwin("__dataclass_fields__"),
+    "__dataclass_params__": _OfTwin("__dataclass_params__"),
 }

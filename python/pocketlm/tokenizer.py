@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_BYTE = r"<0x[0-9A-F]{2}>"
 
 Result = TypeVar("Result")
 
@@ -213,7 +213,7 @@ class Tokenizer:
 
     def pieces(self) -> int:
         """How many tokens of the vocabulary are more than one character or byte."""
-        return sum(len(text) > 1 and not _BYTE.fullmatch(text) for text in self.vocabulary())
+        return sum(len(text) > 1 and not re.fullmatch(_BYTE, text) for text in self.vocabulary())
 
     def token_id(self, text: str) -> int | None:
         """The id of a token of the vocabulary, by its exact text.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from pocketlm.graph import Add, Graph, Linear, Op, Scale, Weight
-from pocketlm.records import dataclass
+from pocketlm.records import dataclass, replace
 
 # Ends of the names of what is added to a site.
 SUFFIX_A, SUFFIX_B, SUFFIX_SCALE, SUFFIX_SUM = ".lora_a", ".lora_b", ".lora_scale", ".lora"
@@ -52,14 +51,14 @@ def attach(graph: Graph, terms: Mapping[str, LowRank]) -> Graph:
             )
             at = add(Add(op.name + SUFFIX_SUM, outputs, a=at, b=outer))
         moved.append(at)
-    return dataclasses.replace(graph, ops=tuple(ops))
+    return replace(graph, ops=tuple(ops))
 
 
 def _moved(op: Op, moved: list[int]) -> Op:
     changes: dict[str, Any] = {
         key: moved[value] for key in _OPERANDS if (value := getattr(op, key, None)) is not None
     }
-    return dataclasses.replace(op, **changes) if changes else op
+    return replace(op, **changes) if changes else op
 
 
 def is_adapter(op: Op) -> bool:

@@ -6,13 +6,20 @@ import functools
 import itertools
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pocketlm.errors import PocketlmError
-from pocketlm.generate.engine import BLOCK, Engine, StepResult
-from pocketlm.generate.job import Evaluation, Generation, Item, Job
+from pocketlm.generate.job import Evaluation, Generation, Job
 from pocketlm.generate.pace import Pace
 from pocketlm.generate.params import MAX_GUESSES
 
+if TYPE_CHECKING:
+    from pocketlm.generate.engine import Engine, StepResult
+    from pocketlm.generate.job import Item
+
+    Batch = list[tuple[Job, Item]]
+
+BLOCK = 64  # tokens of a block of the key-value cache
 LOGIT_BYTES = 64 << 20  # most memory for the logits of a step
 # How long the engine may go on by itself while every job generates. A stream's pieces then come at most this
 # far apart, beside the time of a step; who waits for the whole text is spared more of the calls.
@@ -20,8 +27,6 @@ RUN_STEPS = 64
 STREAM_SECONDS = 0.002
 PATIENT_SECONDS = 0.02
 STOP_STRING_STEPS = 4  # what is computed behind a stop string is lost
-
-Batch = list[tuple[Job, Item]]
 
 
 def blocks(tokens: int) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pocketlm.errors import PocketlmError
-from pocketlm.generate.engine import CacheSequence, Engine
 from pocketlm.generate.job import Generation
 from pocketlm.generate.pace import Pace
+
+if TYPE_CHECKING:
+    from pocketlm.generate.engine import CacheSequence, Engine
 
 
 class _Draft:

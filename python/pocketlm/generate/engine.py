@@ -1,4 +1,7 @@
-"""What generation needs of an engine, as types. ``pocketlm._core`` provides it; tests provide slower ones."""
+"""What generation needs of an engine, as types. ``pocketlm._core`` provides it; tests provide slower ones.
+
+Imported by type checkers alone: to define a protocol takes as long as to import a module of functions.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Logits = Literal["none", "last", "all"]
-BLOCK = 64  # tokens of a block of the key-value cache
 
 
 class CacheSequence(Protocol):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pocketlm.detokenize import Detokenizer
-from pocketlm.generate.engine import CacheSequence, Continuation, Logits, StepResult
 from pocketlm.generate.params import SamplingParams
 from pocketlm.generate.result import Chunk, Completion, FinishReason, Timings, TokenLogprob, Usage
 from pocketlm.generate.stops import StopStrings
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Item = tuple[CacheSequence | None, list[int], Any, Logits, Continuation | None]
+    from pocketlm.generate.engine import CacheSequence, Continuation, Logits, StepResult
+
+    Item = tuple[CacheSequence | None, list[int], Any, Logits, Continuation | None]
 
 
 class Job(ABC):

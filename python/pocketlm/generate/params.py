@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from pocketlm.checks import first_of, flag, integer, number, shown
 from pocketlm.errors import ParameterError
-from pocketlm.records import dataclass
+from pocketlm.records import dataclass, field_names, replace
 
 DEFAULT_MAX_TOKENS = 1024  # where neither caller nor model says; less where the context ends sooner
 MAX_STOPS = 64
@@ -91,7 +90,7 @@ class SamplingParams:
         flag("ignore_eos", self.ignore_eos)
 
     def __hash__(self) -> int:
-        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        values = (getattr(self, name) for name in field_names(self))
         return hash(tuple(tuple(sorted(v.items())) if isinstance(v, Mapping) else v for v in values))
 
     def replace(self, **changes: Any) -> SamplingParams:
@@ -104,20 +103,19 @@ class SamplingParams:
             if "max_tokens" in changes:
                 raise ParameterError("max_new_tokens: is another name of max_tokens; give one of them")
             changes["max_tokens"] = changes.pop("max_new_tokens")
-        known = [field.name for field in dataclasses.fields(self)]
+        known = field_names(self)
         for name in changes:
             if name not in known:
                 from pocketlm.near import nearest  # only who misspells a name waits for it
 
                 hint = nearest(name, known)
                 raise ParameterError(f"{name}: unknown sampling parameter{hint}; known: {', '.join(known)}")
-        return dataclasses.replace(self, **changes)
+        return replace(self, **changes)
 
     def over(self, defaults: SamplingParams) -> SamplingParams:
         """This, with what it leaves open taken from ``defaults``."""
-        fields = (field.name for field in dataclasses.fields(self))
-        open_ones = {name: getattr(defaults, name) for name in fields if getattr(self, name) in (None, ())}
-        return dataclasses.replace(self, **open_ones)
+        names = (name for name in field_names(self) if getattr(self, name) in (None, ()))
+        return replace(self, **{name: getattr(defaults, name) for name in names})
 
 
 def checked(params: Any) -> SamplingParams:

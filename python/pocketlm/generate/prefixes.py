@@ -4,8 +4,10 @@ again."""
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
 
-from pocketlm.generate.engine import CacheSequence
+if TYPE_CHECKING:
+    from pocketlm.generate.engine import CacheSequence
 
 MIN_SHARED = 8  # tokens; less is cheaper to compute than to look after
 MAX_ENTRIES = 32

@@ -7,14 +7,16 @@ import functools
 import numbers
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pocketlm.checks import first_of, token_ids
 from pocketlm.errors import ContextLengthError, ParameterError, PocketlmError
-from pocketlm.generate.engine import Continuation, SamplerFactory
 from pocketlm.generate.job import Generation
 from pocketlm.generate.params import DEFAULT_MAX_TOKENS, NEUTRAL, SamplingParams, checked
 from pocketlm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pocketlm.generate.engine import Continuation, SamplerFactory
 
 _SAMPLED = (
     "temperature",

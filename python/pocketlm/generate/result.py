@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Literal
 
-from pocketlm.records import dataclass
+from pocketlm.records import dataclass, replace
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -126,11 +125,13 @@ class Completion:
     @property
     def choices(self) -> tuple[Completion, ...]:
         """All texts of the prompt: this one and the :attr:`others`."""
-        return (dataclasses.replace(self, others=()), *self.others)
+        return (replace(self, others=()), *self.others)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, for JSON, derived figures included."""
-        values = dataclasses.asdict(dataclasses.replace(self, others=()))
+        import dataclasses  # takes longer to import than a model to open, and few ask for this
+
+        values = dataclasses.asdict(replace(self, others=()))
         values["others"] = [other.to_dict() for other in self.others]
         values["usage"]["total_tokens"] = self.usage.total_tokens
         for name in ("ttft_seconds", "prefill_tokens_per_second", "decode_tokens_per_second"):

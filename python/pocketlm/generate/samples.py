@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from pocketlm.generate.engine import StepResult
 from pocketlm.generate.job import Generation, Job
 from pocketlm.generate.prefixes import MIN_SHARED
 from pocketlm.generate.result import Completion
 from pocketlm.generate.scheduler import Scheduler
+from pocketlm.records import replace
+
+if TYPE_CHECKING:
+    from pocketlm.generate.engine import StepResult
 
 
 class Prefill(Job):
@@ -39,7 +42,7 @@ def run(scheduler: Scheduler, groups: Sequence[Sequence[Generation]]) -> list[Co
         job.patient = True
     finish(scheduler, jobs)
     found = [[job.completion() for job in group] for group in groups]
-    return [dataclasses.replace(first, others=tuple(others)) for first, *others in found]
+    return [replace(first, others=tuple(others)) for first, *others in found]
 
 
 def finish(scheduler: Scheduler, jobs: Sequence[Job]) -> None:

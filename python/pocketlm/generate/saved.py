@@ -18,7 +18,7 @@ import numpy as np
 
 from pocketlm._core import WeightStore, __version__
 from pocketlm.errors import FileFormatError, ParameterError, WeightError
-from pocketlm.generate.engine import BLOCK
+from pocketlm.generate.batch import BLOCK
 from pocketlm.loading.files import storage_errors, write_whole
 from pocketlm.loading.layout import Part, plan_layout
 

@@ -23,15 +23,19 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
+from typing import TYPE_CHECKING
 
 from pocketlm.errors import CancelledError, ContextLengthError, InternalError, ParameterError
-from pocketlm.generate.batch import Batch, blocks, blocks_needed, compose, is_foreign, limits, run
-from pocketlm.generate.draft import Drafter
-from pocketlm.generate.engine import BLOCK, Engine, StepResult
+from pocketlm.generate.batch import BLOCK, blocks, blocks_needed, compose, is_foreign, limits, run
 from pocketlm.generate.job import Generation, Job
 from pocketlm.generate.pace import Pace
 from pocketlm.generate.prefixes import PrefixCache
 from pocketlm.generate.result import Chunk
+
+if TYPE_CHECKING:
+    from pocketlm.generate.batch import Batch
+    from pocketlm.generate.draft import Drafter
+    from pocketlm.generate.engine import Engine, StepResult
 
 MAX_RUNNING = 64
 PATIENCE = 1.0  # seconds after which who waits looks again, should a signal's handler have cost it its call

@@ -11,11 +11,12 @@ from pocketlm.kinds import PALETTES
 
 DENSE = ("f32", "f16", "bf16")
 
-# Buffers that published checkpoints carry along: tables and masks that follow from the configuration.
-_BUFFERS = re.compile(
+# Buffers that published checkpoints carry along: tables and masks that follow from the configuration. Not
+# compiled here, which would take as long as all else in this module, since most have none.
+_BUFFERS = (
     r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(attn|attention)\.(bias|masked_bias)|position_ids)$"
 )
-_HEAD = re.compile(r"(^|\.)(lm_head|output|embed_out)\.weight$")
+_HEADS = (".lm_head.weight", ".output.weight", ".embed_out.weight")
 
 
 def stored_name(store: WeightStore, weight: Weight) -> str:
@@ -40,9 +41,9 @@ def check_weights(graph: Graph, store: WeightStore, source: str) -> None:
             raise WeightError(f"{source}: tensor {name!r} is missing")
         used.add(name)
         _check(store.info(name), weight, name in matrices)
-    tied = not any(_HEAD.search(name) for name in used)
+    tied = not any(map(_is_head, used))
     for name in store.names():
-        if name in used or _BUFFERS.search(name) or (tied and _HEAD.search(name)):
+        if name in used or (tied and _is_head(name)) or re.search(_BUFFERS, name):
             continue
         info = store.info(name)
         if info.kind in (*PALETTES, *DENSE):
@@ -50,6 +51,10 @@ def check_weights(graph: Graph, store: WeightStore, source: str) -> None:
                 f"{info.file or source}: tensor {name!r:.200} {list(info.shape)} has no place in this model: "
                 "config.json describes another one"
             )
+
+
+def _is_head(name: str) -> bool:
+    return f".{name}".endswith(_HEADS)
 
 
 def _check(info: TensorInfo, weight: Weight, is_matrix: bool) -> None:

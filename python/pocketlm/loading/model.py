@@ -7,30 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketlm._core import WeightStore
-from pocketlm.adapters.attach import attach
-from pocketlm.checks import shown
-from pocketlm.errors import ConfigError, ParameterError, TemplateError
+from pocketlm.errors import ConfigError, TemplateError
 from pocketlm.families import build_graph
 from pocketlm.graph import Graph
-from pocketlm.loading import hub
 from pocketlm.loading.check import check_weights
-from pocketlm.loading.files import (
-    as_path,
-    read_json,
-    read_optional_json,
-    read_text,
-    require_directory,
-    storage_errors,
-)
+from pocketlm.loading.files import read_json, read_optional_json, read_text, require_directory, storage_errors
+from pocketlm.loading.place import ADAPTERS, RECOVERY, TOKENIZER, check_adapter, locate
 from pocketlm.loading.safetensors import open_weights
 from pocketlm.loading.tokenizer import ReadTokenizer, check_tokenizer, read_tokenizer
 from pocketlm.records import dataclass
 
 if TYPE_CHECKING:
     from pocketlm.adapters.files import Adapter
-
-TOKENIZER = "tokenizer.json"
-ADAPTERS, RECOVERY = "adapters", "recovery"  # a model's directory of adapters, and the one that it attaches
 
 
 @dataclass(frozen=True)
@@ -65,32 +53,6 @@ class LoadedModel:
         found = read_tokenizer(path) if found is None else found
         check_tokenizer(path, found.size, self.graph.vocab_size)
         return found
-
-
-def check_adapter(adapter: object) -> None:
-    """Whether this says which adapter to attach.
-
-    Raises:
-        ParameterError: it is neither ``"recovery"`` nor ``None``.
-    """
-    if adapter is not None and (not isinstance(adapter, str) or adapter != RECOVERY):
-        raise ParameterError(f"adapter: must be {RECOVERY!r} or None, not {shown(adapter)}")
-
-
-def locate(path_or_id: str | PathLike[str], revision: str | None = None) -> Path:
-    """The directory of a model: a path, or failing that the download of a hub id.
-
-    Raises:
-        MissingFileError: there is neither.
-        ParameterError: the name is empty or not a path.
-    """
-    path = as_path(path_or_id, "path_or_id")
-    with storage_errors(path):
-        if path.exists():
-            return require_directory(path)
-    if isinstance(path_or_id, str) and hub.is_hub_id(path_or_id):
-        return hub.download(path_or_id, revision)
-    return require_directory(path)
 
 
 def open_model(
@@ -130,6 +92,8 @@ def open_model(
     check_weights(graph, store, str(path))
     found = _recovery(path, graph, store) if adapter == RECOVERY else None
     if found is not None:
+        from pocketlm.adapters.attach import attach
+
         graph = attach(graph, found.terms)
     if check_values:
         store.check_finite()

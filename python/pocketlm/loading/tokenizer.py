@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pocketlm._core import BytePairs, BytePairsReading
 from pocketlm.errors import FileFormatError, MissingFileError, PocketlmError, TokenizerError
 from pocketlm.loading.bpe import BytePairTokenizer, is_refusal, of_tables
 from pocketlm.loading.files import read_small
+from pocketlm.records import dataclass
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -19,7 +20,8 @@ MAX_BYTES = 64 << 20  # twice the largest published one (Gemma 3's)
 MAX_GROWTH = 4096  # how many times longer replacements may make a text; published ones come to 16 at most
 
 
-class ReadTokenizer(NamedTuple):
+@dataclass(frozen=True)
+class ReadTokenizer:
     """A tokenizer that neither truncates nor pads, with what reading it told of its vocabulary."""
 
     inner: Tokenizer | BytePairTokenizer

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pocketlm.adapters.config import stored_bytes
 from pocketlm.checks import integer, shown
 from pocketlm.errors import ParameterError
-from pocketlm.loading.model import ADAPTERS, RECOVERY
+from pocketlm.loading.place import ADAPTERS, RECOVERY
 from pocketlm.palettize.extra import require_training
 
 if TYPE_CHECKING:

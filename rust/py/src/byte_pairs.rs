@@ -4,6 +4,7 @@
 //! opens a model. Here they stay in a few arrays until a text is to be encoded; tokens are looked up by number and by text.
 
 use std::hash::BuildHasher;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -131,7 +132,8 @@ impl PyBytePairsReading {
 
 impl PyBytePairs {
     fn parse(data: &[u8]) -> Option<Self> {
-        let File { model, others } = serde_json::from_slice(data).ok()?;
+        // Looked at as text once, rather than each of its strings.
+        let File { model, others } = serde_json::from_str(std::str::from_utf8(data).ok()?).ok()?;
         let Model { vocab, merges, others: options } = model;
         let vocabulary = Vocabulary::of(vocab)?;
         // The library takes one form or the other.
@@ -188,18 +190,22 @@ impl Vocabulary {
             by_id: Vec::new(),
             by_text: HashTable::with_capacity(pairs.len()),
             hasher: DefaultHashBuilder::default(),
-            longest: pairs.iter().map(|(text, _)| text.chars().count()).max().unwrap_or(0),
+            longest: 0,
         };
         for (entry, (text, id)) in (0u32..).zip(&pairs) {
-            if found.entry(text).is_some() {
+            let hash = found.hasher.hash_one(text.as_bytes());
+            if found.find(hash, text.as_bytes()).is_some() {
                 return None;
             }
             found.all.push_str(text);
             found.ends.push(u32::try_from(found.all.len()).ok()?);
             found.ids.push(*id);
-            let hash = found.hasher.hash_one(text.as_bytes());
             // Not rehashed: there is room for all.
             found.by_text.insert_unique(hash, entry, |_| hash);
+            // No text has more characters than bytes.
+            if text.len() > found.longest {
+                found.longest = found.longest.max(text.chars().count());
+            }
         }
         found.by_id = found.ids.iter().copied().zip(0..).collect();
         found.by_id.sort_unstable();
@@ -226,9 +232,14 @@ impl Vocabulary {
     }
 
     fn text(&self, entry: u32) -> &str {
+        &self.all[self.range(entry)]
+    }
+
+    /// Where the text of an entry lies.
+    fn range(&self, entry: u32) -> Range<usize> {
         let entry = entry as usize;
         let start = if entry == 0 { 0 } else { self.ends[entry - 1] };
-        &self.all[start as usize..self.ends[entry] as usize]
+        start as usize..self.ends[entry] as usize
     }
 
     fn texts(&self) -> impl Iterator<Item = &str> {
@@ -236,7 +247,10 @@ impl Vocabulary {
     }
 
     fn entry(&self, text: &str) -> Option<u32> {
-        let hash = self.hasher.hash_one(text.as_bytes());
-        self.by_text.find(hash, |&entry| self.text(entry) == text).copied()
+        self.find(self.hasher.hash_one(text.as_bytes()), text.as_bytes())
+    }
+
+    fn find(&self, hash: u64, text: &[u8]) -> Option<u32> {
+        self.by_text.find(hash, |&entry| &self.all.as_bytes()[self.range(entry)] == text).copied()
     }
 }

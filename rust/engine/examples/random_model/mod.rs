@@ -86,7 +86,7 @@ pub fn model(shape: &Shape) -> Result<(Graph, WeightStore), EngineError> {
         let q = b.linear(linear, h, heads * head_dim, width)?;
         let k = b.linear(linear, h, kv_heads * head_dim, width)?;
         let v = b.linear(linear, h, kv_heads * head_dim, width)?;
-        let rope = |x: usize| json!({"x": x, "head_dim": head_dim, "rotary": {"frequencies": frequencies}});
+        let rope = |x: usize| json!({"x": x, "head_dim": head_dim, "rotary": 0});
         let (q, k) = (b.op("rope", heads * head_dim, rope(q)), b.op("rope", kv_heads * head_dim, rope(k)));
         let a = json!({"q": q, "k": k, "v": v, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim,
             "scale": 1.0 / (head_dim as f64).sqrt(), "cache": layer});
@@ -101,6 +101,7 @@ pub fn model(shape: &Shape) -> Result<(Graph, WeightStore), EngineError> {
     }
     let h = b.norm(x, width);
     b.op("linear", vocab, json!({"x": h, "weight": table}));
-    let graph = json!({"model_type": "bench", "vocab_size": vocab, "context_length": 131_072, "ops": b.ops});
+    let graph = json!({"model_type": "bench", "vocab_size": vocab, "context_length": 131_072,
+        "rotaries": [{"frequencies": frequencies}], "ops": b.ops});
     Ok((Graph::parse(&graph.to_string())?, b.store))
 }

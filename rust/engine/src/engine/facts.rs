@@ -6,7 +6,7 @@ use pocketlm_kernels::{Kernels, Kind, KvType};
 
 use super::Memory;
 use crate::graph::{Graph, OpKind};
-use crate::plan::{Matrix, Plan};
+use crate::plan::Plan;
 use crate::store::{TensorData, WeightStore};
 
 /// Facts of an engine, which its sequences and steps share.
@@ -56,15 +56,16 @@ pub(super) fn bytes_per_token(graph: &Graph, plan: &Plan) -> u64 {
     matrices + plan.weights.vectors.iter().map(|vector| 4 * vector.len() as u64).sum::<u64>()
 }
 
-/// Every kind of palettized weights.
-pub(super) fn palettes(plan: &Plan) -> Vec<Kind> {
-    let kind = |matrix: &Matrix| match matrix {
-        Matrix::Palette(tensor) => match tensor.data() {
-            TensorData::Palette { kind, .. } => Some(*kind),
-            _ => None,
-        },
-        Matrix::Dense { .. } => None,
+/// Measures which kernels multiply prompts with the kinds of palettized weights that there are, now, since steps allocate
+/// nothing: a millisecond for each kind, once in a process.
+pub(super) fn choose_kernels(kernels: &Kernels, store: &WeightStore) {
+    let is_there = |wanted: &Kind| {
+        store
+            .tensors()
+            .any(|tensor| matches!(tensor.data(), TensorData::Palette { kind, .. } if kind == wanted))
     };
-    let found = |wanted: &Kind| plan.weights.matrices.iter().any(|matrix| kind(matrix) == Some(*wanted));
-    Kind::ALL.into_iter().filter(found).collect()
+    for kind in Kind::ALL.into_iter().filter(is_there) {
+        kernels.prompt_kernel(kind, 16);
+        kernels.prompt_kernel(kind, usize::MAX);
+    }
 }

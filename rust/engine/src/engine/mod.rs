@@ -16,6 +16,7 @@ mod warm;
 mod write;
 
 use std::sync::{Arc, Mutex};
+use std::thread::{self, Builder};
 use std::time::Duration;
 
 use pocketlm_kernels::{Kernels, KvType, Level};
@@ -28,7 +29,7 @@ pub use trace::Traced;
 pub use write::{WriteItem, WriteLimits, Written};
 
 use crew::CrewSize;
-use facts::{Facts, bytes_per_token, id_limit, palettes};
+use facts::{Facts, bytes_per_token, choose_kernels, id_limit};
 use inner::Inner;
 
 use crate::arena::Arena;
@@ -126,15 +127,19 @@ impl Engine {
             trace: false,
             packs_rows: kernels.packs_rows(),
         };
-        let plan = Plan::new(&graph, &store, planning)?;
+        let plan = thread::scope(|scope| {
+            // On a thread of its own, since those of the pool may be busy with another model.
+            let choose = || choose_kernels(kernels, &store);
+            let chosen = if threads > 1 { Builder::new().spawn_scoped(scope, choose).ok() } else { None };
+            let plan = Plan::new(&graph, &store, planning);
+            if chosen.is_none_or(|thread| thread.join().is_err()) {
+                choose();
+            }
+            plan
+        })?;
         let tokens = options.cache_tokens.min(graph.context_length);
         let memory = Memory::of(&plan, options.kv, options.cache_tokens, tokens, threads)?;
         memory.check("the model", options.max_memory)?;
-        // Measured here, since steps allocate nothing: a millisecond for each kind, once in a process.
-        for kind in palettes(&plan) {
-            kernels.prompt_kernel(kind, 16);
-            kernels.prompt_kernel(kind, usize::MAX);
-        }
         let facts = Facts {
             kernels,
             threads,

@@ -85,6 +85,7 @@ fn check_op(graph: &Graph, index: usize, op: &Op, caches: &mut Caches) -> Result
         OpKind::Rope { x, head_dim, rotary } => {
             same(*x)?;
             divides("head_dim", *head_dim, op.width)?;
+            let rotary = graph.rotaries.get(*rotary).ok_or_else(|| format!("there is no rotary {rotary}"))?;
             check_rotary(rotary, *head_dim)
         }
         OpKind::Attention(attention) => check_attention(graph, op, attention, caches),

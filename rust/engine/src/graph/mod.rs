@@ -18,6 +18,9 @@ pub struct Graph {
     pub vocab_size: usize,
     /// Positions that the model was made for.
     pub context_length: usize,
+    /// What its rotations share, each by its number.
+    #[serde(default)]
+    pub rotaries: Vec<Rotary>,
     /// The operations. Each reads results of earlier ones.
     pub ops: Vec<Op>,
 }

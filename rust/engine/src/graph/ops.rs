@@ -124,8 +124,8 @@ pub enum OpKind {
         x: usize,
         /// Channels of a head.
         head_dim: usize,
-        /// Frequencies.
-        rotary: Rotary,
+        /// Which of the graph's.
+        rotary: usize,
     },
     /// Causal grouped-query attention.
     Attention(AttentionOp),

@@ -45,7 +45,7 @@ impl Builder<'_> {
                 }
             }
             OpKind::Rope { x, head_dim, rotary } => {
-                let table = self.rope_table(rotary, &op.name)?;
+                let table = self.rope_table(&self.graph.rotaries[*rotary], &op.name)?;
                 let x = self.own(index, *x);
                 self.push(RowOp::Rope { table, x, head_dim: *head_dim });
                 Some(x)

@@ -42,6 +42,7 @@ pub enum Made {
 /// A graph under construction.
 pub struct Build {
     ops: Vec<Value>,
+    rotaries: Vec<Value>,
     pub store: WeightStore,
     random: Random,
     made: Made,
@@ -52,7 +53,15 @@ pub struct Build {
 
 impl Build {
     pub fn new(made: Made, seed: u64) -> Self {
-        Self { ops: Vec::new(), store: WeightStore::new(), random: Random(seed), made, count: 0, rank: 0 }
+        Self {
+            ops: Vec::new(),
+            rotaries: Vec::new(),
+            store: WeightStore::new(),
+            random: Random(seed),
+            made,
+            count: 0,
+            rank: 0,
+        }
     }
 
     pub fn op(&mut self, kind: &str, width: usize, fields: Value) -> usize {
@@ -160,7 +169,8 @@ impl Build {
 
     pub fn rope(&mut self, x: usize, head_dim: usize, pairs: usize, interleaved: bool) -> usize {
         let frequencies: Vec<f64> = (0..pairs).map(|i| 100f64.powf(-(i as f64) / pairs as f64)).collect();
-        let rotary = json!({"frequencies": frequencies, "scale": 1.0, "interleaved": interleaved});
+        self.rotaries.push(json!({"frequencies": frequencies, "scale": 1.0, "interleaved": interleaved}));
+        let rotary = self.rotaries.len() - 1;
         self.op("rope", self.width(x), json!({"x": x, "head_dim": head_dim, "rotary": rotary}))
     }
 
@@ -188,8 +198,7 @@ impl Build {
     }
 
     pub fn finish(self, vocab: usize, context: usize) -> Model {
-        let graph =
-            json!({"model_type": "test", "vocab_size": vocab, "context_length": context, "ops": self.ops});
+        let graph = json!({"model_type": "test", "vocab_size": vocab, "context_length": context, "rotaries": self.rotaries, "ops": self.ops});
         Model { graph: Graph::parse(&graph.to_string()).unwrap(), store: Arc::new(self.store) }
     }
 }

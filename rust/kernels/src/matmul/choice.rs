@@ -14,7 +14,7 @@ use crate::scratch::Scratch;
 
 /// The product that is measured: outputs and inputs of a part of a prompt's work, some tens of microseconds.
 const OUTPUTS: usize = 4 * TILE;
-const INPUTS: usize = 1024;
+const INPUTS: usize = 512;
 /// Alternating measurements of each; the best counts, since others were disturbed.
 const ROUNDS: usize = 5;
 
