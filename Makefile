@@ -6,7 +6,7 @@ RUST := $(shell find rust -name '*.rs' -o -name Cargo.toml) Cargo.toml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
 
-.PHONY: demo test test-rust test-python test-eval test-arm instructions bench lint format docs bundle wheel check-wheel build clean help
+.PHONY: demo test test-rust test-python test-eval test-arm instructions bench goals lint format docs bundle wheel check-wheel build clean help
 
 demo: $(VENV)/.built ## write a story with the bundled model
 	@$(BIN)/pocketlm generate "Once upon a time, a little fox" --max-tokens 220 --temperature 0.7 --seed 7
@@ -48,6 +48,9 @@ bench: $(VENV)/.dev $(VENV)/.built ## kernels, then end to end
 	$(BIN)/python -m benches.synthetic llama-3.2-1b benches/out/llama-3.2-1b
 	$(BIN)/pocketlm palettize benches/out/llama-3.2-1b benches/out/llama-3.2-1b-p4 --bits 4
 	$(BIN)/pocketlm bench benches/out/llama-3.2-1b-p4
+
+goals: $(VENV)/.dev $(VENV)/.built ## the speeds that pocketlm wants to reach, and which it reaches here (hours)
+	$(BIN)/python -m benches.goals
 
 bundle: $(VENV)/.dev $(VENV)/.built ## palettize the story model anew into the package; DATA=the folder of training texts
 	$(BIN)/python -m training.bundle --data $(DATA)

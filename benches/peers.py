@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from benches import machine, report
 from benches.adapters import names
 from benches.checkpoint import Checkpoint
 from benches.environment import CannotRunError
-from benches.results import Results
+from benches.results import Results, Run
 from benches.shapes import CONTEXT_KEYS, SHAPES
 from benches.variant import CHECK_IDS, ROOT, Variant
 
@@ -103,10 +104,10 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
+def parse(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or what is given in its place."""
     parser = command_line()
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     args.out = args.out.resolve()
     args.variants = [v for w in args.variants for v in (TABLE.split() if w == "all" else [w])]
     counts = (args.threads, args.timeout, *args.prompt, *args.after, *args.batch)
@@ -116,8 +117,15 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Prepares, checks, measures in alternation, reports."""
-    args = parse()
+    """Compares what the command line asks for."""
+    compare(parse())
+
+
+def compare(args: argparse.Namespace) -> tuple[dict[str, list[Run]], dict[str, str]]:
+    """Prepares, checks, measures in alternation, reports.
+
+    Returns the runs of each variant, and why the others have none, by ``RUNTIME:FORM``.
+    """
     variants = [Variant(spec, args) for spec in args.variants]  # complains of unknown ones before any work
     checkpoint = make_checkpoint(args)
     settings = {key: getattr(args, key) for key in SETTINGS}
@@ -159,6 +167,8 @@ def main() -> None:
         publish(args, checkpoint, present, kept, {"checks": checks, "not_run": absent})
     for title, reason in absent.items():
         print(f"{title}: not run: {reason}")
+    runs = {variant.spec: kept.runs(variant.spec, variant.version)[: args.repeats] for variant in present}
+    return runs, {variant.spec: absent[variant.title] for variant in variants if variant.title in absent}
 
 
 def check(variant: Variant, checkpoint: Path, kept: Results) -> dict[str, float]:

@@ -14,13 +14,14 @@ COLORS = {"pocketlm": "#c2410c"}
 OTHER_COLORS = ("#475569", "#64748b", "#94a3b8", "#7c8fa6", "#a8b5c4")
 
 
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and greatest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
 def summary(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
     """Median, least and greatest of every figure over a variant's runs."""
-    result = {}
-    for key in runs[0]["figures"]:
-        values = [run["figures"][key] for run in runs]
-        result[key] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return result
+    return {key: spread([run["figures"][key] for run in runs]) for key in runs[0]["figures"]}
 
 
 def ratios(ours: Sequence[Run], theirs: Sequence[Run]) -> dict[str, dict[str, float]]:
@@ -34,7 +35,7 @@ def ratios(ours: Sequence[Run], theirs: Sequence[Run]) -> dict[str, dict[str, fl
             continue
         values = [(a["figures"][key], b["figures"][key]) for a, b in pairs]
         quotients = [a / b if key.startswith(HIGHER) else b / a for a, b in values]
-        result[key] = {"median": statistics.median(quotients), "min": min(quotients), "max": max(quotients)}
+        result[key] = spread(quotients)
     return result
 
 

@@ -16,6 +16,7 @@ from benches import (
     adapters,
     allocation,
     environment,
+    goals,
     norm,
     peers,
     prediction,
@@ -342,3 +343,70 @@ def test_models_run_in_turn(tmp_path: Path) -> None:
         found = bench._in_turn(base, bench.path("ffn at 2 bits"))
     assert set(found) == set(prediction.STEPS)
     assert all(len(ratios) == 2 and min(ratios) > 0 for ratios in found.values())
+
+
+def test_goals_are_judged_by_the_best_of_those_that_ran() -> None:
+    runs = {
+        "pocketlm:4": [run(i, float(i), decode=60.0 + i, share=0.9, decode_batch_8=250.0) for i in range(3)],
+        "a:4": [run(i, i + 0.5, decode=50.0) for i in range(3)],
+        "b:4": [run(i, i + 0.5, decode=55.0) for i in range(3)],
+    }
+    found = goals.Goal("pocketlm:4", "decode", 1.2, ("a:4", "b:4", "absent:4")).found(runs)
+    assert found == {"median": 61 / 55, "min": 60 / 55, "max": 62 / 55}
+    assert goals.Goal("pocketlm:4", "decode", 1.2, ("absent:4",)).found(runs) is None
+    assert goals.Goal("absent:4", "decode", 1.2, ("a:4",)).found(runs) is None
+    assert goals.Goal("pocketlm:4", "prefill_512", 1.2, ("a:4",)).found(runs) is None
+    assert goals.Goal("a:4", "decode_batch_8", 5.0, over="decode").found(runs) is None
+    over = goals.Goal("pocketlm:4", "decode_batch_8", 5.0, over="decode").found(runs)
+    assert over == {"median": 250 / 61, "min": 250 / 62, "max": 250 / 60}
+    share = goals.Goal("pocketlm:4", "share", 0.88).found(runs)
+    assert share == {"median": 0.9, "min": 0.9, "max": 0.9}
+    rows = [goals.row("g", "one", 1.2, found, []), goals.row("g", "two", 0.88, share, ["x: no compiler"])]
+    rows.append(goals.row("g", "three", 1.0, None, ["x: no compiler", "y: left out"]))
+    assert [row["reached"] for row in rows] == [False, True, None]
+    lines = goals.table(rows).splitlines()
+    assert [line.split(" | ")[3].rstrip(" |") for line in lines[2:5]] == ["no", "yes", "not measured"]
+    assert lines[6:] == ["g: without x: no compiler", "g: without y: left out"]
+
+
+@pytest.mark.parametrize("name", goals.GROUPS)
+def test_comparisons_measure_what_their_goals_are_about(name: str) -> None:
+    group = goals.GROUPS[name]
+    args = peers.parse([*group.variants(), *group.options.split()])
+    assert args.variants == group.variants()
+    for spec in args.variants:
+        peers.Variant(spec, args)  # else an unknown runtime or form
+    measured = {"peak_bytes"} if args.only_load else {"peak_bytes", "decode", "bandwidth_share"}
+    measured |= {"load_to_first_token_seconds"} | {f"decode_batch_{rows}" for rows in args.batch}
+    measured |= {f"{key}_{n}" for key in ("prefill", "int8_peak_share") for n in args.prompt}
+    measured |= {f"decode_after_{n}" for n in args.after}
+    for goal in group.goals:
+        assert {goal.figure, goal.over or goal.figure} <= measured
+        assert not (goal.beside and goal.over) and goal.variant.startswith("pocketlm")
+
+
+def test_goals_are_measured_group_by_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[list[str]] = []
+
+    def compare(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+        asked.append(args.variants)
+        ours = [run(0, 0.0, load_to_first_token_seconds=0.1, peak_bytes=5.0)]
+        theirs = [run(0, 1.0, load_to_first_token_seconds=0.9, peak_bytes=11.0)]
+        return {"pocketlm:4": ours, "llama_cpp:Q4_0": theirs}, {"llama_cpp:Q4_K_M": "no compiler"}
+
+    monkeypatch.setattr(peers, "compare", compare)
+    monkeypatch.setattr(goals, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["goals", "load", "--repeats", "1", "--without", "mistralrs"])
+    goals.main()
+    assert asked == [["pocketlm:4", "llama_cpp:Q4_0", "llama_cpp:Q4_K_M"]]
+    said = capsys.readouterr().out
+    assert "9.00 (9.00 to 9.00) | no |" in said and "2.20 (2.20 to 2.20) | yes |" in said
+    assert "- | not measured |" in said and "load: without llama_cpp:Q4_K_M: no compiler" in said
+    kept = json.loads((tmp_path / "benches" / "out" / "goals.json").read_text())
+    assert [goal["reached"] for goal in kept["goals"]] == [False, None, True]
+    for wrong in (["nothing"], ["--repeats", "0"]):
+        monkeypatch.setattr(sys, "argv", ["goals", *wrong])
+        with pytest.raises(SystemExit):
+            goals.main()

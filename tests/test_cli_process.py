@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from test_packaging import OPTIONAL, PACKAGE
+
 PYTHON = [sys.executable, "-W", "error"]
 
 
@@ -57,6 +59,36 @@ def test_token_ids_to_token_ids_need_no_slow_imports() -> None:
         "slow = {'numpy', 'tokenizers', 'jinja2', 'dataclasses', 'inspect', 'asyncio', 'huggingface_hub'}; "
         "assert not slow & set(sys.modules), slow & set(sys.modules)"
     )
+    found = run("-c", code)
+    assert found.returncode == 0, found.stderr
+
+
+def test_every_module_can_be_imported_first() -> None:
+    # Many are imported late, in whatever order a program asks for them.
+    files = [file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py")]
+    plain = [
+        file for file in files if file not in OPTIONAL and file.name not in ("__init__.py", "__main__.py")
+    ]
+    names = [".".join(["pocketlm", *file.with_suffix("").parts]) for file in plain]
+    code = """
+import importlib, sys
+for name in sys.argv[1:]:
+    for known in list(sys.modules):
+        if known.startswith("pocketlm.") and known != "pocketlm._core":
+            del sys.modules[known]
+    importlib.import_module(name)
+"""
+    found = run("-c", code, *names)
+    assert found.returncode == 0, found.stderr
+
+
+def test_names_of_a_package_come_when_asked_for() -> None:
+    code = """
+import pocketlm.loading
+assert dir(pocketlm.loading) == ["LoadedModel", "open_model"] and not hasattr(pocketlm.loading, "nothing")
+from pocketlm.loading import *
+assert open_model is pocketlm.loading.model.open_model and LoadedModel is pocketlm.loading.model.LoadedModel
+"""
     found = run("-c", code)
     assert found.returncode == 0, found.stderr
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
 import pickle
+import sys
+import types
 from typing import Any, ClassVar
 
 import pytest
@@ -164,6 +167,46 @@ def test_a_class_keeps_what_it_defines_itself() -> None:
     assert repr(Loud(1)) == "LOUD" and hash(Loud(1)) == 7 and Loud(1) == Loud(1) != Loud(2)
 
 
+def test_defaults_are_found_as_in_the_library() -> None:
+    @dataclass(frozen=True)
+    class Again(Ours):
+        """The field's default is its base's, and a class is one like any other."""
+
+        scale: float
+        made: type = list
+
+    assert Again("a", (1,)) == Again("a", (1,), 1.0, list)
+
+
+def test_a_record_is_defined_while_the_library_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    # By another thread, which has not come to its classes yet.
+    monkeypatch.setitem(sys.modules, "dataclasses", types.ModuleType("dataclasses"))
+
+    @dataclass(frozen=True)
+    class Early:
+        """Has fields with and without a default."""
+
+        first: int
+        second: int = 2
+
+    assert vars(Early(1)) == {"first": 1, "second": 2}
+
+
+def test_what_is_kept_beside_the_fields_is_not_copied() -> None:
+    @dataclass(frozen=True)
+    class Long:
+        """Remembers what took long."""
+
+        value: int
+
+        @functools.cached_property
+        def twice(self) -> int:
+            return 2 * self.value
+
+    one = Long(1)
+    assert one.twice == 2 and replace(one, value=3).twice == 6 and one == Long(1)
+
+
 def test_what_is_not_a_record_cannot_be_declared() -> None:
     with pytest.raises(TypeError, match="frozen"):
         dataclass(frozen=False)(Base)
@@ -181,6 +224,10 @@ def test_what_is_not_a_record_cannot_be_declared() -> None:
 
             first: int = 1
             second: int  # type: ignore[misc]
+
+    for kind in ("dataclasses.InitVar[int]", "KW_ONLY", "t.ClassVar[int]"):
+        with pytest.raises(TypeError, match=r"Odd\.value: fields of a record cannot be"):
+            dataclass(frozen=True)(type("Odd", (), {"__doc__": "", "__annotations__": {"value": kind}}))
 
     with pytest.raises(TypeError, match=r"Shared\.values: its default could be changed"):
 

@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benches.adapters.base import Adapter
 
@@ -49,6 +49,7 @@ class Peer(Adapter):
     exact = frozenset({"16"})
     families = frozenset({"llama", "openelm"})
     has_batches = True
+    kv_dtype: Literal["f16", "int8"] = "f16"
 
     def convert(self, checkpoint: Path, variant: str, target: Path) -> Path:
         path = checkpoint if variant == "16" else self._palettized(checkpoint, variant, target)
@@ -71,7 +72,9 @@ class Peer(Adapter):
         # As much as the others have for one text, and what short prompts of a batch need.
         room = max(context, 512 * self.rows if self.rows > 1 else 0)
         self.threads = threads
-        self.model = pocketlm.load(path, threads=threads, context=context, cache_tokens=room)
+        self.model = pocketlm.load(
+            path, threads=threads, context=context, cache_tokens=room, kv_dtype=self.kv_dtype
+        )
 
     def generate(self, ids: Sequence[int], count: int) -> tuple[list[int], list[float]]:
         tokens: list[int] = []

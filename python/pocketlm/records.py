@@ -4,7 +4,7 @@
 a class: with the thirty classes that a model is opened with, as long as all else that Python does then. These
 methods are the same for every class instead, and look at its fields when they are called. The library itself,
 whose import takes as long as that of all modules that a model is opened with, is asked only when somebody
-looks at a record as at a dataclass.
+looks at a record as at a dataclass, or tries to change one.
 
 To type checkers the decorator is the one of the standard library, and what it makes is a dataclass:
 ``fields``, ``replace`` and ``asdict`` of ``dataclasses`` work as with any other. Fields may have a default,
@@ -14,10 +14,10 @@ but none of the options of ``dataclasses.field``. Records and frozen dataclasses
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dataclasses import dataclass
+    from dataclasses import dataclass, replace
 else:
 
     def dataclass(*, frozen: bool):
@@ -26,12 +26,22 @@ else:
             raise TypeError("records are frozen")
         return _made
 
+    def replace(record, /, **changes):
+        """As ``dataclasses.replace``, of a record or of a dataclass that inherits from one."""
+        cls = type(record)
+        if "_start" in vars(cls):
+            values = vars(record)
+            return cls(**{name: values[name] for name in cls._start} | changes)
+        import dataclasses
+
+        return dataclasses.replace(record, **changes)
+
 
 __all__ = ["dataclass", "field_names", "replace"]
 
-Record = TypeVar("Record")
-
 _MISSING: Any = object()  # the default of a field that has none
+_CLASS_VARIABLES = ("ClassVar[", "typing.ClassVar[")  # annotations of what is no field
+_UNKNOWN = ("ClassVar", "InitVar", "KW_ONLY")  # in those that mean something else to the library
 
 
 def field_names(record: Any) -> list[str]:
@@ -42,20 +52,6 @@ def field_names(record: Any) -> list[str]:
     from dataclasses import fields
 
     return [field.name for field in fields(record)]
-
-
-def replace(record: Record, /, **changes: Any) -> Record:
-    """``dataclasses.replace``, of a record at once.
-
-    Raises:
-        TypeError: it has no such field.
-    """
-    cls = type(record)
-    if "_start" in vars(cls):
-        return cls(**vars(record) | changes)
-    from dataclasses import replace
-
-    return replace(record, **changes)  # type: ignore[type-var]
 
 
 def _made(cls: type) -> type:
@@ -74,8 +70,11 @@ def _made(cls: type) -> type:
     for name, kind in cls.__annotations__.items():  # of this class alone
         if not isinstance(kind, str):
             raise TypeError(f"{cls.__name__}.{name}: needs 'from __future__ import annotations'")
-        if not kind.startswith(("ClassVar", "typing.ClassVar")):
-            start[name], types[name] = _default(cls, name), kind
+        if kind.startswith(_CLASS_VARIABLES):
+            continue
+        if any(word in kind for word in _UNKNOWN):
+            raise TypeError(f"{cls.__name__}.{name}: fields of a record cannot be {kind}")
+        start[name], types[name] = _default(cls, name), kind
     made._start, made._types = start, types
     made._required = frozenset(name for name, value in start.items() if value is _MISSING)
     if list(start)[: len(made._required)] != [name for name in start if name in made._required]:
@@ -89,12 +88,13 @@ def _made(cls: type) -> type:
 
 
 def _default(cls: type, name: str) -> Any:
-    """The default of a field that a class declares itself."""
-    value = vars(cls).get(name, _MISSING)
-    library = sys.modules.get("dataclasses")  # without which nobody can have given options
-    if library is not None and isinstance(value, library.Field):
+    """The default of a field that a class declares; as in the library, it may be its base's."""
+    value = getattr(cls, name, _MISSING)
+    # Without the library nobody can have given options, nor while another thread still imports it.
+    options = getattr(sys.modules.get("dataclasses"), "Field", None)
+    if options is not None and isinstance(value, options):
         raise TypeError(f"{cls.__name__}.{name}: fields of a record have no options but a default")
-    if value is not _MISSING and value.__hash__ is None:
+    if type(value).__hash__ is None:
         raise TypeError(f"{cls.__name__}.{name}: its default could be changed")
     return value
 

@@ -213,7 +213,8 @@ class Tokenizer:
 
     def pieces(self) -> int:
         """How many tokens of the vocabulary are more than one character or byte."""
-        return sum(len(text) > 1 and not re.fullmatch(_BYTE, text) for text in self.vocabulary())
+        is_byte = re.compile(_BYTE).fullmatch
+        return sum(len(text) > 1 and not is_byte(text) for text in self.vocabulary())
 
     def token_id(self, text: str) -> int | None:
         """The id of a token of the vocabulary, by its exact text.

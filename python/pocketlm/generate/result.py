@@ -129,7 +129,7 @@ class Completion:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, for JSON, derived figures included."""
-        import dataclasses  # takes longer to import than a model to open, and few ask for this
+        import dataclasses  # takes as long to import as a model to open, and few ask for this
 
         values = dataclasses.asdict(replace(self, others=()))
         values["others"] = [other.to_dict() for other in self.others]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pocketlm.errors import ParameterError
 from pocketlm.generate.params import SamplingParams, checked
@@ -22,28 +22,25 @@ class Message:
     content: str
 
 
-if TYPE_CHECKING:
-    from typing import Protocol
+class _Model(Protocol):
+    name: str
 
-    class _Model(Protocol):
-        name: str
+    def _render(self, messages: Sequence[dict[str, str]]) -> list[int]: ...
 
-        def _render(self, messages: Sequence[dict[str, str]]) -> list[int]: ...
+    def _start(
+        self,
+        prompt: list[int],
+        params: SamplingParams | None,
+        overrides: dict[str, Any],
+        owner: Any,
+        on_end: Any,
+    ) -> Stream: ...
 
-        def _start(
-            self,
-            prompt: list[int],
-            params: SamplingParams | None,
-            overrides: dict[str, Any],
-            owner: Any,
-            on_end: Any,
-        ) -> Stream: ...
+    def _forget(self, owner: Any) -> None: ...
 
-        def _forget(self, owner: Any) -> None: ...
+    def _write_session(self, path: Any, messages: Sequence[tuple[str, str]], owner: Any) -> None: ...
 
-        def _write_session(self, path: Any, messages: Sequence[tuple[str, str]], owner: Any) -> None: ...
-
-        def _read_session(self, path: Any, owner: Any) -> Sequence[tuple[str, str]]: ...
+    def _read_session(self, path: Any, owner: Any) -> Sequence[tuple[str, str]]: ...
 
 
 class Session:

@@ -20,3 +20,7 @@ def __getattr__(name: str) -> Any:
 
     globals()[name] = value = getattr(model, name)
     return value
+
+
+def __dir__() -> list[str]:
+    return __all__

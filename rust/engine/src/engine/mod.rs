@@ -130,10 +130,13 @@ impl Engine {
         let plan = thread::scope(|scope| {
             // On a thread of its own, since those of the pool may be busy with another model.
             let choose = || choose_kernels(kernels, &store);
-            let chosen = if threads > 1 { Builder::new().spawn_scoped(scope, choose).ok() } else { None };
+            let beside = Builder::new().name("pocketlm-choose".into());
+            let chosen = if threads > 1 { beside.spawn_scoped(scope, choose).ok() } else { None };
             let plan = Plan::new(&graph, &store, planning);
-            if chosen.is_none_or(|thread| thread.join().is_err()) {
-                choose();
+            match chosen {
+                // Should it have failed, a step measures what it needs.
+                Some(thread) => drop(thread.join()),
+                None => choose(),
             }
             plan
         })?;

@@ -12,7 +12,7 @@ use crate::quantized::QuantBuffer;
 use crate::registry::MatmulPaletteFn;
 use crate::scratch::Scratch;
 
-/// The product that is measured: outputs and inputs of a part of a prompt's work, some tens of microseconds.
+/// The product that is measured: outputs and inputs of a part of a prompt's work, some tens of microseconds. Panels of two blocks.
 const OUTPUTS: usize = 4 * TILE;
 const INPUTS: usize = 512;
 /// Alternating measurements of each; the best counts, since others were disturbed.
