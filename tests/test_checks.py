@@ -105,6 +105,21 @@ def test_numbers_of_the_engine(directory: Path, name: str, value: Any) -> None:
     assert not taken(name, lambda: pocketlm.load(directory, **{name: value}))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"threads": 0}, "threads: must be 1 or more, not 0"),
+        ({"context": -1}, "context: must be 1 or more, not -1"),
+        ({"max_memory": 1000}, r"MB, 1\.0 kB are available"),
+    ],
+)
+def test_limits_are_told_where_they_mean_something(
+    directory: Path, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ParameterError, MemoryLimitError), match=message):
+        pocketlm.load(directory, **given)
+
+
 def test_numpy_integers_are_numbers(directory: Path) -> None:
     sizes = {"context": np.int64(64), "cache_tokens": np.uint16(256), "threads": np.int8(1)}
     with pocketlm.load(directory, **sizes) as model:  # type: ignore[arg-type]

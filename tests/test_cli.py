@@ -375,6 +375,13 @@ def test_chat_json_is_a_line_an_answer(loaded: Loaded) -> None:
     answers = [json.loads(line) for line in out.splitlines()]
     assert status == 0 and [a["prompt"] for a in answers] == ["once", "the cat"]
     assert answers[1]["usage"]["reused_tokens"] > 0
+    kept = answers[1]
+    talk = "once\n/reset\n/nonsense\nthe cat\n/quit\nnever\n"
+    status, out, err = call("chat", "--max-tokens", "5", "--seed", "1", "--json", stdin=talk)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert status == 0 and [a["prompt"] for a in answers] == ["once", "the cat"]
+    assert answers[1]["usage"]["prompt_tokens"] < kept["usage"]["prompt_tokens"]  # forgotten
+    assert "forgotten" in err and "/nonsense is not" in err
 
 
 def test_ctrl_c_ends_the_answer_not_the_chat(loaded: Loaded) -> None:

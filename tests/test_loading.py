@@ -134,10 +134,13 @@ def test_files_are_written_whole_where_they_lie(tmp_path: Path) -> None:
 
 def test_places_that_hold_no_model(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "m")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
     for place, message in (
         (tmp_path / "nowhere", "nowhere"),
         (path / "config.json", "not a directory"),
         (path / "model.safetensors", "give the directory"),
+        (tmp_path / "m.gguf", "GGUF is not read"),
+        (tmp_path, r"config\.json: no such file; a model's directory has one"),
         ("/dev/null", "not a directory"),
     ):
         with pytest.raises(MissingFileError, match=message):

@@ -61,6 +61,12 @@ def test_a_recipe_of_everything_needs_no_budget(source: Path, tmp_path: Path) ->
     assert sum(BITS[t.kind] * t.elements for t in projections) <= 4 * sum(t.elements for t in projections)
     with pytest.raises(BudgetError, match=r"bits 3 cannot.*nearest that can is 8"):
         palettize(source, tmp_path / "x", recipe={"*": "p8"}, bits=3, **QUIET)
+    # The model's own account of bits says what was asked for, not what nobody asked for.
+    sections = {
+        n: json.loads((tmp_path / n / "config.json").read_text())["pocketlm"] for n in ("p8", "asked")
+    }
+    assert "bits" not in sections["p8"] and sections["p8"]["bits_per_weight_projections"] > 8
+    assert sections["asked"]["bits"] == 4
     assert names(tmp_path) == ["asked", "mixed", "p8", "src"]
 
 

@@ -14,6 +14,8 @@ from pocketlm.errors import ParameterError
 
 T = TypeVar("T")
 
+_NO_BOUND = 1 << 60  # beyond what anybody means by a limit
+
 _repr = reprlib.Repr()
 _repr.maxlist = _repr.maxdict = 12
 _repr.maxstring = _repr.maxlong = _repr.maxother = 60
@@ -37,7 +39,8 @@ def integer(name: str, value: Any, least: int, most: int) -> int:
         raise ParameterError(f"{name}: must be an integer, not {shown(value)}")
     found = int(value)
     if not least <= found <= most:
-        raise ParameterError(f"{name}: must be from {least} to {most}, not {shown(found)}")
+        bounds = f"from {least} to {most}" if most < _NO_BOUND or found > most else f"{least} or more"
+        raise ParameterError(f"{name}: must be {bounds}, not {shown(found)}")
     return found
 
 

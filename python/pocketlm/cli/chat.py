@@ -67,8 +67,9 @@ def command(
     """Talk with MODEL. Without MODEL, the bundled one goes on with your story.
 
     Type a line and read the answer as it is made; only what is new is computed in each turn. /help lists
-    commands. Without a terminal each line of standard input is a turn, and the
-    status is 1 where one failed; with --json each answer is one line of JSON, and a failure ends it.
+    commands. Without a terminal each line of standard input is a turn or a command, and the
+    status is 1 where one failed; with --json each answer is one line of JSON, what commands say goes to
+    standard error, and a failure ends it.
 
     \b
     Example:
@@ -90,7 +91,12 @@ def command(
     )
     with lm, lm.session(instructions, **chosen(sampling)) as session:
         if as_json:
+            said = Console(stderr=True, highlight=False, soft_wrap=True)
             for line in _lines():
+                if line.startswith("/"):
+                    if _obey(line, session, said):
+                        break
+                    continue
                 completion = session.respond(line)
                 click.echo(json_text({"prompt": line, **completion.to_dict()}))
                 sys.stdout.flush()

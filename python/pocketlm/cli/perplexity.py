@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         "--stride",
         type=click.IntRange(1),
         metavar="N",
-        help="Score only the last N of each window: more context, more work.",
+        help="Score only the last N of each window: more context, more work.  [default: all of it]",
     ),
     click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after this many tokens."),
     threads_option,

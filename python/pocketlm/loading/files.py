@@ -74,6 +74,8 @@ def require_directory(path: Path) -> Path:
             raise MissingFileError(f"{path}: no such directory{hint}")
         if not path.is_dir():
             hint = "; give the directory that holds it" if path.suffix == ".safetensors" else ""
+            if path.suffix == ".gguf":
+                hint = "; GGUF is not read: give a directory with config.json and safetensors"
             raise MissingFileError(f"{path}: is not a directory{hint}")
     return path
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketlm._core import WeightStore
-from pocketlm.errors import ConfigError, TemplateError
+from pocketlm.errors import ConfigError, MissingFileError, TemplateError
 from pocketlm.families import build_graph
 from pocketlm.graph import Graph
 from pocketlm.loading.check import check_weights
@@ -83,7 +83,10 @@ def open_model(
     check_adapter(adapter)
     path = locate(path_or_id, revision)
     config_path = path / "config.json"
-    config = read_json(config_path, ConfigError)
+    try:
+        config = read_json(config_path, ConfigError)
+    except MissingFileError as error:
+        raise MissingFileError(f"{error}; a model's directory has one") from error
     graph = build_graph(config, str(config_path))
     generation_config = read_optional_json(path / "generation_config.json", ConfigError)
     tokenizer_config = read_optional_json(path / "tokenizer_config.json", ConfigError)

@@ -22,7 +22,9 @@ def check_places(source: Path, target: Path | None, calibration_out: Place, reci
     taken = {"src": _resolved(source)}
     if target is not None:
         place = _resolved(target)
-        if not target.name or _overlap(place, taken["src"]):
+        if not target.name:
+            raise ParameterError(f"dst: {target} exists already; name a new directory")
+        if _overlap(place, taken["src"]):
             raise ParameterError(f"dst: {target} must be a new directory outside of {source}")
         taken["dst"] = place
     if calibration_out is not None:

@@ -159,7 +159,7 @@ def palettize(
         )
         recovered = recover_weights(work, tensors, writer, threads=threads, progress=progress)
         figures = bits_per_weight(reports, recovered.bytes if recovered else 0)
-        config = {**work.model.config, "pocketlm": _section(budgets, figures)}
+        config = {**work.model.config, "pocketlm": _section(budgets, figures, recipe is not None)}
         texts = {
             "config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
             "recipe.json": recipe_json(chosen),
@@ -225,9 +225,12 @@ def _write(
     return reports, resumed
 
 
-def _section(budgets: Budgets, figures: tuple[float, float]) -> dict[str, object]:
+def _section(budgets: Budgets, figures: tuple[float, float], by_recipe: bool) -> dict[str, object]:
     projections, everything = figures
+    # Of what a recipe leaves open the default says little, and of the whole nothing.
     asked = {"bits": budgets.bits, "embedding_bits": budgets.embedding_bits}
+    if by_recipe and budgets.by_default:
+        asked = {}
     return {
         "format_version": FORMAT_VERSION,
         **{key: value for key, value in asked.items() if value is not None},

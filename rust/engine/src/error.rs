@@ -34,9 +34,9 @@ pub enum EngineError {
     },
     /// More memory than the limit allows, or than the cache holds.
     #[error(
-        "{what} needs {} MB, {} MB are available",
-        tenths(needed.div_ceil(100_000)),
-        tenths(*available / 100_000)
+        "{what} needs {}, {} are available",
+        size(*needed, u64::div_ceil),
+        size(*available, |bytes, unit| bytes / unit)
     )]
     Memory {
         /// What was to be allocated.
@@ -78,9 +78,11 @@ impl EngineError {
     }
 }
 
-/// A number of tenths. Needs are rounded up and what is left down, so that they differ in a message too.
-fn tenths(count: u64) -> String {
-    format!("{}.{}", count / 10, count % 10)
+/// Bytes with a unit and one decimal, which `divide` finds. Needs are rounded up and what is left down, so that they differ in a message too.
+fn size(bytes: u64, divide: impl Fn(u64, u64) -> u64) -> String {
+    let (tenth, unit) = if bytes < 100_000 { (100, "kB") } else { (100_000, "MB") };
+    let tenths = divide(bytes, tenth);
+    format!("{}.{} {unit}", tenths / 10, tenths % 10)
 }
 
 /// A hostile graph may hold names of megabytes; a message may not.
