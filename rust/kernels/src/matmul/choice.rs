@@ -12,11 +12,12 @@ use crate::quantized::QuantBuffer;
 use crate::registry::MatmulPaletteFn;
 use crate::scratch::Scratch;
 
-/// The product that is measured: outputs and inputs of a part of a prompt's work, some tens of microseconds. Panels of two blocks.
+/// The product that is measured: outputs and inputs of a part of a prompt's work, two blocks of a panel. Microseconds, so that some are not disturbed.
 const OUTPUTS: usize = 4 * TILE;
 const INPUTS: usize = 512;
-/// Alternating measurements of each; the best counts, since others were disturbed.
+/// Alternating measurements of each, at least, and the time that they take at least; the best counts, since others were disturbed.
 const ROUNDS: usize = 5;
+const TIME: Duration = Duration::from_micros(200);
 
 /// A kernel for many rows.
 #[derive(Debug, Clone, Copy)]
@@ -44,8 +45,9 @@ pub(crate) unsafe fn fastest(
     let (codes, codebook) = (vec![0; code_bytes], vec![0; OUTPUTS / TILE * kind.codebook_len()]);
     let Ok(w) = Palette::new(kind, OUTPUTS, INPUTS, &codes, &codebook, &[0; OUTPUTS]) else { return panels };
     let (mut scratch, mut out) = (Scratch::new(), vec![0.0; rows * OUTPUTS]);
-    let mut best = [Duration::MAX; 2];
-    for _ in 0..ROUNDS {
+    let (mut best, mut round, start) = ([Duration::MAX; 2], 0, Instant::now());
+    while round < ROUNDS || start.elapsed() < TIME {
+        round += 1;
         for (best, choice) in best.iter_mut().zip([panels, registers]) {
             let begun = Instant::now();
             // SAFETY: the caller promises the level and the kind; weight, activations and output have sizes
