@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benches import machine, peers, report
 from benches.results import Run
-from benches.variant import ROOT
+from benches.variant import ROOT, Variant
 
 FOUR_BITS = (
     "llama_cpp:Q4_0", "llama_cpp:Q4_K_M", "openvino_genai:int4", "onnxruntime_genai:int4", "torchao:int4",
@@ -168,15 +168,19 @@ def compared(name: str, repeats: int, without: Sequence[str], kept: bool) -> lis
 
 
 def guessed(rounds: int, out: Path) -> list[dict[str, Any]]:
-    """What guessed tokens are worth, by ``benches/speculation.py``."""
-    command = [sys.executable, "-m", "benches.speculation", "--rounds", str(rounds), "--json", str(out)]
+    """What guessed tokens are worth to the model of the other goals, by ``benches/speculation.py``."""
+    args = peers.parse(["pocketlm:4", *SMALL.split()])
+    model = Variant("pocketlm:4", args)
+    model.prepare(peers.make_checkpoint(args))
+    command = [sys.executable, "-m", "benches.speculation", model.model, "--tokens", "120"]
+    command += ["--threads", str(args.threads), "--rounds", str(rounds), "--json", str(out)]
     subprocess.run(command, check=True, cwd=ROOT)
     found = json.loads(out.read_text())["workloads"]
     rows = []
     for kind, least in GUESSES.items():
         low, high = found[kind]["quartiles"]
         ratio = {"median": found[kind]["ratio"], "min": low, "max": high}
-        rows.append(row("guesses", f"bundled model: {kind}, {least:g} times without", least, ratio, []))
+        rows.append(row("guesses", f"pocketlm:4: {kind}, {least:g} times without guesses", least, ratio, []))
     return rows
 
 
