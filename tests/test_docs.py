@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 import click
 import pytest
 
+import pocketlm
 from pocketlm.cli.group import cli
 
 ROOT = Path(__file__).parent.parent
@@ -46,3 +48,15 @@ def test_decisions_are_called_by_their_number(page: Path) -> None:
 def test_commands_of_the_readme_exist() -> None:
     commands = re.findall(r"^pocketlm (\w+)", "\n".join(blocks(ROOT / "README.md", "sh")), re.MULTILINE)
     assert commands and set(commands) <= set(cli.list_commands(click.Context(cli)))
+
+
+def test_the_page_on_python_names_the_whole_interface() -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8").replace("```", "")
+    named = {word for code in re.findall(r"`([^`]+)`", text) for word in re.findall(r"[A-Za-z_]+", code)}
+    kinds = (pocketlm.LM, pocketlm.Session, pocketlm.Stream, pocketlm.Completion, pocketlm.Chunk)
+    methods = {name for kind in kinds for name in vars(kind) if not name.startswith("_")}
+    fields = {name for kind in (*kinds[3:], pocketlm.SamplingParams) for name in kind.__match_args__}
+    arguments = set(inspect.signature(pocketlm.load).parameters)
+    errors = {name for name in vars(pocketlm.errors) if name.endswith("Error")}
+    missing = (methods | fields | arguments | errors) - named
+    assert not missing, sorted(missing)
