@@ -273,15 +273,11 @@ class Graph:
         """The graph as the engine reads it: ``{"ops": [{"kind": ..., field: value, ...}], ...}``, with the
         frequencies of rotations written once, ``{"rotaries": [...]}``, and known by their number there."""
         rotaries: dict[Rotary, int] = {}
-        numbers: dict[int, int] = {}  # by the identity of an object: most share one, which is slow to hash
         ops = []
         for op in self.ops:
             fields = {"kind": op.kind, **vars(op)}
             if isinstance(op, Rope):
-                key = id(op.rotary)
-                if key not in numbers:
-                    numbers[key] = rotaries.setdefault(op.rotary, len(rotaries))
-                fields["rotary"] = numbers[key]
+                fields["rotary"] = rotaries.setdefault(op.rotary, len(rotaries))
             ops.append(fields)
         return json.dumps({**vars(self), "rotaries": list(rotaries), "ops": ops}, default=_fields)
 

@@ -159,10 +159,6 @@ def _delete(self: Any, name: str) -> None:
     raise FrozenInstanceError(f"cannot delete field {name!r}")
 
 
-def _replace(self: Any, /, **changes: Any) -> Any:
-    return replace(self, **changes)
-
-
 class _Signature:
     """What ``inspect.signature``, and so ``help``, says of a class."""
 
@@ -216,7 +212,7 @@ _METHODS = {
     "__hash__": _hash,
     "__setattr__": _set,
     "__delattr__": _delete,
-    "__replace__": _replace,
+    "__replace__": replace,
     "__signature__": _Signature(),
     "__dataclass_fields__": _OfTwin("__dataclass_fields__"),
     "__dataclass_params__": _OfTwin("__dataclass_params__"),

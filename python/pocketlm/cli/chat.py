@@ -91,7 +91,7 @@ def command(
     )
     with lm, lm.session(instructions, **chosen(sampling)) as session:
         if as_json:
-            said = Console(stderr=True, highlight=False, soft_wrap=True)
+            said = _standard_error()
             for line in _lines():
                 if line.startswith("/"):
                     if _obey(line, session, said):
@@ -143,14 +143,16 @@ def _talk(lm: LM, session: Session, console: Console) -> bool:
     return failed
 
 
-def _complain(message: str) -> None:
-    """Says on standard error what failed; what was answered before comes first."""
+def _standard_error() -> Console:
     from rich.console import Console
 
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _complain(message: str) -> None:
+    """Says on standard error what failed; what was answered before comes first."""
     sys.stdout.flush()
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"error: {message}", style="red", markup=False
-    )
+    _standard_error().print(f"error: {message}", style="red", markup=False)
 
 
 def _prompts(console: Console) -> Iterator[str]:

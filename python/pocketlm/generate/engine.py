@@ -1,6 +1,7 @@
 """What generation needs of an engine, as types. ``pocketlm._core`` provides it; tests provide slower ones.
 
-Imported by type checkers alone: to define a protocol takes as long as to import a module of functions.
+Imported by type checkers alone: defining these protocols takes as long as importing three
+modules of functions.
 """
 
 from __future__ import annotations
