@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benches.report import table
-from benches.singlestep import CannotCountError, Process
+from benches.tracing import CannotCountError, Process
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "tests" / "instructions.json"

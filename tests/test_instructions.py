@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benches import instructions, lengths, singlestep
+from benches import disassembly, instructions, tracing
 
 
 @pytest.fixture(scope="module")
@@ -78,21 +78,41 @@ def test_products_of_a_foreign_level_are_compared_and_steps_are_not() -> None:
         ("62f27d4818c0", 6),  # vbroadcastss zmm0, xmm0
     ],
 )
-def test_lengths_of_vector_instructions(code: str, length: int) -> None:
-    behind = "90" * 15
-    assert lengths.vector_length(bytes.fromhex(code + behind)) == length
+def test_vector_instructions_are_passed_over(code: str, length: int) -> None:
+    assert disassembly.passable(bytes.fromhex(code + "90" * 15)) == length
+    assert disassembly.passable(bytes.fromhex(code + code + "c5f898c1")) == 2 * length
+    assert disassembly.passable(bytes.fromhex(code + code)[:-1]) == length  # the second one is cut off
 
 
-@pytest.mark.parametrize("code", ["0f0b", "90", "e800000000", "62f57c4858c0", "c4e87910c0"])
-def test_what_is_no_vector_instruction_has_no_length(code: str) -> None:
-    # An undefined instruction, a no-op, a call; maps of opcodes that are not known here.
-    assert lengths.vector_length(bytes.fromhex(code + "90" * 15)) is None
+@pytest.mark.parametrize("code", ["0f0b", "90", "e800000000", "c4e87910c0", "0f58c1"])
+def test_what_is_no_vector_instruction_is_not_passed_over(code: str) -> None:
+    # An undefined instruction, a no-op, a call; a map of opcodes that there is not; addps (no VEX).
+    assert disassembly.passable(bytes.fromhex(code + "90" * 15)) == 0
 
 
-@pytest.mark.parametrize("code", ["c5f898c1", "c5fb93c1", "c5f8502424", "c4e279f7c0", "c4e37916c001"])
+@pytest.mark.parametrize("code", ["c5f898c1", "c5fb93c1", "c5f850c1", "c4e279f7c0", "c4e37916c001"])
 def test_what_may_decide_about_the_way_is_not_passed_over(code: str) -> None:
     # kortestw k0, k1; kmovd eax, k1; vmovmskps; shlx (BMI); vpextrd eax, xmm0, 1.
-    assert lengths.vector_length(bytes.fromhex(code + "90" * 15)) is None
+    assert disassembly.passable(bytes.fromhex(code + "90" * 15)) == 0
+
+
+@pytest.mark.parametrize("branch", ["7500", "eb00", "e800000000", "ff10", "c3", "cc", "e2fe", "0f0b"])
+@pytest.mark.parametrize("before", [0, 1, 255, 1000])
+def test_a_run_ends_where_it_may_go_elsewhere(branch: str, before: int) -> None:
+    # jne, jmp, call, call through memory, ret, int3, loop, an undefined instruction; before it no-ops and a
+    # system call, which comes back.
+    code = bytes.fromhex("90" * before + "0f05" + branch + "90" * 300)
+    run = disassembly.run_from(0x1000, lambda at, size: code[at - 0x1000 :][:size])
+    assert run == disassembly.Run(before + 2, 0x1000 + before + 2)
+
+
+def test_instructions_that_two_pieces_of_code_share_count_once() -> None:
+    load = bytes.fromhex("62f17c4810048500000000")  # eleven bytes, which no power of two is a multiple of
+    code = load * 100 + b"\xc3"
+    run = disassembly.run_from(7, lambda at, size: code[at - 7 :][:size])
+    assert run == disassembly.Run(101, 7 + 1100)
+    with pytest.raises(ValueError, match="0x7: no instruction"):
+        disassembly.run_from(7, lambda _at, size: b"\x06" * size)
 
 
 def test_more_and_fewer_instructions_are_told_and_so_are_names() -> None:
@@ -143,6 +163,6 @@ def test_calls_are_cut_out_of_a_trace() -> None:
 
 
 def test_a_program_that_fails_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(singlestep.platform, "machine", lambda: "riscv64")
-    with pytest.raises(singlestep.CannotCountError, match="not linux on riscv64"):
-        singlestep.Process(["/bin/true"], {})
+    monkeypatch.setattr(tracing.platform, "machine", lambda: "riscv64")
+    with pytest.raises(tracing.CannotCountError, match="not linux on riscv64"):
+        tracing.Process(["/bin/true"], {})

@@ -19,7 +19,7 @@ use random_model::{Shape, model};
 mod random_model;
 
 /// Variants of a product, with rows and tiles that each is for, and two widths: the difference between them is
-/// that of the inner loop alone. The counter steps through every instruction, some hundred thousand in a second, so that the
+/// that of the inner loop alone. Under emulation each instruction is a line of a trace, so that the
 /// largest piece is one block of rows of every level.
 const PRODUCTS: [(&str, usize, usize, [usize; 2]); 3] =
     [("1", 1, 1, [512, 1024]), ("2-16", 4, 1, [512, 1024]), ("many", 12, 4, [256, 512])];

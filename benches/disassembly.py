@@ -1,0 +1,78 @@
+"""What the code of x86-64 says without being executed: where it may branch, and what can be skipped."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+PIECE = 256  # bytes read at a time; more than an instruction has
+
+
+class Run(NamedTuple):
+    """Instructions that are executed one after another.
+
+    Attributes:
+        instructions: how many, with the last.
+        last: the address of the last, which may go elsewhere than to the next.
+    """
+
+    instructions: int
+    last: int
+
+
+@functools.cache
+def _iced() -> Any:
+    """The decoder (on ARM it is not installed)."""
+    import iced_x86
+
+    return iced_x86
+
+
+def run_from(address: int, read: Callable[[int, int], bytes]) -> Run:
+    """The run that begins at ``address``; ``read(address, size)`` gives at least one instruction's bytes.
+
+    Raises:
+        ValueError: there is no instruction.
+    """
+    iced = _iced()
+    count, at = 0, address
+    while True:
+        decoder = iced.Decoder(64, read(at, PIECE), ip=at)
+        while decoder.can_decode:
+            instruction = decoder.decode()
+            if instruction.is_invalid:
+                if decoder.last_error != iced.DecoderError.NO_MORE_BYTES or instruction.ip == at:
+                    raise ValueError(f"{instruction.ip:#x}: no instruction")
+                break  # cut off by the piece's end
+            count += 1
+            # A system call comes back to the next instruction.
+            if (
+                instruction.flow_control != iced.FlowControl.NEXT
+                and instruction.mnemonic != iced.Mnemonic.SYSCALL
+            ):
+                return Run(count, instruction.ip)
+        at = instruction.ip if instruction.is_invalid else decoder.ip
+
+
+def passable(code: bytes) -> int:
+    """Bytes of the vector instructions that ``code`` begins with and whose results decide about no way: up to
+    the first other instruction, or one that writes general registers or flags. ``code`` may end within an
+    instruction."""
+    iced = _iced()
+    decoder, information = iced.Decoder(64, code), iced.InstructionInfoFactory()
+    read = (iced.OpAccess.READ, iced.OpAccess.COND_READ, iced.OpAccess.NO_MEM_ACCESS, iced.OpAccess.NONE)
+    length = 0
+    for instruction in decoder:
+        if instruction.is_invalid or instruction.encoding not in (
+            iced.EncodingKind.VEX,
+            iced.EncodingKind.EVEX,
+        ):
+            break
+        used = information.info(instruction).used_registers()
+        if instruction.rflags_modified or any(
+            iced.RegisterExt.is_gpr(one.register) for one in used if one.access not in read
+        ):
+            break
+        length += instruction.len
+    return length
