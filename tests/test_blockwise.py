@@ -23,6 +23,7 @@ from pocketlm.palettize.hidden import Hidden
 from recovering import TEXT, check_resumed, on_unseen_text, params_of
 
 CONFIG = llama(num_hidden_layers=2, max_position_embeddings=64)
+pytestmark = pytest.mark.usefixtures("few")
 OPTIONS: dict[str, Any] = {
     "bits": 3, "calibration": TEXT, "recover": 16, "recover_text": TEXT, "recover_train": 12_000, **QUIET,
 }  # fmt: skip

@@ -28,6 +28,7 @@ from pocketlm.palettize.ranks import Site, allocate_ranks
 from pocketlm.palettize.recipe import Candidate
 from pocketlm.palettize.sizes import even_ranks
 
+pytestmark = pytest.mark.usefixtures("few")
 TEXT = [" ".join(f"w{i}" for i in np.random.default_rng(1).integers(1, 97, 2100))]
 
 
@@ -147,8 +148,7 @@ def test_recovery_of_a_model(tmp_path: Path, config: dict[str, Any], dtype: Any)
     assert all(0 <= share <= 1 for share in report.recovery.remaining.values())
 
 
-@pytest.mark.parametrize("dtype", ["int8", "f16"])
-@pytest.mark.parametrize("rank", [8, 24])
+@pytest.mark.parametrize(("dtype", "rank"), [("int8", 24), ("f16", 8)])
 def test_budgets_of_the_whole_count_the_adapter(tmp_path: Path, dtype: Any, rank: int) -> None:
     config = llama(hidden_size=160, intermediate_size=320, num_attention_heads=4, num_key_value_heads=4)
     source = write_checkpoint(tmp_path / "src", config)

@@ -41,6 +41,7 @@ ONE: dict[str, Any] = {
     "qkv_multipliers": [0.5],
     "ffn_multipliers": [1.4],
 }
+pytestmark = pytest.mark.usefixtures("few")
 OPTIONS: dict[str, Any] = {"calibration": TEXT, "recover_text": TEXT, "recover_train": 100_000, **QUIET}
 
 

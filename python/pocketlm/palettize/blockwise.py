@@ -97,8 +97,12 @@ class States:
         ``widths`` are those of the two."""
         inputs = self.read(border, what, widths[0])
         made = Hidden.create(self.directory, border + 1, self.windows.size, widths[1], what)
-        for first in range(0, len(self.windows), self.size):
-            made.append(np.asarray(run(inputs(range(first, min(len(self.windows), first + self.size))))))
+        count = len(self.windows)
+        size = min(self.size, count)
+        for first in range(0, count, size):
+            # The last ones go with some that were there before, since another number would be compiled anew.
+            begin = min(first, count - size)
+            made.append(np.asarray(run(inputs(range(begin, begin + size))))[first - begin :])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,9 +214,10 @@ def _learn(
         value, trainable, moments = step(trainable, moments, student.fixed, given, wanted)
         told(number + 1, float(value))
     some = judges(len(states.windows), states.size)
-    given, wanted, judge = inputs(some), targets(some), jax.jit(loss)
+    given, wanted = inputs(some), targets(some)
+    # A step's loss is there already, compiled; its change goes nowhere.
     before, behind = (
-        float(judge(one, student.fixed, given, wanted)) for one in (student.trainable, trainable)
+        float(step(one, moments, student.fixed, given, wanted)[0]) for one in (student.trainable, trainable)
     )
     better = not behind > before
     if not better:

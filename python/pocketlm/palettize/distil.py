@@ -96,10 +96,9 @@ def rule(settings: Settings, steps: int, trainable: Tree, adapter: frozenset[str
 
 
 def judges(windows: int, size: int) -> NDArray[np.intp]:
-    """Which ``size`` of so many windows judge, spread evenly over them: the same before and behind the
-    training."""
-    count = min(windows, size)
-    return np.arange(count) * windows // count
+    """Which ``size`` of so many windows judge, spread evenly over them, some more than once where they are
+    fewer: the same before and behind the training, and a batch like those that trained."""
+    return np.arange(size) * windows // size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,9 +177,9 @@ def distil(
             _save(state, (trainable, moments, losses), index + 1)
             saved = time.monotonic()
     some = jnp.asarray(windows[judges(len(windows), size)])
-    judge = jax.jit(loss)
+    # A step's loss is there already, compiled; its change goes nowhere.
     before, behind = (
-        float(judge(one, student.fixed, source, some)) for one in (student.trainable, trainable)
+        float(step(one, moments, student.fixed, source, some)[0]) for one in (student.trainable, trainable)
     )
     found = Distilled(trainable, losses, (before, behind))
     return dataclasses.replace(found, trainable=student.trainable) if found.worse else found
