@@ -60,6 +60,7 @@ class Variant:
         other = self.peer.converts_in
         program = environment.python(adapter(other), other, envs) if other else self.python
         self.model = self.task("convert", program, **fields)["model"]
+        machine.drop_files(Path(self.model))
 
     def check(self, expected: NDArray[np.float32]) -> dict[str, float]:
         """Compares what the model says with the oracle's logits [position, vocabulary] of ``CHECK_IDS``.

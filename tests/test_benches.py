@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import mmap
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from benches import (
     allocation,
     environment,
     goals,
+    machine,
     norm,
     peers,
     prediction,
@@ -410,3 +413,25 @@ def test_goals_are_measured_group_by_group(
         monkeypatch.setattr(sys, "argv", ["goals", *wrong])
         with pytest.raises(SystemExit):
             goals.main()
+
+
+def test_files_are_read_whole_in_folders_too_and_left_as_they_were(tmp_path: Path) -> None:
+    content = bytes(range(256)) * (12 << 10)  # 3 MiB: more than one large page
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "large").write_bytes(content)
+    (tmp_path / "empty").write_bytes(b"")
+    assert machine.files_of(tmp_path) == [tmp_path / "empty", tmp_path / "sub" / "large"]
+    assert machine.files_of(tmp_path / "empty") == [tmp_path / "empty"]
+    machine.drop_files(tmp_path)
+    machine.read_files(tmp_path)
+    machine.read_files(tmp_path / "sub" / "large")
+    assert (tmp_path / "sub" / "large").read_bytes() == content
+    if sys.platform != "linux":
+        pytest.skip("what is in the page cache is asked of Linux alone")
+    pages = len(content) // mmap.PAGESIZE
+    resident = (ctypes.c_ubyte * pages)()
+    with (tmp_path / "sub" / "large").open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        library = ctypes.CDLL(None)
+        assert library.mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(content)), resident) == 0
+    assert all(page & 1 for page in resident)
