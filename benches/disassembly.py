@@ -30,7 +30,7 @@ def _iced() -> Any:
 
 
 def run_from(address: int, read: Callable[[int, int], bytes]) -> Run:
-    """The run that begins at ``address``; ``read(address, size)`` gives at least one instruction's bytes.
+    """The run that begins at ``address``. ``read(address, size)`` gives what bytes there are.
 
     Raises:
         ValueError: there is no instruction.
@@ -38,21 +38,19 @@ def run_from(address: int, read: Callable[[int, int], bytes]) -> Run:
     iced = _iced()
     count, at = 0, address
     while True:
-        decoder = iced.Decoder(64, read(at, PIECE), ip=at)
-        while decoder.can_decode:
-            instruction = decoder.decode()
+        piece = at
+        for instruction in iced.Decoder(64, read(piece, PIECE), ip=piece):
             if instruction.is_invalid:
-                if decoder.last_error != iced.DecoderError.NO_MORE_BYTES or instruction.ip == at:
-                    raise ValueError(f"{instruction.ip:#x}: no instruction")
-                break  # cut off by the piece's end
-            count += 1
+                break  # or cut off by the piece's end: then the next piece begins with it
+            count, at = count + 1, instruction.next_ip
             # A system call comes back to the next instruction.
             if (
                 instruction.flow_control != iced.FlowControl.NEXT
                 and instruction.mnemonic != iced.Mnemonic.SYSCALL
             ):
                 return Run(count, instruction.ip)
-        at = instruction.ip if instruction.is_invalid else decoder.ip
+        if at == piece:
+            raise ValueError(f"{at:#x}: no instruction")
 
 
 def passable(code: bytes) -> int:

@@ -113,6 +113,8 @@ def test_instructions_that_two_pieces_of_code_share_count_once() -> None:
     assert run == disassembly.Run(101, 7 + 1100)
     with pytest.raises(ValueError, match="0x7: no instruction"):
         disassembly.run_from(7, lambda _at, size: b"\x06" * size)
+    with pytest.raises(ValueError, match="0x8: no instruction"):  # the end of what can be read
+        disassembly.run_from(7, lambda at, _size: b"\x90" if at == 7 else b"")
 
 
 def test_more_and_fewer_instructions_are_told_and_so_are_names() -> None:
