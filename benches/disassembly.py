@@ -21,16 +21,28 @@ class Run(NamedTuple):
     last: int
 
 
+class CannotCountError(Exception):
+    """Why instructions cannot be counted here, in one line."""
+
+
 @functools.cache
 def _iced() -> Any:
-    """The decoder (on ARM it is not installed)."""
-    import iced_x86
+    """The decoder.
 
+    Raises:
+        CannotCountError: it is not installed, as on ARM, where nothing needs it.
+    """
+    try:
+        import iced_x86
+    except ImportError:
+        raise CannotCountError("iced-x86 is not installed") from None
     return iced_x86
 
 
 def run_from(address: int, read: Callable[[int, int], bytes]) -> Run:
     """The run that begins at ``address``. ``read(address, size)`` gives what bytes there are.
+
+    A system call is no end: it comes back to the next instruction, unless it ends a signal's handler.
 
     Raises:
         ValueError: there is no instruction.
@@ -43,7 +55,6 @@ def run_from(address: int, read: Callable[[int, int], bytes]) -> Run:
             if instruction.is_invalid:
                 break  # or cut off by the piece's end: then the next piece begins with it
             count, at = count + 1, instruction.next_ip
-            # A system call comes back to the next instruction.
             if (
                 instruction.flow_control != iced.FlowControl.NEXT
                 and instruction.mnemonic != iced.Mnemonic.SYSCALL
@@ -55,8 +66,8 @@ def run_from(address: int, read: Callable[[int, int], bytes]) -> Run:
 
 def passable(code: bytes) -> int:
     """Bytes of the vector instructions that ``code`` begins with and whose results decide about no way: up to
-    the first other instruction, or one that writes general registers or flags. ``code`` may end within an
-    instruction."""
+    the first other instruction, one that writes general registers or flags, or, behind the first, one that
+    writes memory. ``code`` may end within an instruction."""
     iced = _iced()
     decoder, information = iced.Decoder(64, code), iced.InstructionInfoFactory()
     read = (iced.OpAccess.READ, iced.OpAccess.COND_READ, iced.OpAccess.NO_MEM_ACCESS, iced.OpAccess.NONE)
@@ -67,10 +78,10 @@ def passable(code: bytes) -> int:
             iced.EncodingKind.EVEX,
         ):
             break
-        used = information.info(instruction).used_registers()
-        if instruction.rflags_modified or any(
-            iced.RegisterExt.is_gpr(one.register) for one in used if one.access not in read
-        ):
+        about = information.info(instruction)
+        written = (one.register for one in about.used_registers() if one.access not in read)
+        stores = any(one.access not in read for one in about.used_memory())
+        if instruction.rflags_modified or any(map(iced.RegisterExt.is_gpr, written)) or (length and stores):
             break
         length += instruction.len
     return length

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benches.disassembly import CannotCountError
 from benches.report import table
-from benches.tracing import CannotCountError, Process
+from benches.tracing import Process
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "tests" / "instructions.json"
@@ -97,7 +98,7 @@ def count(program: Path, level: str, foreign: bool = False) -> tuple[Counts, Lin
     """Instructions of every piece, at a level of this machine; or of every product, at a foreign one.
 
     Raises:
-        CannotCountError: single steps are not possible here.
+        CannotCountError: no process can be followed here.
     """
     command = [str(program), *(("--foreign", level) if foreign else ())]
     variables = os.environ | {"POCKETLM_ISA": "" if foreign else level}

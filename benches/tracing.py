@@ -3,7 +3,8 @@
 The child stops at each instruction that may branch; how many lie between two of them its code says. Exact,
 for any instruction that the processor has, and nearly so for vector instructions that it lacks, which are
 passed over. An instruction that repeats itself (``rep movs``) counts once. For small pieces of work: a stop
-takes some 50 µs on virtual machines. Those seldom have a hardware counter, and valgrind knows no AVX-512.
+takes some 50 µs on virtual machines. Those seldom have a hardware counter, and valgrind knows no AVX-512. One
+thread alone is followed.
 """
 
 from __future__ import annotations
@@ -17,22 +18,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benches.disassembly import PIECE, Run, passable, run_from
+from benches.disassembly import PIECE, CannotCountError, Run, passable, run_from
 
-TRACEME, PEEKDATA, PEEKUSER, POKEDATA, POKEUSER, CONT, KILL, SINGLESTEP = 0, 2, 3, 5, 6, 7, 8, 9
+TRACEME, PEEKDATA, PEEKUSER, POKEUSER, CONT, SINGLESTEP = 0, 2, 3, 6, 7, 9
 RIP, RSP = 16 * 8, 19 * 8  # in struct user_regs_struct of x86-64
 NO_RANDOMIZATION = 0x0040000  # of addresses, so that counts that depend on alignment repeat
 BREAKPOINT = 0xCC
 
 
-class CannotCountError(Exception):
-    """Why instructions cannot be counted here, in one line."""
-
-
 def _library() -> ctypes.CDLL:
     if not (sys.platform == "linux" and platform.machine() == "x86_64"):
         raise CannotCountError(
-            f"single steps are for Linux on x86-64, not {sys.platform} on {platform.machine()}"
+            f"instructions are counted on Linux on x86-64, not {sys.platform} on {platform.machine()}"
         )
     library = ctypes.CDLL(None, use_errno=True)
     library.ptrace.restype = ctypes.c_long
@@ -66,7 +63,7 @@ class Process:
         if not os.WIFSTOPPED(status):
             self.child.returncode = os.waitstatus_to_exitcode(status)
             raise CannotCountError(f"ptrace is not allowed here (exit code {self.child.returncode})")
-        self._memory = os.open(f"/proc/{self.child.pid}/mem", os.O_RDONLY)
+        self._memory = os.open(f"/proc/{self.child.pid}/mem", os.O_RDWR)
 
     def __enter__(self) -> Process:
         # A stop is two switches between us and the child: four times as fast on one processor as between two.
@@ -118,14 +115,14 @@ class Process:
 
     def run_to(self, address: int) -> bool:
         """Runs until ``address`` is the next instruction; whether it came to that, rather than an end."""
-        word = self._ask(PEEKDATA, address)
-        self._ask(POKEDATA, address, word & ~0xFF | BREAKPOINT)
+        first = os.pread(self._memory, 1, address)[0]
+        self._mark(address, BREAKPOINT)
         if not self._go(CONT):
             return False
         at = self._ask(PEEKUSER, RIP)
         if at != address + 1:
             raise OSError(f"stopped at {at:#x}, not at {address:#x}")
-        self._ask(POKEDATA, address, word)
+        self._mark(address, first)
         self._ask(POKEUSER, RIP, address)
         return True
 
@@ -153,7 +150,7 @@ class Process:
     def _run_to_last(self, run: Run) -> None:
         """Lets the child run until the last instruction of a run is the next one."""
         if run.last not in self._marked:
-            self._marked[run.last] = self._ask(PEEKDATA, run.last) & 0xFF
+            self._marked[run.last] = os.pread(self._memory, 1, run.last)[0]
             self._mark(run.last, BREAKPOINT)
         if not self._go(CONT, passing=True):
             raise OSError(f"the program ended while it was counted ({self.child.returncode})")
@@ -174,13 +171,14 @@ class Process:
 
     def _mark(self, address: int, first: int) -> None:
         """Replaces the first byte of an instruction."""
-        word = self._ask(PEEKDATA, address)
-        self._ask(POKEDATA, address, word & ~0xFF | first)
+        os.pwrite(self._memory, bytes([first]), address)
 
     def _code(self, address: int, size: int) -> bytes:
-        """The child's code, without our marks."""
-        os.lseek(self._memory, address, os.SEEK_SET)
-        code = bytearray(os.read(self._memory, size))
+        """The child's code, without our marks; less where that ends."""
+        try:
+            code = bytearray(os.pread(self._memory, size, address))
+        except OSError:  # nothing is mapped there
+            return b""
         for marked, first in self._marked.items():
             if address <= marked < address + len(code):
                 code[marked - address] = first

@@ -40,6 +40,7 @@ class Variant:
         self.args = args
         self.title = f"{self.peer.title} {self.form}"
         self.model = self.version = ""
+        self._laid = False  # in the page cache
 
     def prepare(self, checkpoint: Path) -> None:
         """Installs the runtime and converts the checkpoint, where that is not yet done.
@@ -60,7 +61,6 @@ class Variant:
         other = self.peer.converts_in
         program = environment.python(adapter(other), other, envs) if other else self.python
         self.model = self.task("convert", program, **fields)["model"]
-        machine.drop_files(Path(self.model))
 
     def check(self, expected: NDArray[np.float32]) -> dict[str, float]:
         """Compares what the model says with the oracle's logits [position, vocabulary] of ``CHECK_IDS``.
@@ -99,6 +99,9 @@ class Variant:
             CannotRunError: it failed.
         """
         args, threads = self.args, self.args.threads
+        if not self._laid:  # behind conversion and checks, which read it in their own ways
+            machine.drop_files(Path(self.model))
+            self._laid = True
         machine.read_files(Path(self.model))
         before = machine.read_bandwidth(threads)
         clock, own = Clock.now(), os.times()

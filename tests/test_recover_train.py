@@ -111,6 +111,13 @@ def test_every_window_is_seen_once_in_each_pass() -> None:
     assert not np.array_equal(passes[0], passes[1])
 
 
+@given(st.integers(1, 200), st.integers(1, 64))
+def test_windows_that_judge_are_a_batch_spread_evenly(windows: int, size: int) -> None:
+    counts = np.bincount(distil.judges(windows, size), minlength=windows)
+    assert counts.sum() == size and len(counts) == windows
+    assert counts.max() - counts.min() <= 1
+
+
 @pytest.mark.parametrize("rank", [0, 16])
 @pytest.mark.parametrize("config", [llama(**SMALL), openelm(**ONE)], ids=["llama", "openelm"])
 def test_training_helps_and_keeps_to_the_format(tmp_path: Path, config: dict[str, Any], rank: int) -> None:
