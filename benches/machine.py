@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from pocketlm import _core
+from pocketlm.loading.files import forget_pages
 
 FLAGS = "avx2 avx_vnni avx512f avx512_vnni avx512vbmi avx512_bf16 amx_int8 asimddp i8mm"
 
@@ -44,8 +43,7 @@ def drop_files(path: Path) -> None:
     for file in files_of(path):
         with file.open("rb") as source:
             os.fsync(source.fileno())
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            forget_pages(source.fileno())
 
 
 def read_files(path: Path) -> None:
@@ -64,31 +62,4 @@ def read_files(path: Path) -> None:
 
 def read_bandwidth(threads: int, seconds: float = 0.4) -> float:
     """Bytes per second that ``threads`` threads read from memory together."""
-    try:
-        from pocketlm import _core
-
-        return float(_core.read_bandwidth(threads, seconds))
-    except (ImportError, AttributeError):
-        return _numpy_bandwidth(threads, seconds)
-
-
-def _numpy_bandwidth(threads: int, seconds: float) -> float:
-    """The same by NumPy's maximum over integers, which is a little slower than memory on some machines."""
-    parts = [np.zeros(16 << 20, np.int64) for _ in range(threads)]
-    for part in parts:
-        part[:] = 1  # so that the pages are real and distinct
-    counts = [0] * threads
-    end = time.perf_counter() + seconds
-
-    def read(i: int) -> None:
-        while time.perf_counter() < end:
-            parts[i].max()  # releases the interpreter lock
-            counts[i] += 1
-
-    start = time.perf_counter()
-    workers = [threading.Thread(target=read, args=(i,)) for i in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return sum(counts) * parts[0].nbytes / (time.perf_counter() - start)
+    return _core.read_bandwidth(threads, seconds)

@@ -142,8 +142,8 @@ class Process:
                 self._run_to_last(run)
             at = self._step(run.last)
             count += run.instructions
-        for address, word in self._marked.items():
-            self._mark(address, word)
+        for address, first in self._marked.items():
+            self._mark(address, first)
         self._marked.clear()
         return count
 
