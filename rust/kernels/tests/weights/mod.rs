@@ -34,6 +34,8 @@ impl Rng {
 pub enum Draw {
     /// Anything on the grid.
     Any,
+    /// Weights as those, activations nearly normal.
+    Bell,
     /// The smallest and the largest only; of activations, groups as large as they may be, with signs that agree as often as can be.
     Extreme,
 }
@@ -54,7 +56,7 @@ impl Weight {
         let (tiles, k32) = (rows.div_ceil(TILE), cols.div_ceil(32) * 32);
         let (often, seldom) = if rng.range(0, 1) == 0 { (low, high) } else { (high, low) };
         let value = |rng: &mut Rng| match draw {
-            Draw::Any => rng.range(low.into(), high.into()) as i8,
+            Draw::Any | Draw::Bell => rng.range(low.into(), high.into()) as i8,
             Draw::Extreme => [often, seldom][rng.range(0, 9) as usize / 9],
         };
         let codebook = (0..tiles * kind.codebook_len()).map(|_| value(rng)).collect();
@@ -82,9 +84,12 @@ impl Weight {
 
 /// Four activations that are a group, no larger than [`GROUP`]: anything, or as large as that by one sign or, in pairs, by both.
 fn members(draw: Draw, above: bool, rng: &mut Rng) -> [i8; 4] {
-    if draw == Draw::Any && rng.range(0, 3) > 0 {
+    if draw == Draw::Bell || (draw == Draw::Any && rng.range(0, 3) > 0) {
         loop {
-            let any = [0; 4].map(|_| rng.range(-127, 127));
+            let any = [0; 4].map(|_| match draw {
+                Draw::Bell => (0..6).map(|_| rng.range(-30, 30)).sum::<i64>().clamp(-127, 127),
+                _ => rng.range(-127, 127),
+            });
             if [1, -1].iter().all(|sign| any.iter().map(|v| (sign * v).max(0)).sum::<i64>() <= GROUP.into()) {
                 return any.map(|v| v as i8);
             }
